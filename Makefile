@@ -1,0 +1,33 @@
+# Everything runs in .venv, which `make setup` makes; no target needs more than Python, pip, make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup check test demo bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+setup: .venv/installed  ## install everything into .venv
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[harness,dev]'
+	touch $@
+
+check: setup  ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check  ## lint, types and tests
+	$(BIN)/python -m pytest
+
+demo: setup  ## sweep four batch sizes with both optimizers on generated data; shows the table
+	$(BIN)/python train.py -m +experiment=demo batch=128,512,2048 optimizer=sgd,lars
+
+bench: setup  ## measure speed beside a reference loop
+	$(BIN)/python -m scripts.bench
+
+clean:  ## remove .venv and caches; results stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info

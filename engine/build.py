@@ -1,0 +1,93 @@
+"""Name to model, optimizer and scheduler: plain dictionaries, nothing imported by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.optim import SGD, Optimizer
+
+import models
+from engine import config as c
+from lars import LARS, parameter_groups
+from schedulers import (
+    WarmupConstantLR,
+    WarmupCosineLR,
+    WarmupLR,
+    WarmupMultiStepLR,
+    WarmupPolynomialLR,
+)
+
+if TYPE_CHECKING:
+    from engine.plan import Plan
+
+MODELS = {
+    "resnet8": models.resnet8,
+    "resnet20": models.resnet20,
+    "resnet32": models.resnet32,
+    "resnet44": models.resnet44,
+    "resnet56": models.resnet56,
+    "resnet110": models.resnet110,
+    "resnet18": models.resnet18,
+    "resnet34": models.resnet34,
+    "resnet50": models.resnet50,
+    "resnet50_imagenet_stem": models.resnet50_imagenet_stem,
+}
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "lars": LARS}
+SCHEDULERS: dict[str, type[WarmupLR]] = {
+    "constant": WarmupConstantLR,
+    "cosine": WarmupCosineLR,
+    "polynomial": WarmupPolynomialLR,
+    "multistep": WarmupMultiStepLR,
+}
+
+
+def build_model(config: c.ModelConfig, num_classes: int) -> nn.Module:
+    """Make a network with the initial weights that the present random state gives."""
+    model = MODELS[config.name](num_classes=num_classes, ghost_batch=config.ghost_batch)
+    if config.init == "he":
+        initialize_he(model)
+    return model
+
+
+def initialize_he(model: nn.Module) -> None:
+    """Draw every convolution and linear weight by kaiming_uniform_ (He et al. 2015)."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
+
+
+def build_optimizer(config: c.SGDConfig, model: nn.Module, peak_lr: float) -> Optimizer:
+    """Make the optimizer over the model's groups; its rate is the schedule's peak."""
+    adapt = config.adapt if isinstance(config, c.LARSConfig) else "weights"
+    groups = parameter_groups(model, config.weight_decay, config.decay, adapt)
+    options: dict[str, Any] = {
+        "lr": peak_lr,
+        "momentum": config.momentum,
+        "dampening": config.dampening,
+        "nesterov": config.nesterov,
+    }
+    if isinstance(config, c.LARSConfig):
+        options |= {"trust_coefficient": config.trust_coefficient, "eps": config.eps}
+    else:
+        options |= {"fused": next(model.parameters()).device.type in ("cpu", "cuda", "mps")}
+    return OPTIMIZERS[config.name](groups, **options)
+
+
+def build_scheduler(config: c.ConstantConfig, plan: Plan, optimizer: Optimizer) -> WarmupLR:
+    """Make the schedule of a whole run for an optimizer made with the peak rate."""
+    options: dict[str, Any] = {
+        "total_steps": plan.total_steps,
+        "warmup_steps": plan.warmup_steps,
+        "start_lr": plan.base_lr,
+    }
+    if isinstance(config, c.CosineConfig):
+        options |= {"min_lr": config.min_lr}
+    if isinstance(config, c.PolynomialConfig):
+        options |= {"power": config.power}
+    if isinstance(config, c.MultistepConfig):
+        epochs = config.step_size
+        if epochs is None:
+            epochs = config.step_fraction * plan.epochs
+        options |= {"step_size": epochs * plan.steps_per_epoch, "gamma": config.gamma}
+    return SCHEDULERS[config.name](optimizer, **options)

@@ -1,0 +1,130 @@
+"""A run's state on the disk: saved whole or not at all, loaded without running anything.
+
+Order and augmentation are drawn from seed and epoch (augment.py), so the epoch is all that a
+resume needs of them; torch's random states are kept for models that draw while they train.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from engine.augment import Normalization
+from engine.config import Config, UserError, key_error
+from engine.files import write_atomically
+from schedulers import WarmupLR
+
+FORMAT = "large-batch-cifar checkpoint"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds; `epoch` counts the finished epochs."""
+
+    config: Config
+    classes: tuple[str, ...]
+    normalization: Normalization
+    epoch: int
+    history: list[dict[str, Any]]
+    diverged: bool
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    random_states: dict[str, Any]
+
+    def restore(self, model: nn.Module, optimizer: Optimizer, scheduler: WarmupLR) -> None:
+        """Put the state into freshly made objects; raise UserError where they do not fit."""
+        self.restore_model(model)
+        try:
+            optimizer.load_state_dict(self.optimizer)
+        except ValueError as error:
+            raise UserError(f"checkpoint.pt is of another optimizer: {error}") from error
+        scheduler.load_state_dict(self.scheduler)
+        torch.set_rng_state(self.random_states["cpu"])
+        if torch.cuda.is_available() and self.random_states["cuda"]:
+            torch.cuda.set_rng_state_all(self.random_states["cuda"])
+
+    def restore_model(self, model: nn.Module) -> None:
+        """Put the weights and buffers into a model; raise UserError where they do not fit."""
+        try:
+            model.load_state_dict(self.model)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            name = self.config.model.name
+            raise key_error("checkpoint", name, f"is of another model: {reason}") from error
+
+
+def save_checkpoint(
+    path: Path,
+    config: Config,
+    classes: tuple[str, ...],
+    normalization: Normalization,
+    history: list[dict[str, Any]],
+    diverged: bool,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: WarmupLR,
+) -> None:
+    """Write everything a resume needs; the file before stays until this one is whole."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": config.to_dict(),
+        "classes": list(classes),
+        "mean": list(normalization.mean),
+        "std": list(normalization.std),
+        "epoch": len(history),
+        "history": history,
+        "diverged": diverged,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "random_states": {"cpu": torch.get_rng_state(), "cuda": cuda},
+    }
+    # torch.save seeks, and a serialised buffer leaves one plain write to the disk.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
+    """Read a checkpoint; raise UserError where there is none, or something else, or a part of one.
+
+    Only tensors and plain values are read (`weights_only`), so that no file can run code.
+    """
+    if not path.is_file():
+        raise key_error("checkpoint", path, "there is no such file")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        # A damaged archive fails in as many ways as it can be damaged.
+        allowed = f"cut short, damaged or no checkpoint ({type(error).__name__})"
+        raise key_error("checkpoint", path, allowed) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise key_error("checkpoint", path, "is not a checkpoint of this project")
+    if content["version"] != VERSION:
+        allowed = f"has format {content['version']}; this version reads {VERSION}"
+        raise key_error("checkpoint", path, allowed)
+    # Random states are the CPU's wherever the rest goes.
+    states = content["random_states"]
+    return Checkpoint(
+        config=Config.from_hydra(content["config"]),
+        classes=tuple(content["classes"]),
+        normalization=Normalization(tuple(content["mean"]), tuple(content["std"])),
+        epoch=content["epoch"],
+        history=content["history"],
+        diverged=content["diverged"],
+        model=content["model"],
+        optimizer=content["optimizer"],
+        scheduler=content["scheduler"],
+        random_states={
+            "cpu": states["cpu"].cpu(),
+            "cuda": [state.cpu() for state in states["cuda"]],
+        },
+    )

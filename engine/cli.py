@@ -1,0 +1,186 @@
+"""From the command line to checked configurations, and a user's mistake to one line.
+
+Hydra composes and sweeps; what it does wrong for a user is put right here, before it starts: every
+job of a sweep is composed and checked first, its errors are put on one line with exit status 2,
+and nothing is made by then. Imports no torch: `--help` and mistakes answer at once.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from engine.config import UserError, closest, key_error, known_keys, parse
+
+T = TypeVar("T")
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run that the command line asks for: its configuration and what was chosen for it."""
+
+    config: Any
+    overrides: list[str]
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What the command line asks for; `jobs` is None where Hydra answers itself (--help, --cfg)."""
+
+    jobs: list[Job] | None
+    multirun: bool
+
+
+def exit_status(command: Callable[[], int]) -> int:
+    """Run a command to its exit status: a user's mistake is one line on stderr and status 2."""
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader of our output left, as `| head` does; there is nobody left to tell.
+        sys.stdout = open(os.devnull, "w")
+        return 141
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def read_command_line(config_name: str, config_type: Any) -> CommandLine:
+    """Compose and check every job that sys.argv asks for; raise UserError on a mistake."""
+    # Hydra prints its own errors over several lines unless it is told to raise them.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    parser = get_args_parser()
+    parser.error = _refuse_flags  # type: ignore[method-assign]
+    flags = parser.parse_args()
+    for name in ("experimental_rerun", "config_name", "config_path"):
+        if getattr(flags, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')}: not used here; see --help for the keys")
+    overrides = list(flags.overrides)
+    if flags.config_dir is not None:
+        if not os.path.isdir(flags.config_dir):
+            raise UserError(f"--config-dir={flags.config_dir}: must be a directory")
+        overrides.append(f"hydra.searchpath=[file://{os.path.abspath(flags.config_dir)}]")
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name=config_name):
+        if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.cfg:
+            if flags.cfg:
+                _compose(config_name, config_type, overrides)
+            return CommandLine(None, False)
+        lists = _split(overrides) if flags.multirun else [overrides]
+        jobs = [_make_job(config_name, config_type, job) for job in lists]
+    return CommandLine(jobs, flags.multirun)
+
+
+def read_arguments(config_type: type[T], usage: str | None) -> T:
+    """Read a script's key=value arguments into its dataclass; `--help` prints `usage`."""
+    arguments = sys.argv[1:]
+    if {"--help", "-h"} & set(arguments):
+        print((usage or "").strip())
+        raise SystemExit(0)
+    for argument in arguments:
+        if not re.match(r"[a-z_.]+=", argument):
+            raise UserError(f"{argument}: must be key=value; see --help")
+    try:
+        raw = plain_config(OmegaConf.from_dotlist(arguments))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(_one_line(error)) from error
+    result: T = parse(config_type, raw)
+    return result
+
+
+def plain_config(composed: DictConfig) -> dict[str, Any]:
+    """Turn Hydra's configuration into plain dictionaries, interpolations resolved."""
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(_one_line(error)) from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _make_job(config_name: str, config_type: Any, overrides: list[str]) -> Job:
+    composed = _compose(config_name, config_type, overrides)
+    chosen = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
+    return Job(config_type.from_hydra(plain_config(composed)), chosen)
+
+
+def _compose(config_name: str, config_type: Any, overrides: list[str]) -> DictConfig:
+    try:
+        return compose(config_name, overrides)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        _explain(overrides, known_keys(config_type))
+        raise UserError(_one_line(error)) from error
+
+
+def _split(overrides: list[str]) -> list[list[str]]:
+    """Expand a sweep's overrides into one list a job, as Hydra's basic sweeper will."""
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    try:
+        parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(
+            overrides
+        )
+        return BasicSweeper.split_arguments(parsed, None)[0]
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(_one_line(error)) from error
+
+
+def _explain(overrides: list[str], keys: set[str]) -> None:
+    """Raise a UserError that names the override Hydra could not use, if one stands out."""
+    for override in overrides:
+        key, equals, value = override.lstrip("+~").partition("=")
+        options = sorted(path.stem for path in (CONF / key).glob("*.yaml")) if key else []
+        if key.startswith("hydra") or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", key):
+            continue
+        if options and value not in options and not _is_sweep(value):
+            raise key_error(key, value, f"must be one of {', '.join(options)}")
+        if options and key == "experiment" and not override.startswith("+"):
+            raise key_error(key, value, f"write +experiment={value}")
+        if not options and key not in keys:
+            raise key_error(key, value, f"unknown key; {closest(key, keys)}")
+        if not equals and not override.startswith("~"):
+            raise UserError(f"{override}: needs a value, as in {key}=VALUE")
+        if _is_sweep(value):
+            raise key_error(key, value, "several values make a sweep, which needs -m")
+    for override in overrides:
+        key, _, value = override.partition("=")
+        group, _, leaf = key.rpartition(".")
+        if group and key in keys:
+            chosen = next(
+                (o for o in overrides if o.startswith(f"{group}=")), f"the default {group}"
+            )
+            raise key_error(key, value, f"{leaf} is no key of {chosen}")
+
+
+def _is_sweep(value: str) -> bool:
+    return "," in value and not value.startswith(("[", "{", "'", '"'))
+
+
+def _one_line(error: Exception) -> str:
+    """Put a library's message on one line, without its links and advice."""
+    text = str(error)
+    if error.__cause__ is not None and str(error.__cause__) not in text:
+        text = f"{text} {error.__cause__}"
+    text = re.sub(
+        r"(See https?://\S+.*|Set the environment variable.*|full_key:.*|object_type=.*)", "", text
+    )
+    return " ".join(text.split())
+
+
+def _refuse_flags(message: str) -> NoReturn:
+    raise UserError(f"{message}; see --help")

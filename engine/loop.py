@@ -1,0 +1,178 @@
+"""One epoch of training, one evaluation: the two functions where the time goes.
+
+Sums stay on the device; the host reads them at an epoch's end, and on CUDA at every
+`CHECK_EVERY` steps to see a divergence. Divergence is returned, not raised.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
+
+from engine.augment import EpochDraws, Normalization, TrainingPictures
+from engine.config import ClipConfig
+from engine.data import Split
+from engine.plan import Plan
+from engine.runtime import Runtime
+from models import commit_batch_statistics
+
+EVALUATION_BATCH = 1000
+CHECK_EVERY = 50
+
+
+@dataclass(frozen=True)
+class TrainedEpoch:
+    """An epoch's outcome; loss and accuracy are None where it diverged.
+
+    loss: mean over the examples seen; accuracy: % of them; seconds: training steps alone;
+    last_step: optimizer steps since the start of the run; losses, rates, gradient_norms: one
+    value a step.
+    """
+
+    loss: float | None
+    accuracy: float | None
+    seconds: float
+    images: int
+    last_step: int
+    losses: list[float]
+    rates: list[float]
+    gradient_norms: list[float]
+    diverged: bool
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation's outcome: mean loss; accuracy in %; accuracy of each class in %."""
+
+    loss: float
+    accuracy: float
+    per_class_accuracy: list[float | None]
+
+
+def train_epoch(
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    pictures: TrainingPictures,
+    draws: EpochDraws,
+    plan: Plan,
+    clip: ClipConfig,
+    runtime: Runtime,
+    title: str,
+) -> TrainedEpoch:
+    """Train one pass over the split, the ragged last batch included.
+
+    An update is made from finite gradients only: on the CPU every step is checked before it, on
+    CUDA the host looks every `CHECK_EVERY` steps, so as not to wait for the device at each.
+    """
+    model.train()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    batches = draws.order.split(plan.batch)
+    first_step = scheduler.last_epoch
+    losses = torch.zeros(len(batches), device=runtime.device)
+    norms = torch.zeros(len(batches), device=runtime.device)
+    correct = torch.zeros((), dtype=torch.int64, device=runtime.device)
+    rates = []
+    diverged = False
+    check_every = 1 if runtime.device.type == "cpu" else CHECK_EVERY
+    started = runtime.wall_clock()
+    with progress(batches, title) as bar:
+        for step, batch in enumerate(bar):
+            optimizer.zero_grad()
+            for index in batch.split(plan.micro_batch_sizes(len(batch))):
+                images, labels = pictures.batch(index, draws)
+                with runtime.autocast():
+                    logits = model(images)
+                # A sum over the batch's own size weighs micro-batches by their examples.
+                loss = F.cross_entropy(logits.float(), labels, reduction="sum") / len(batch)
+                loss.backward()
+                losses[step] += loss.detach()
+                correct += (logits.detach().argmax(dim=1) == labels).sum()
+            norms[step] = clip_gradients(parameters, clip)
+            rates.append(float(optimizer.param_groups[0]["lr"]))
+            last = step == len(batches) - 1
+            if (step + 1) % check_every == 0 or last:
+                seen = slice(max(0, step + 1 - check_every), step + 1)
+                if not bool(torch.isfinite(losses[seen] + norms[seen]).all()):
+                    diverged = True
+                    break
+            optimizer.step()
+            commit_batch_statistics(model)
+            scheduler.step()
+            if not bar.disable and (step % 10 == 0 or last):
+                show(bar, float(losses[step]), int(correct), (step + 1) * plan.batch)
+    seconds = runtime.wall_clock() - started
+    done = len(rates)
+    sizes_done = [len(batch) for batch in batches[:done]]
+    step_losses = losses.tolist()[:done]
+    total = sum(loss * size for loss, size in zip(step_losses, sizes_done, strict=True))
+    return TrainedEpoch(
+        loss=None if diverged else total / sum(sizes_done),
+        accuracy=None if diverged else 100.0 * int(correct) / sum(sizes_done),
+        seconds=seconds,
+        images=sum(sizes_done),
+        last_step=first_step + done,
+        losses=step_losses,
+        rates=rates,
+        gradient_norms=norms.tolist()[:done],
+        diverged=diverged,
+    )
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], clip: ClipConfig) -> Tensor:
+    """Clip by value, then by global norm; return the global norm before any clipping."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if clip.value is not None:
+        torch.nn.utils.clip_grad_value_(parameters, clip.value)
+    if clip.norm is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, clip.norm)
+    return norm
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, split: Split, normalization: Normalization, classes: int, runtime: Runtime
+) -> Evaluated:
+    """Measure loss and accuracy on a whole split, in batches of `EVALUATION_BATCH`."""
+    model.eval()
+    loss = torch.zeros((), device=runtime.device)
+    # One row a class: examples, and those of them classified right.
+    counts = torch.zeros(2, classes, dtype=torch.int64, device=runtime.device)
+    for images, labels in zip(
+        split.images.split(EVALUATION_BATCH), split.labels.split(EVALUATION_BATCH), strict=True
+    ):
+        labels = labels.to(runtime.device)
+        with runtime.autocast():
+            logits = model(normalization.apply(images.to(runtime.device))).float()
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+        counts[0] += torch.bincount(labels, minlength=classes)
+        counts[1] += torch.bincount(labels[logits.argmax(dim=1) == labels], minlength=classes)
+    total, right = counts.tolist()
+    return Evaluated(
+        loss=float(loss) / len(split),
+        accuracy=100.0 * sum(right) / len(split),
+        per_class_accuracy=[
+            100.0 * r / t if t else None for r, t in zip(right, total, strict=True)
+        ],
+    )
+
+
+def progress(batches: Sequence[Tensor], title: str) -> "tqdm[Tensor]":
+    """Make a bar over an epoch's batches, with the time left; silent without a terminal."""
+    quiet = not sys.stderr.isatty()
+    return tqdm(batches, desc=title, leave=False, disable=quiet, unit="step", dynamic_ncols=True)
+
+
+def show(bar: "tqdm[Tensor]", loss: float, correct: int, images: int) -> None:
+    """Put loss, accuracy and images a second on the bar."""
+    elapsed = bar.format_dict["elapsed"] or math.inf
+    accuracy = f"{100 * correct / images:.1f}%"
+    bar.set_postfix(loss=f"{loss:.3f}", accuracy=accuracy, images_per_s=f"{images / elapsed:,.0f}")

@@ -1,0 +1,116 @@
+"""Batch and epochs to steps, accumulation and rates: every derived number's one home."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import torch
+
+from engine.build import build_scheduler
+from engine.config import Config, key_error
+from models.batch_norm import group_sizes
+from schedulers import SCALING_RULES
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. Rates are per optimizer step; `final_lr` is the last step's."""
+
+    train_examples: int
+    batch: int
+    micro_batch: int
+    ghost_batch: int | None
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    base_lr: float
+    peak_lr: float
+    final_lr: float
+
+    def micro_batch_sizes(self, examples: int) -> list[int]:
+        """Split a batch into forward passes of at most `micro_batch`, as even as can be.
+
+        With ghost batch norm a pass holds whole groups, so that the groups do not depend on
+        `micro_batch`; the last group, which takes a remainder in, may exceed it.
+        """
+        if self.ghost_batch is None:
+            passes = math.ceil(examples / self.micro_batch)
+            small, larger = divmod(examples, passes)
+            return [small + 1] * larger + [small] * (passes - larger)
+        sizes: list[int] = []
+        for group in group_sizes(examples, self.ghost_batch):
+            if sizes and sizes[-1] + group <= self.micro_batch:
+                sizes[-1] += group
+            else:
+                sizes.append(group)
+        return sizes
+
+    def rates(self) -> dict[str, float]:
+        """Return the rates that a run's summary reports."""
+        return {"base_lr": self.base_lr, "peak_lr": self.peak_lr, "final_lr": self.final_lr}
+
+    def describe(self) -> str:
+        """Write the plan in three lines, enough to work out every rate by hand."""
+        sizes = self.micro_batch_sizes(self.batch)
+        parts = (
+            f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 else " + ".join(map(str, sizes))
+        )
+        last = self.train_examples - (self.steps_per_epoch - 1) * self.batch
+        return (
+            f"steps     {self.total_steps} = {self.epochs} epochs x {self.steps_per_epoch} "
+            f"(batch {self.batch}, the last of an epoch {last}, "
+            f"{self.train_examples} training images)\n"
+            f"passes    {parts} images a step\n"
+            f"rates     first {self.base_lr:.6g}, peak {self.peak_lr:.6g} at step "
+            f"{self.warmup_steps}, final {self.final_lr:.6g} at step {self.total_steps - 1}"
+        )
+
+
+def make_plan(config: Config, train_examples: int) -> Plan:
+    """Work out a run's steps and rates; raise UserError where the split is too small for them."""
+    if config.batch > train_examples:
+        allowed = f"must be at most the training split's {train_examples} images"
+        raise key_error("batch", config.batch, allowed)
+    scheduler = config.scheduler
+    steps_per_epoch = math.ceil(train_examples / config.batch)
+    warmup_epochs = scheduler.warmup_epochs
+    if warmup_epochs is None:
+        warmup_epochs = scheduler.warmup_fraction * config.epochs
+    base_lr, peak_lr = first_and_peak_rate(config)
+    min_lr = getattr(scheduler, "min_lr", 0.0)
+    if min_lr > peak_lr:
+        raise key_error("scheduler.min_lr", min_lr, f"must be at most the peak rate {peak_lr:.6g}")
+    warmup_steps = round(warmup_epochs * steps_per_epoch)
+    plan = Plan(
+        train_examples=train_examples,
+        batch=config.batch,
+        micro_batch=config.micro_batch,
+        ghost_batch=config.model.ghost_batch,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=steps_per_epoch * config.epochs,
+        warmup_steps=warmup_steps,
+        base_lr=base_lr if warmup_steps else peak_lr,
+        peak_lr=peak_lr,
+        final_lr=peak_lr,
+    )
+    # The schedule's own formula gives the last rate; an optimizer of one number carries it.
+    carrier = torch.optim.SGD([torch.zeros(1)], lr=peak_lr)
+    schedule = build_scheduler(scheduler, plan, carrier)
+    return dataclasses.replace(plan, final_lr=schedule.lr_at(plan.total_steps - 1, peak_lr))
+
+
+def first_and_peak_rate(config: Config) -> tuple[float, float]:
+    """Return the rates where warm-up starts and ends.
+
+    With `lr_scaling=none` the peak is base_lr times the warm-up's multiplier (null is 1). With a
+    rule it is base_lr times the rule's scale (Goyal et al. 2017, arXiv 1706.02677); below
+    `base_batch` that is a smaller rate, and warm-up then starts from the peak.
+    """
+    optimizer = config.optimizer
+    if optimizer.lr_scaling == "none":
+        return optimizer.base_lr, optimizer.base_lr * (config.scheduler.warmup_multiplier or 1.0)
+    scale = SCALING_RULES[optimizer.lr_scaling](config.batch, optimizer.base_batch)
+    peak = optimizer.base_lr * scale
+    return min(optimizer.base_lr, peak), peak

@@ -1,0 +1,266 @@
+"""What a run leaves behind: its directory, metrics.jsonl, TensorBoard events, summary.json.
+
+The directory is made only once the configuration and the data are known to be right, and a lock
+in it keeps a second process out until this one ends, however it ends.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import shlex
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from engine.config import Config, UserError, choices, key_error, run_name
+from engine.files import write_text_atomically
+
+if TYPE_CHECKING:
+    from engine.loop import Evaluated, TrainedEpoch
+
+RESULTS = Path("results")
+FINISHED = ("completed", "diverged")
+TENSORBOARD_TAGS = {
+    "accuracy/train": "train_accuracy",
+    "accuracy/test": "test_accuracy",
+    "accuracy/holdout": "holdout_accuracy",
+    "loss/train_epoch": "train_loss",
+    "loss/test": "test_loss",
+    "speed/images_per_second": "images_per_second",
+}
+
+
+def runs_directory(group: str) -> Path:
+    """Return where a group's runs lie."""
+    return RESULTS / "runs" / group
+
+
+def epoch_row(
+    epoch: int,
+    trained: "TrainedEpoch",
+    tested: "Evaluated | None",
+    held: "Evaluated | None",
+    wall_seconds: float,
+) -> dict[str, Any]:
+    """Make an epoch's line of metrics.jsonl; what was not measured is null."""
+    return {
+        "epoch": epoch,
+        "step": trained.last_step,
+        "train_loss": trained.loss,
+        "train_accuracy": trained.accuracy,
+        "test_loss": tested.loss if tested else None,
+        "test_accuracy": tested.accuracy if tested else None,
+        "holdout_loss": held.loss if held else None,
+        "holdout_accuracy": held.accuracy if held else None,
+        "learning_rate": trained.rates[-1],
+        "gradient_norm": trained.gradient_norms[-1],
+        "images": trained.images,
+        "train_seconds": trained.seconds,
+        "wall_seconds": wall_seconds,
+        "images_per_second": trained.images / trained.seconds,
+    }
+
+
+class Run:
+    """One run's directory and the files in it.
+
+    `history` holds a row for each finished epoch; `found` what the run learned for its summary.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Name the run by its choices; nothing is made yet."""
+        self.config = config
+        self.name = run_name(config)
+        self.directory = runs_directory(config.group) / self.name
+        self.checkpoint = self.directory / "checkpoint.pt"
+        self.history: list[dict[str, Any]] = []
+        self.found: dict[str, Any] = {}
+        self.overrides: list[str] = []
+        self.writer: Any = None
+
+    def summary(self) -> dict[str, Any] | None:
+        """Return summary.json, or None where there is none."""
+        try:
+            return dict(json.loads((self.directory / "summary.json").read_text()))
+        except (OSError, ValueError):
+            return None
+
+    def finished(self) -> bool:
+        """Tell whether the run has an outcome that training again would only repeat."""
+        summary = self.summary()
+        return summary is not None and summary["status"] in FINISHED
+
+    def describe(self) -> str:
+        """Write the outcome in one line or two: accuracy, time, and where everything is."""
+        summary = self.summary()
+        assert summary is not None
+        accuracy = f"test accuracy {summary['test_accuracy']:.2f} %"
+        if summary["status"] == "diverged":
+            accuracy = f"diverged after {summary['steps']} steps, {accuracy} (chance)"
+        speed = summary["images_per_second"]
+        return (
+            f"{accuracy}, trained in {summary['train_seconds']:.1f} s"
+            + (f" ({speed:,.0f} images/s)" if speed else "")
+            + f"\nin        {self.directory}"
+        )
+
+    def claim(self, overrides: list[str]) -> None:
+        """Make the run's place, unless it is there; raise UserError where it cannot be written.
+
+        A directory without summary.json is a run that is planned, under way or cut short, so a
+        sweep claims all its runs first and none can go missing from its table.
+        """
+        self.overrides = overrides
+        try:
+            (self.directory / ".hydra").mkdir(parents=True, exist_ok=True)
+            if not (self.directory / ".hydra" / "config.yaml").exists():
+                self._write_configuration()
+            with open(self.directory / ".lock", "a"):
+                pass
+        except OSError as error:
+            allowed = f"cannot be written ({error.strerror}); needs a folder you may write to"
+            raise key_error("results", self.directory, allowed) from error
+
+    @contextlib.contextmanager
+    def open(self, overrides: list[str]) -> Iterator[None]:
+        """Hold the run for this process alone; what stops the run is written to its summary."""
+        self.claim(overrides)
+        with open(self.directory / ".lock", "a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.seek(0)
+                holder = " ".join(lock.read().split()) or "another process"
+                raise UserError(f"run {self.directory}: is being trained by {holder}") from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            lock.flush()
+            self._write_configuration()
+            try:
+                yield
+            except KeyboardInterrupt:
+                self.finish("interrupted")
+                raise
+            except BaseException as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                self.finish("failed", error=f"{type(error).__name__}: {reason}")
+                raise
+            finally:
+                if self.writer is not None:
+                    self.writer.close()
+
+    def start(self, plan: str) -> None:
+        """Bring the records to where the run goes on from: after the epochs of `history`.
+
+        Without a history the run starts afresh, and what an earlier one left is removed.
+        """
+        leftovers = [self.directory / "summary.json"]
+        if not self.history:
+            leftovers += [self.checkpoint, *self.directory.glob("events.out.tfevents.*")]
+        for path in leftovers:
+            path.unlink(missing_ok=True)
+        lines = "".join(json_line(row) for row in self.history)
+        write_text_atomically(self.directory / "metrics.jsonl", lines)
+        # TensorBoard takes a second to import; mistakes and finished runs answer without it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        done = self.history[-1]["step"] if self.history else 0
+        self.writer = SummaryWriter(str(self.directory), purge_step=done + 1)
+        if not self.history:
+            configuration = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
+            for tag, text in (("plan", plan), ("configuration", configuration)):
+                self.writer.add_text(tag, "    " + text.replace("\n", "\n    "), 0)
+
+    def record_epoch(self, row: dict[str, Any], trained: "TrainedEpoch") -> None:
+        """Add an epoch to the history, metrics.jsonl and TensorBoard."""
+        self.history.append(row)
+        with open(self.directory / "metrics.jsonl", "a") as file:
+            file.write(json_line(row))
+        per_step = {
+            "loss/train": trained.losses,
+            "rate/learning_rate": trained.rates,
+            "gradient/norm": trained.gradient_norms,
+        }
+        for tag, values in per_step.items():
+            # About twenty points an epoch draw the curve; every step would swamp the file.
+            stride = max(1, len(values) // 20)
+            for place in range((len(values) - 1) % stride, len(values), stride):
+                step = trained.last_step - len(values) + 1 + place
+                self.writer.add_scalar(tag, values[place], step)
+        for tag, key in TENSORBOARD_TAGS.items():
+            if row[key] is not None:
+                self.writer.add_scalar(tag, row[key], trained.last_step)
+        self.writer.flush()
+
+    def finish(self, status: str, error: str | None = None, chance: float | None = None) -> None:
+        """Write summary.json, the last of a run's files; a diverged run's accuracy is `chance`."""
+        summary = summarize(self, status) | {"error": error}
+        if status == "diverged":
+            summary["test_accuracy"] = chance
+        text = json.dumps(plain(summary), indent=2, allow_nan=False)
+        write_text_atomically(self.directory / "summary.json", text + "\n")
+
+    def _write_configuration(self) -> None:
+        contents = {"config.yaml": self.config.to_dict(), "overrides.yaml": self.overrides}
+        for name, content in contents.items():
+            text = yaml.safe_dump(content, sort_keys=False)
+            write_text_atomically(self.directory / ".hydra" / name, text)
+
+
+def summarize(run: Run, status: str) -> dict[str, Any]:
+    """Gather a run's outcome from its history; the headline is the final model's accuracy."""
+    config, history = run.config, run.history
+    last = history[-1] if history else {}
+    tested = [row for row in history if row["test_accuracy"] is not None]
+    best = max(tested, key=lambda row: row["test_accuracy"], default={})
+    train_seconds = sum(row["train_seconds"] for row in history)
+    images = sum(row["images"] for row in history)
+    return {
+        "status": status,
+        "run": run.name,
+        "group": config.group,
+        "model": config.model.name,
+        "data": config.data.name,
+        "optimizer": config.optimizer.name,
+        "batch": config.batch,
+        "micro_batch": config.micro_batch,
+        "seed": config.seed,
+        "epochs": config.epochs,
+        "steps": last.get("step", 0),
+        "base_lr": None,
+        "peak_lr": None,
+        "final_lr": None,
+        "test_accuracy": last.get("test_accuracy"),
+        "test_loss": last.get("test_loss"),
+        "best_test_accuracy": best.get("test_accuracy"),
+        "best_epoch": best.get("epoch"),
+        "holdout_accuracy": last.get("holdout_accuracy"),
+        "train_loss": last.get("train_loss"),
+        "train_seconds": train_seconds,
+        "wall_seconds": sum(row["wall_seconds"] for row in history),
+        "images_per_second": images / train_seconds if train_seconds else None,
+        "target_accuracy": config.target_accuracy,
+        "command": shlex.join(["python", "train.py", *run.overrides]),
+        "choices": choices(config),
+    } | run.found
+
+
+def plain(value: Any) -> Any:
+    """Replace what JSON has no word for, NaN and the infinities, by null, at any depth."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """Write one line of JSON without NaN."""
+    return json.dumps(plain(row), allow_nan=False) + "\n"

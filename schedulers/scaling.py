@@ -1,0 +1,26 @@
+"""How the learning rate grows with the batch."""
+
+import math
+from collections.abc import Callable
+
+
+def linear_scale(batch: int, base_batch: int) -> float:
+    """Return batch / base_batch: k times the batch, k times the rate (Goyal et al. 2017)."""
+    return batch / base_batch
+
+
+def sqrt_scale(batch: int, base_batch: int) -> float:
+    """Return sqrt(batch / base_batch): the update's noise keeps its size (Krizhevsky 2014)."""
+    return math.sqrt(batch / base_batch)
+
+
+def no_scale(batch: int, base_batch: int) -> float:
+    """Return 1: the rate does not depend on the batch."""
+    return 1.0
+
+
+SCALING_RULES: dict[str, Callable[[int, int], float]] = {
+    "linear": linear_scale,
+    "sqrt": sqrt_scale,
+    "none": no_scale,
+}

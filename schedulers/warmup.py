@@ -1,0 +1,141 @@
+"""Gradual warm-up, then decay: one torch LRScheduler for each kind of decay.
+
+The optimizer is made with the peak rate. For step s of S, with W warm-up steps:
+
+    s <  W   start + (peak - start) * s / W
+    s >= W   the decay at progress (s - W) / (S - 1 - W), so that step S - 1 is at the minimum
+
+The first step therefore runs at `start_lr` and step W at the peak. Each rate depends on the step
+alone, never on the rate before it, so a resumed run is on the same curve to the bit.
+"""
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from schedulers import decay
+
+
+class WarmupLR(LRScheduler):
+    """Linear warm-up from `start_lr`, then a decay that a subclass gives by `decayed`.
+
+    Args:
+        optimizer: its groups' rates are their peaks.
+        total_steps: optimizer steps in the whole run, at least 1.
+        warmup_steps: optimizer steps of warm-up, 0 to `total_steps`.
+        start_lr: the first step's rate in every group; None is each group's own peak.
+        min_lr: the last step's rate in every group, where the decay has a minimum.
+
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        warmup_steps: int = 0,
+        start_lr: float | None = None,
+        min_lr: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        """Set every group to the first step's rate; raise ValueError on a wrong argument."""
+        if total_steps < 1:
+            raise ValueError(f"total_steps={total_steps}: must be at least 1")
+        if not 0 <= warmup_steps <= total_steps:
+            raise ValueError(f"warmup_steps={warmup_steps}: must be 0 to {total_steps}")
+        if start_lr is not None and start_lr < 0:
+            raise ValueError(f"start_lr={start_lr}: must be at least 0")
+        if min_lr < 0:
+            raise ValueError(f"min_lr={min_lr}: must be at least 0")
+        self.total_steps = total_steps
+        self.warmup_steps = warmup_steps
+        self.start_lr = start_lr
+        self.min_lr = min_lr
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return every group's rate for the present step."""
+        return [self.lr_at(self.last_epoch, float(peak)) for peak in self.base_lrs]
+
+    def lr_at(self, step: int, peak: float) -> float:
+        """Return the rate of one step, counted from 0, under a given peak."""
+        if step < self.warmup_steps:
+            start = peak if self.start_lr is None else self.start_lr
+            return start + (peak - start) * step / self.warmup_steps
+        decay_steps = self.total_steps - 1 - self.warmup_steps
+        progress = (step - self.warmup_steps) / decay_steps if decay_steps > 0 else 0.0
+        return self.decayed(peak, min(progress, 1.0), step)
+
+    def decayed(self, peak: float, progress: float, step: int) -> float:
+        """Return the rate after warm-up: `progress` runs from 0 to 1, `step` counts from 0."""
+        raise NotImplementedError
+
+
+class WarmupConstantLR(WarmupLR):
+    """Warm-up, then the peak rate to the end."""
+
+    def decayed(self, peak: float, progress: float, step: int) -> float:
+        """Return the peak."""
+        return peak * decay.constant()
+
+
+class WarmupCosineLR(WarmupLR):
+    """Warm-up, then half a cosine down to `min_lr`."""
+
+    def decayed(self, peak: float, progress: float, step: int) -> float:
+        """Return the rate on the cosine."""
+        return self.min_lr + (peak - self.min_lr) * decay.cosine(progress)
+
+
+class WarmupPolynomialLR(WarmupLR):
+    """Warm-up, then (1 - progress) ** power down to `min_lr`."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        warmup_steps: int = 0,
+        start_lr: float | None = None,
+        min_lr: float = 0.0,
+        power: float = 2.0,
+        last_epoch: int = -1,
+    ) -> None:
+        """Set every group to the first step's rate; `power` is above 0."""
+        if not power > 0:
+            raise ValueError(f"power={power}: must be above 0")
+        self.power = power
+        super().__init__(optimizer, total_steps, warmup_steps, start_lr, min_lr, last_epoch)
+
+    def decayed(self, peak: float, progress: float, step: int) -> float:
+        """Return the rate on the polynomial."""
+        return self.min_lr + (peak - self.min_lr) * decay.polynomial(progress, self.power)
+
+
+class WarmupMultiStepLR(WarmupLR):
+    """Warm-up, then the peak times gamma ** n, n whole intervals after the run's first step.
+
+    The intervals are counted from the start of the run, as torch's StepLR counts them, so warm-up
+    takes its steps from the first one. There is no minimum.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        step_size: float,
+        gamma: float = 0.1,
+        warmup_steps: int = 0,
+        start_lr: float | None = None,
+        last_epoch: int = -1,
+    ) -> None:
+        """Set every group to the first step's rate; `step_size` is in optimizer steps."""
+        if not step_size > 0:
+            raise ValueError(f"step_size={step_size}: must be above 0")
+        if not 0 < gamma <= 1:
+            raise ValueError(f"gamma={gamma}: must be above 0 and at most 1")
+        self.step_size = step_size
+        self.gamma = gamma
+        super().__init__(optimizer, total_steps, warmup_steps, start_lr, 0.0, last_epoch)
+
+    def decayed(self, peak: float, progress: float, step: int) -> float:
+        """Return the rate on the staircase."""
+        return peak * decay.multistep(step, self.step_size, self.gamma)

@@ -1,0 +1,1 @@
+"""Commands beside train.py and val.py, each run as `python -m scripts.NAME`."""

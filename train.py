@@ -1,0 +1,113 @@
+"""Train a ResNet at a given batch, or with -m a sweep of them: `python train.py --help`."""
+
+import sys
+import time
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from engine.cli import exit_status, plain_config, read_command_line
+from engine.config import Config
+
+
+def train(config: Config, overrides: list[str]) -> None:
+    """Train one run to its summary: from its seed, from its checkpoint, or not at all if done."""
+    # Imported here, so that --help and a mistyped key answer before torch is loaded.
+    from engine.augment import Normalization, TrainingPictures
+    from engine.build import build_model, build_optimizer, build_scheduler
+    from engine.checkpoint import load_checkpoint, save_checkpoint
+    from engine.data import load_data
+    from engine.loop import evaluate, train_epoch
+    from engine.memory import describe_memory
+    from engine.plan import make_plan
+    from engine.record import Run, epoch_row
+    from engine.runtime import facts, peak_memory_bytes, start_runtime
+
+    run = Run(config)
+    if config.resume and not config.plan and run.finished():
+        print(f"finished already: {run.describe()}\nresume=false trains it again")
+        return
+    runtime = start_runtime(
+        config.device, config.precision, config.threads, config.deterministic, config.seed
+    )
+    data = load_data(config.data)
+    plan = make_plan(config, len(data.train))
+    print(f"run       {run.directory}\n{plan.describe()}", flush=True)
+    if config.plan:
+        print(describe_memory(config, plan, data, runtime))
+        return
+
+    with run.open(overrides):
+        model = build_model(config.model, len(data.classes)).to(runtime.device)
+        model.to(memory_format=runtime.memory_format)
+        optimizer = build_optimizer(config.optimizer, model, plan.peak_lr)
+        scheduler = build_scheduler(config.scheduler, plan, optimizer)
+        run.found |= plan.rates() | facts(runtime)
+        run.found["parameters"] = sum(p.numel() for p in model.parameters())
+        if config.resume and run.checkpoint.exists():
+            saved = load_checkpoint(run.checkpoint, runtime.device)
+            saved.restore(model, optimizer, scheduler)
+            run.history = saved.history
+            print(f"going on after epoch {saved.epoch} of {config.epochs}")
+        run.start(plan.describe())
+        normalization = Normalization.of(data.train.images)
+        pictures = TrainingPictures(data.train, normalization, runtime.device)
+        network = runtime.compile(model) if config.compile else model
+
+        diverged = False
+        for epoch in range(len(run.history) + 1, config.epochs + 1):
+            started = time.perf_counter()
+            draws = pictures.draw_epoch(config.seed, epoch)
+            title = f"epoch {epoch}/{config.epochs}"
+            trained = train_epoch(
+                network, optimizer, scheduler, pictures, draws, plan, config.clip, runtime, title
+            )
+            diverged = trained.diverged
+            tested = held = None
+            if not diverged and (epoch % config.eval_every == 0 or epoch == config.epochs):
+                tested = evaluate(network, data.test, normalization, len(data.classes), runtime)
+                if data.holdout is not None:
+                    held = evaluate(
+                        network, data.holdout, normalization, len(data.classes), runtime
+                    )
+            row = epoch_row(epoch, trained, tested, held, time.perf_counter() - started)
+            run.record_epoch(row, trained)
+            save_checkpoint(
+                run.checkpoint, config, data.classes, normalization, run.history, diverged,
+                model, optimizer, scheduler,
+            )  # fmt: skip
+            if diverged:
+                break
+        run.found["peak_memory_bytes"] = peak_memory_bytes(runtime.device)
+        run.finish("diverged" if diverged else "completed", chance=100.0 / len(data.classes))
+    print(run.describe())
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def sweep_job(composed: DictConfig) -> None:
+    """Train one run of a sweep; what stops it is in its summary and stops no other run."""
+    from engine.sweep import report_failure
+
+    config = Config.from_hydra(plain_config(composed))
+    with report_failure():
+        train(config, list(HydraConfig.get().overrides.task))
+
+
+def main() -> int:
+    """Do what the command line asks for; return the exit status."""
+    command = read_command_line("train", Config)
+    if command.jobs is None:
+        sweep_job()
+        return 0
+    if command.multirun:
+        from engine.sweep import run_sweep
+
+        return run_sweep(command.jobs, sweep_job)
+    (job,) = command.jobs
+    train(job.config, job.overrides)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

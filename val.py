@@ -1,0 +1,106 @@
+"""Evaluate a run's checkpoint on its test set: `python val.py --help`. Writes nothing."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from engine.cli import exit_status, read_command_line
+from engine.config import EvaluationConfig, UserError, key_error
+
+
+def validate(config: EvaluationConfig) -> dict[str, Any]:
+    """Measure a checkpoint's test accuracy as the run that wrote it did."""
+    from engine.build import build_model
+    from engine.checkpoint import load_checkpoint
+    from engine.data import load_data
+    from engine.loop import evaluate
+    from engine.runtime import choose_device, start_runtime
+
+    path = Path(config.checkpoint or "")
+    path = path / "checkpoint.pt" if path.is_dir() else path
+    saved = load_checkpoint(path, choose_device(config.device))
+    run = saved.config
+    runtime = start_runtime(
+        config.device, run.precision, config.threads or run.threads, run.deterministic, run.seed
+    )
+    place = {key: value for key, value in dataclasses.asdict(config.data).items() if value}
+    data = load_data(dataclasses.replace(run.data, **place))
+    if data.classes != saved.classes:
+        allowed = f"holds classes other than the checkpoint's {', '.join(saved.classes)}"
+        raise key_error("data.root", config.data.root or run.data.root, allowed)
+    model = build_model(run.model, len(data.classes))
+    saved.restore_model(model)
+    model.to(runtime.device, memory_format=runtime.memory_format)
+    result: dict[str, Any] = {
+        "checkpoint": str(path),
+        "epoch": saved.epoch,
+        "epochs": run.epochs,
+        "diverged": saved.diverged,
+        "test_accuracy": 100.0 / len(data.classes),
+        "test_loss": None,
+        "per_class_accuracy": None,
+        "history": best_epochs(saved.history),
+    }
+    if not saved.diverged:
+        measured = evaluate(model, data.test, saved.normalization, len(data.classes), runtime)
+        result["test_accuracy"] = measured.accuracy
+        result["test_loss"] = measured.loss
+        result["per_class_accuracy"] = dict(
+            zip(data.classes, measured.per_class_accuracy, strict=True)
+        )
+    return result
+
+
+def best_epochs(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the epochs whose test accuracy was above every one before."""
+    best, epochs = -1.0, []
+    for row in history:
+        if row["test_accuracy"] is not None and row["test_accuracy"] > best:
+            best = row["test_accuracy"]
+            epochs.append({"epoch": row["epoch"], "test_accuracy": best})
+    return epochs
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Write an evaluation for a reader."""
+    lines = [f"{result['checkpoint']}: after epoch {result['epoch']} of {result['epochs']}"]
+    if result["diverged"]:
+        lines.append(f"diverged: its accuracy counts as chance, {result['test_accuracy']:.2f} %")
+    else:
+        lines.append(f"test accuracy  {result['test_accuracy']:.2f} %")
+        lines.append(f"test loss      {result['test_loss']:.4f}")
+        width = max(map(len, result["per_class_accuracy"]))
+        for name, accuracy in result["per_class_accuracy"].items():
+            shown = "no examples" if accuracy is None else f"{accuracy:6.2f} %"
+            lines.append(f"  {name:<{width}}  {shown}")
+    lines.append("each epoch that was the best so far (test accuracy, %):")
+    best = (f"{row['epoch']}: {row['test_accuracy']:.2f}" for row in result["history"])
+    lines.append("  " + (", ".join(best) or "none was evaluated"))
+    return "\n".join(lines)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="val")
+def show_configuration(composed: DictConfig) -> None:
+    """Let Hydra answer --help and --cfg."""
+
+
+def main() -> int:
+    """Do what the command line asks for; return the exit status."""
+    command = read_command_line("val", EvaluationConfig)
+    if command.jobs is None:
+        show_configuration()
+        return 0
+    if command.multirun:
+        raise UserError("-m: val.py evaluates one checkpoint at a time")
+    result = validate(command.jobs[0].config)
+    print(json.dumps(result) if command.jobs[0].config.json else describe(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
