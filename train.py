@@ -7,7 +7,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from engine.cli import exit_status, plain_config, read_command_line
+from engine.cli import CONF, exit_status, plain_config, read_command_line
 from engine.config import Config
 
 
@@ -84,7 +84,7 @@ def train(config: Config, overrides: list[str]) -> None:
     print(run.describe())
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def sweep_job(composed: DictConfig) -> None:
     """Train one run of a sweep; what stops it is in its summary and stops no other run."""
     from engine.sweep import report_failure

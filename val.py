@@ -9,7 +9,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from engine.cli import exit_status, read_command_line
+from engine.cli import CONF, exit_status, read_command_line
 from engine.config import EvaluationConfig, UserError, key_error
 
 
@@ -84,7 +84,7 @@ def describe(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="val")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="val")
 def show_configuration(composed: DictConfig) -> None:
     """Let Hydra answer --help and --cfg."""
 

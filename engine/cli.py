@@ -123,7 +123,7 @@ def _compose(config_name: str, config_type: Any, overrides: list[str]) -> DictCo
     try:
         return compose(config_name, overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        _explain(overrides, known_keys(config_type))
+        _explain(overrides, known_keys(config_type), str(error))
         raise UserError(_one_line(error)) from error
 
 
@@ -140,8 +140,8 @@ def _split(overrides: list[str]) -> list[list[str]]:
         raise UserError(_one_line(error)) from error
 
 
-def _explain(overrides: list[str], keys: set[str]) -> None:
-    """Raise a UserError that names the override Hydra could not use, if one stands out."""
+def _explain(overrides: list[str], keys: set[str], message: str) -> None:
+    """Raise a UserError that names the override Hydra's message is about, if one stands out."""
     for override in overrides:
         key, equals, value = override.lstrip("+~").partition("=")
         options = sorted(path.stem for path in (CONF / key).glob("*.yaml")) if key else []
@@ -160,7 +160,7 @@ def _explain(overrides: list[str], keys: set[str]) -> None:
     for override in overrides:
         key, _, value = override.partition("=")
         group, _, leaf = key.rpartition(".")
-        if group and key in keys:
+        if group and f"'{key}'" in message:
             chosen = next(
                 (o for o in overrides if o.startswith(f"{group}=")), f"the default {group}"
             )

@@ -224,7 +224,8 @@ class EvaluationConfig:
 def key_error(key: str, value: Any, allowed: str) -> UserError:
     """Word a user's mistake: the key, the value, what is allowed."""
     shown = "null" if value is None else json.dumps(value) if type(value) is bool else str(value)
-    return UserError(f"{key}={' '.join(shown.split())}: {allowed}")
+    shown = shown.removesuffix(".0") if type(value) is float else " ".join(shown.split())
+    return UserError(f"{key}={shown}: {allowed}")
 
 
 def closest(key: str, known: Iterable[str]) -> str:

@@ -85,6 +85,12 @@ def load_data(config: DataConfig) -> Dataset:
     return _divide(config, decoded)
 
 
+def note(text: str) -> None:
+    """Tell a person at a terminal why it takes a while; logs keep to errors and results."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr)
+
+
 def _divide(config: DataConfig, decoded: dict[str, Any]) -> Dataset:
     """Set the hold-out aside and take the subsets, class-balanced and the same for every seed."""
     train = Split(decoded["train_images"], decoded["train_labels"])
@@ -145,7 +151,7 @@ def _cached(
             write_atomically(place, lambda file: torch.save(decoded, file))
             break
         except OSError as error:
-            print(f"note: {place.parent} takes no cache ({error.strerror})", file=sys.stderr)
+            note(f"{place.parent} takes no cache ({error.strerror})")
     return decoded
 
 
@@ -192,7 +198,7 @@ def _fingerprint(name: str, folder: Path) -> str:
 def _draw_synthetic() -> dict[str, Any]:
     from engine import synthetic
 
-    print("drawing the synthetic data set (once)", file=sys.stderr)
+    note("drawing the synthetic data set (once)")
     decoded: dict[str, Any] = {"classes": list(synthetic.CLASSES)}
     for split, size in (("train", 50_000), ("test", 10_000)):
         images, labels = synthetic.make_split(split == "train", size)
@@ -216,7 +222,7 @@ def _decode_folder(source: Path) -> dict[str, Any]:
             allowed = "train and test must hold the same class folders"
             raise key_error("data.root", source, allowed)
         images = torch.empty(len(tree), SIDE, SIDE, 3, dtype=torch.uint8)
-        print(f"decoding {len(tree):,} images of {source / split} (once)", file=sys.stderr)
+        note(f"decoding {len(tree):,} images of {source / split} (once)")
         with ThreadPoolExecutor(available_cpus()) as pool:
             paths = [path for path, _ in tree.samples]
             for place, picture in enumerate(pool.map(_decode_image, paths, chunksize=64)):
@@ -273,7 +279,7 @@ def _download(config: DownloadedDataConfig, root: Path) -> Path:
     code = (
         f"import sys; from torchvision.datasets import {kind}; {kind}(sys.argv[1], download=True)"
     )
-    print(f"downloading {kind} to {root} (170 MB, once)", file=sys.stderr)
+    note(f"downloading {kind} to {root} (170 MB, once)")
     try:
         with tempfile.TemporaryDirectory(dir=existing, prefix=".download-") as temporary:
             command = [sys.executable, "-c", code, temporary]

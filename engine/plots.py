@@ -67,12 +67,10 @@ def _against_batch(axes: Any, rows: Sequence["Row"], key: str) -> None:
         label = optimizer.upper() + (f" {settings}" if settings else "")
         shade = {} if settings else {"color": COLOURS.get(optimizer)}
         (line,) = axes.plot(*zip(*points, strict=True), label=label, **shade)
-        for row in members:
-            for record in row.records:
-                value = record.summary.get(key)
-                if record.counted and value is not None:
-                    marker = "x" if record.status == "diverged" else "o"
-                    axes.plot(row.batch, value, marker, color=line.get_color(), markersize=5)
+        for status, marker in (("completed", "o"), ("diverged", "x")):
+            dots = [(row.batch, r.summary[key]) for row in members for r in row.of(status)]
+            if dots:
+                axes.scatter(*zip(*dots, strict=True), 20, line.get_color(), marker)
     axes.set_xscale("log", base=2)
     axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.minorticks_off()

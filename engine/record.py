@@ -19,11 +19,13 @@ import yaml
 
 from engine.config import Config, UserError, choices, key_error, run_name
 from engine.files import write_text_atomically
+from engine.runtime import is_out_of_memory
 
 if TYPE_CHECKING:
     from engine.loop import Evaluated, TrainedEpoch
 
 RESULTS = Path("results")
+OUT_OF_MEMORY = "the run does not fit into memory; a smaller micro_batch needs less"
 FINISHED = ("completed", "diverged")
 TENSORBOARD_TAGS = {
     "accuracy/train": "train_accuracy",
@@ -147,9 +149,11 @@ class Run:
                 self.finish("interrupted")
                 raise
             except BaseException as error:
+                if is_out_of_memory(error):
+                    error = key_error("micro_batch", self.config.micro_batch, OUT_OF_MEMORY)
                 reason = " ".join(str(error).split()) or type(error).__name__
                 self.finish("failed", error=f"{type(error).__name__}: {reason}")
-                raise
+                raise error
             finally:
                 if self.writer is not None:
                     self.writer.close()

@@ -136,6 +136,14 @@ def peak_memory_bytes(device: torch.device) -> int | None:
     return None
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception says that host or device memory ran out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # The CPU's allocator raises a plain RuntimeError.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def device_name(device: torch.device) -> str:
     """Return the device's name as its maker gives it."""
     if device.type == "cuda":

@@ -53,7 +53,7 @@ class _Dice:
     def uniform(self, *shape: int) -> Array:
         """Draw from [0, 1) in steps of 2**-24, which float32 holds exactly."""
         raw = self._bits.random_raw(math.prod(shape)) >> 40
-        return (raw.astype(np.float32) / 2**24).reshape(shape)
+        return (raw.astype(np.float32) * 2.0**-24).reshape(shape)
 
     def between(self, low: float, high: float) -> Array:
         """Draw one number per picture from [low, high), shape [block, 1, 1]."""
@@ -95,14 +95,16 @@ def _outside(shape: str, x: Array, y: Array) -> Array:
         return np.maximum(x, y) - 0.75
     if shape == "triangle":
         return np.maximum(0.866 * x - 0.5 * y, y) - 0.6
-    return np.maximum(np.minimum(x, y) - 0.36, np.maximum(x, y) - 1)
+    cross: Array = np.maximum(np.minimum(x, y) - 0.36, np.maximum(x, y) - 1)
+    return cross
 
 
 def _wave(along: Array, period: Array, phase: Array) -> Array:
     """Return a wave in [-1, 1] with flat tops and straight flanks."""
     cycles = along / period + phase
     cycles -= np.floor(cycles)
-    return np.clip(8 * np.abs(cycles - 0.5) - 2, -1, 1)
+    wave: Array = np.clip(8 * np.abs(cycles - 0.5) - 2, -1, 1)
+    return wave
 
 
 def _texture(dice: _Dice, checked: npt.NDArray[np.bool_]) -> Array:

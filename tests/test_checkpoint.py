@@ -1,0 +1,141 @@
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+import engine.record
+from engine.checkpoint import load_checkpoint
+from engine.config import UserError
+
+CPU = torch.device("cpu")
+
+
+def only_run(work: Path) -> Path:
+    (directory,) = (work / "results" / "runs" / "default").iterdir()
+    return directory
+
+
+def state_of(directory: Path):
+    saved = torch.load(directory / "checkpoint.pt", weights_only=True)
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    timed = ("train_seconds", "wall_seconds", "images_per_second")
+    return saved, [{k: v for k, v in row.items() if k not in timed} for row in rows]
+
+
+def assert_same(left, right):
+    assert type(left) is type(right)
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right)
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right)
+        for a, b in zip(left, right, strict=True):
+            assert_same(a, b)
+    else:
+        assert left == right
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_a_stopped_and_resumed_run_equals_one_left_alone_to_the_bit(
+    small, workplace, command, monkeypatch, optimizer
+):
+    run = [*small, "epochs=4", f"optimizer={optimizer}", "deterministic=true"]
+    assert command("train.py", *run).status == 0
+    directory = only_run(workplace)
+    expected = state_of(directory)
+    directory.rename(workplace / "left-alone")
+
+    record_epoch = engine.record.Run.record_epoch
+    calls = 0
+
+    def stop_in_the_third(self, row, trained):
+        nonlocal calls
+        calls += 1
+        record_epoch(self, row, trained)
+        if calls == 3:  # after the metrics of epoch 3, before its checkpoint
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine.record.Run, "record_epoch", stop_in_the_third)
+    assert command("train.py", *run).status == 130
+    assert json.loads((directory / "summary.json").read_text())["status"] == "interrupted"
+    assert load_checkpoint(directory / "checkpoint.pt", CPU).epoch == 2
+    monkeypatch.setattr(engine.record.Run, "record_epoch", record_epoch)
+    resumed = command("train.py", *run)
+    assert resumed.status == 0
+    assert "going on after epoch 2 of 4" in resumed.out
+
+    got = state_of(directory)
+    for key in ("model", "optimizer", "scheduler", "epoch"):
+        assert_same(got[0][key], expected[0][key])
+    assert got[1] == expected[1]
+
+
+def test_the_same_command_twice_gives_the_same_weights_to_the_bit(small, workplace, command):
+    run = [*small, "deterministic=true"]
+    assert command("train.py", *run).status == 0
+    first = state_of(only_run(workplace))
+    assert command("train.py", *run, "resume=false").status == 0
+    second = state_of(only_run(workplace))
+    assert_same(first[0]["model"], second[0]["model"])
+    assert first[1] == second[1]
+    assert command("train.py", *run, "seed=1").status == 0
+
+
+def test_a_finished_run_is_not_trained_again(small, workplace, command):
+    assert command("train.py", *small).status == 0
+    directory = only_run(workplace)
+    before = (directory / "checkpoint.pt").stat().st_mtime_ns
+    again = command("train.py", *small)
+    assert again.status == 0
+    assert "finished already" in again.out
+    assert (directory / "checkpoint.pt").stat().st_mtime_ns == before
+
+
+class Harmful:
+    def __reduce__(self):
+        return (Path.touch, (Path("harm"),))
+
+
+def test_a_file_that_would_run_code_is_refused_and_does_not(workplace):
+    with open("harmful.pt", "wb") as file:
+        pickle.dump(Harmful(), file)
+    torch.save({"format": Harmful()}, "harmful2.pt")
+    for name in ("harmful.pt", "harmful2.pt"):
+        with pytest.raises(UserError, match="no checkpoint"):
+            load_checkpoint(Path(name), CPU)
+    assert not Path("harm").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", "cut", "other", "newer"])
+def test_what_is_no_checkpoint_is_told(small, workplace, command, content):
+    assert command("train.py", *small, "epochs=1").status == 0
+    path = only_run(workplace) / "checkpoint.pt"
+    if content == "cut":
+        path.write_bytes(path.read_bytes()[:-500])
+    elif content == "other":
+        torch.save({"weights": torch.zeros(3)}, path)
+    elif content == "newer":
+        torch.save(torch.load(path, weights_only=True) | {"version": 99}, path)
+    else:
+        path.write_bytes(content)
+    outcome = command("val.py", f"checkpoint={path}")
+    assert outcome.status == 2
+    assert outcome.err.startswith(f"error: checkpoint={path}: ")
+    assert outcome.err.count("\n") == 1
+    assert outcome.out == ""
+
+
+def test_a_checkpoint_of_another_model_is_told(small, workplace, command):
+    assert command("train.py", *small, "epochs=1").status == 0
+    path = only_run(workplace) / "checkpoint.pt"
+    saved = torch.load(path, weights_only=True)
+    saved["config"]["model"]["name"] = "resnet20"
+    torch.save(saved, path)
+    outcome = command("val.py", f"checkpoint={path}")
+    assert outcome.status == 2
+    assert "is of another model" in outcome.err and outcome.err.count("\n") == 1

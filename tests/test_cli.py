@@ -1,0 +1,353 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train
+from engine.cli import CONF
+from tests.conftest import files_below
+
+PROJECT = CONF.parent
+
+MISTAKES = [
+    ("optimizer=adam", "optimizer=adam: must be one of lars, sgd"),
+    ("model=resnet9", "model=resnet9: must be one of"),
+    ("data=mnist", "data=mnist: must be one of"),
+    ("scheduler=linear", "scheduler=linear: must be one of"),
+    ("+experiment=attempt99", "experiment=attempt99: must be one of"),
+    ("experiment=demo", "experiment=demo: write +experiment=demo"),
+    ("optimzer=lars", "optimzer=lars: unknown key; did you mean optimizer"),
+    ("bacth=128", "bacth=128: unknown key; did you mean batch"),
+    ("optimizer.momentun=0.9", "optimizer.momentun=0.9: unknown key; did you mean"),
+    ("+foo=1", "foo=1: unknown key"),
+    ("+optimizer.foo=1", "optimizer.foo=1: unknown key"),
+    ("optimizer.trust_coefficient=0.1", "optimizer.trust_coefficient=0.1: trust_coefficient is no"),
+    ("~batch", "batch: this key is missing"),
+    ("batch", "batch: needs a value"),
+    ("batch=", "batch=: must be a whole number"),
+    ("batch=abc", "batch=abc: must be a whole number at least 1"),
+    ("batch=0", "batch=0: must be a whole number at least 1"),
+    ("batch=-128", "batch=-128: must be"),
+    ("batch=128.5", "batch=128.5: must be"),
+    ("batch=121", "batch=121: must be at most the training split's 120 images"),
+    ("batch=1,2", "batch=1,2: several values make a sweep, which needs -m"),
+    ("batch=[1,2]", "batch=[1, 2]: must be"),
+    ("batch=${nowhere}", "nowhere"),
+    ("batch=[", "batch=["),
+    ("micro_batch=0", "micro_batch=0: must be"),
+    ("epochs=0", "epochs=0: must be"),
+    ("epochs=1.5", "epochs=1.5: must be"),
+    ("eval_every=0", "eval_every=0: must be"),
+    ("seed=-1", "seed=-1: must be"),
+    ("group=../../escape", "group=../../escape: must be letters"),
+    ("group=runs", "group=runs: must not be"),
+    ("device=tpu", "device=tpu: must be one of"),
+    ("device=mps", "device=mps: this machine has none"),
+    ("threads=0", "threads=0: must be"),
+    ("precision=fp8", "precision=fp8: must be one of"),
+    ("compile=maybe", "compile=maybe: must be true or false"),
+    ("target_accuracy=0", "target_accuracy=0: must be"),
+    ("optimizer.base_lr=-0.1", "optimizer.base_lr=-0.1: must be"),
+    ("optimizer.base_lr=nan", "optimizer.base_lr=nan: must be"),
+    ("optimizer.momentum=1", "optimizer.momentum=1: must be"),
+    ("optimizer.momentum=abc", "optimizer.momentum=abc: must be"),
+    ("scheduler.warmup_epochs=3", "scheduler.warmup_epochs=3: must be at most epochs=2"),
+    ("scheduler.min_lr=1", "scheduler.min_lr=1: must be at most the peak rate"),
+    ("scheduler.warmup_multiplier=2", "scheduler.warmup_multiplier=2: needs"),
+    ("data.holdout=120", "data.holdout=120: must leave training images"),
+    ("data.train_size=121", "data.train_size=121: must be at most 120"),
+    ("data.test_size=1000", "data.test_size=1000: must be at most 30"),
+    ("data.root=nowhere", "data.root=nowhere: nowhere/train is not a directory"),
+    ("data.root=null", "data.root=null: image_folder needs a directory"),
+    ("clip.norm=-1", "clip.norm=-1: must be"),
+    ("--frobnicate", "unrecognized arguments: --frobnicate"),
+    ("--config-name=other", "--config-name: not used here"),
+    ("--experimental-rerun=x.pickle", "--experimental-rerun: not used here"),
+]
+
+
+def assert_refused(outcome, told, workplace, before):
+    assert outcome.status == 2, outcome
+    assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1, outcome.err
+    assert told in outcome.err
+    assert outcome.out == ""
+    assert files_below(workplace) == before
+
+
+@pytest.mark.parametrize(("argument", "told"), MISTAKES, ids=[a for a, _ in MISTAKES])
+def test_a_mistake_is_one_line_with_status_2_and_leaves_nothing(
+    small, workplace, command, argument, told
+):
+    key = argument.lstrip("+~").partition("=")[0]
+    others = [o for o in small if o.partition("=")[0] != key]
+    before = files_below(workplace)
+    assert_refused(command("train.py", *others, argument), told, workplace, before)
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("batch=32,abc", "batch=abc: must be"),
+        ("batch=32,1000", "batch=1000: must be at most the training split's 120 images"),
+        ("optimizer=sgd,adam", "optimizer=adam: must be one of"),
+        ("seed=0,-1", "seed=-1: must be"),
+        ("data.train_size=60,121", "data.train_size=121: must be at most 120"),
+    ],
+)
+def test_a_mistake_anywhere_in_a_sweep_stops_it_before_it_starts(
+    small, workplace, command, argument, told
+):
+    before = files_below(workplace)
+    assert_refused(command("train.py", "-m", *small, argument), told, workplace, before)
+
+
+def test_a_data_root_that_is_a_file(small, workplace, command, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("hello")
+    before = files_below(workplace)
+    outcome = command("train.py", *small, f"data.root={file}")
+    assert_refused(outcome, f"data.root={file}: ", workplace, before)
+
+
+def test_an_empty_class_folder(small, workplace, command, tree):
+    for path in (tree / "train" / "dog").iterdir():
+        path.unlink()
+    before = files_below(tree)
+    outcome = command("train.py", *small)
+    assert_refused(outcome, "train: Found no valid file for the classes dog", workplace, set())
+    assert files_below(tree) == before
+
+
+def test_class_folders_that_differ(small, workplace, command, tree):
+    (tree / "test" / "ship").rename(tree / "test" / "boat")
+    assert_refused(command("train.py", *small), "the same class folders", workplace, set())
+
+
+def test_a_truncated_image(small, workplace, command, tree):
+    path = tree / "train" / "cat" / "0005.png"
+    path.write_bytes(path.read_bytes()[:500])
+    before = files_below(tree)
+    assert_refused(command("train.py", *small), "0005.png: cannot be decoded", workplace, set())
+    assert files_below(tree) == before
+
+
+def test_a_results_folder_that_cannot_be_written(small, workplace, command):
+    (workplace / "results").write_text("a file stands in the way")
+    outcome = command("train.py", *small)
+    assert outcome.status == 2
+    assert outcome.err.startswith("error: results=results/runs/default/")
+    assert outcome.err.count("\n") == 1
+    assert files_below(workplace) == {"results"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_results_folder_without_permission(small, workplace, command):
+    (workplace / "results").mkdir(mode=0o555)
+    outcome = command("train.py", *small)
+    assert outcome.status == 2
+    assert "cannot be written (Permission denied)" in outcome.err
+
+
+def test_a_run_that_another_process_trains(small, workplace, command):
+    assert command("train.py", *small, "epochs=1").status == 0
+    (directory,) = (workplace / "results" / "runs" / "default").iterdir()
+    hold = (
+        "import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX);"
+        "print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, directory / ".lock"], stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        outcome = command("train.py", *small, "epochs=1", "resume=false")
+        holder.kill()
+    assert outcome.status == 2
+    assert "is being trained by process" in outcome.err and outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "checkpoint=null: must be a checkpoint file or a run's directory"),
+        (["checkpoint=nowhere.pt"], "checkpoint=nowhere.pt: there is no such file"),
+        (["checkpoint=."], "checkpoint=checkpoint.pt: there is no such file"),
+        (["checkpiont=x"], "checkpiont=x: unknown key; did you mean checkpoint"),
+        (["checkpoint=x", "device=tpu"], "device=tpu: must be one of"),
+        (["checkpoint=x", "json=1"], "json=1: must be true or false"),
+        (["-m", "checkpoint=a,b"], "-m: val.py evaluates one checkpoint"),
+    ],
+)
+def test_mistakes_in_an_evaluation(workplace, command, arguments, told):
+    assert_refused(command("val.py", *arguments), told, workplace, set())
+
+
+def test_in_a_shell_a_mistake_shows_no_traceback(tmp_path):
+    made = subprocess.run(
+        [sys.executable, PROJECT / "train.py", "batch=abc"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 2
+    assert made.stderr == "error: batch=abc: must be a whole number at least 1\n"
+    assert made.stdout == "" and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", ["train.py", "val.py"])
+def test_help_answers_without_torch(script, tmp_path):
+    code = (
+        "import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as leave: assert not leave.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", code, PROJECT / script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+    )
+    assert made.returncode == 0, made.stderr
+    assert script in made.stdout and list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_trains_and_writes_nothing(small, workplace, command):
+    before = files_below(workplace)
+    outcome = command("train.py", *small, "plan=true")
+    assert outcome.status == 0
+    assert "8 = 2 epochs x 4" in outcome.out and "memory    about" in outcome.out
+    assert files_below(workplace) == before
+    outcome = command("train.py", "-m", *small, "batch=16,32", "plan=true")
+    assert outcome.status == 0
+    assert "16 = 2 epochs x 8" in outcome.out
+    assert files_below(workplace) == before
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_its_tables_and_the_evaluation_of_its_runs(small, workplace, command):
+    sweep = ["-m", *small, "batch=32,64", "optimizer=sgd,lars", "group=pair"]
+    outcome = command("train.py", *sweep)
+    assert outcome.status == 0, outcome.err
+    group = workplace / "results" / "pair"
+    assert "| Batch | Base LR | top-1 Accuracy, % | Time to train |" in outcome.out
+    for name in ("table.md", "table.csv", "accuracy.png", "time.png", "curves.png"):
+        assert str(Path("results") / "pair" / name) in outcome.out
+        assert (group / name).stat().st_size > 0
+    rows = rows_of(group / "table.csv")
+    assert [(row["optimizer"], row["batch"]) for row in rows] == [
+        ("sgd", "32"), ("sgd", "64"), ("lars", "32"), ("lars", "64"),
+    ]  # fmt: skip
+    assert {(row["runs"], row["failed"], row["missing"]) for row in rows} == {("1", "0", "0")}
+    directories = list((workplace / "results" / "runs" / "pair").iterdir())
+    assert len(directories) == 4
+    for directory in directories:
+        names = {path.name.partition(".tfevents")[0] for path in directory.iterdir()}
+        assert names == {
+            ".hydra", ".lock", "checkpoint.pt", "metrics.jsonl", "summary.json", "events.out",
+        }  # fmt: skip
+        summary = json.loads((directory / "summary.json").read_text())
+        before = files_below(workplace)
+        evaluated = command("val.py", f"checkpoint={directory}", "json=true")
+        assert evaluated.status == 0
+        assert files_below(workplace) == before
+        result = json.loads(evaluated.out)
+        assert result["test_accuracy"] == summary["test_accuracy"]
+        assert result["test_loss"] == summary["test_loss"]
+        assert set(result["per_class_accuracy"]) == {"cat", "dog", "ship"}
+        assert result["history"][-1]["epoch"] == summary["best_epoch"]
+        shown = command("val.py", f"checkpoint={directory / 'checkpoint.pt'}")
+        assert f"test accuracy  {summary['test_accuracy']:.2f} %" in shown.out
+    again = command("train.py", *sweep)
+    assert again.status == 0 and "4 runs, 4 finished already" in again.out
+
+
+def test_a_job_that_fails_costs_neither_the_others_nor_the_table(
+    small, workplace, command, monkeypatch
+):
+    import engine.loop
+
+    train_epoch = engine.loop.train_epoch
+
+    def fail_at_64(model, optimizer, scheduler, pictures, draws, plan, *rest):
+        if plan.batch == 64:
+            raise RuntimeError("the device\nfell off")
+        return train_epoch(model, optimizer, scheduler, pictures, draws, plan, *rest)
+
+    monkeypatch.setattr(engine.loop, "train_epoch", fail_at_64)
+    outcome = command("train.py", "-m", *small, "batch=32,64,128", "data.train_size=null")
+    assert outcome.status == 2  # 128 is beyond this split; nothing ran
+    outcome = command("train.py", "-m", *small, "batch=64,32")
+    assert outcome.status == 1
+    assert outcome.err.rstrip().splitlines()[-1].startswith("failed: results/runs/default/")
+    assert "RuntimeError: the device fell off" in outcome.err.splitlines()[-1]
+    table = (workplace / "results" / "default" / "table.md").read_text()
+    assert "| 64 | 0.05 | failed | - |" in table
+    assert "(base line)" in table
+    monkeypatch.setattr(engine.loop, "train_epoch", train_epoch)
+    assert command("train.py", "-m", *small, "batch=64,32").status == 0
+
+
+def test_a_diverged_run_is_a_result(small, workplace, command):
+    wild = ["optimizer.lr_scaling=none", "optimizer.base_lr=1e30", "scheduler=constant"]
+    outcome = command("train.py", *small, *wild)
+    assert outcome.status == 0, outcome.err
+    assert "diverged after" in outcome.out
+    (directory,) = (workplace / "results" / "runs" / "default").iterdir()
+    text = (directory / "summary.json").read_text()
+    summary = json.loads(text)
+    assert summary["status"] == "diverged"
+    assert summary["test_accuracy"] == pytest.approx(100 / 3)
+    for content in (text, (directory / "metrics.jsonl").read_text()):
+        assert "NaN" not in content and "Infinity" not in content
+    evaluated = command("val.py", f"checkpoint={directory}")
+    assert "diverged: its accuracy counts as chance, 33.33 %" in evaluated.out
+    assert command("val.py", f"checkpoint={directory}", "json=true").status == 0
+    assert "finished already" in command("train.py", *small, *wild).out
+
+
+def test_summary_has_the_contracts_fields(small, workplace, command):
+    assert command("train.py", *small, "data.holdout=30").status == 0
+    (directory,) = (workplace / "results" / "runs" / "default").iterdir()
+    summary = json.loads((directory / "summary.json").read_text())
+    fields = (
+        "status group model data optimizer batch micro_batch seed epochs steps base_lr peak_lr "
+        "final_lr test_accuracy best_test_accuracy best_epoch holdout_accuracy train_loss "
+        "train_seconds wall_seconds images_per_second peak_memory_bytes parameters device "
+        "world_size threads precision torch commit command error"
+    ).split()
+    assert not set(fields) - set(summary)
+    assert summary["status"] == "completed" and summary["error"] is None
+    assert summary["steps"] == 6 and summary["parameters"] == 74_835
+    assert summary["holdout_accuracy"] is not None and summary["peak_memory_bytes"] > 1e7
+    assert summary["command"].startswith("python train.py data=image_folder data.root=")
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+
+
+def test_out_of_memory_names_micro_batch(small, workplace, command, monkeypatch):
+    import engine.loop
+
+    def exhaust(*_):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: tried 9 GB")
+
+    monkeypatch.setattr(engine.loop, "train_epoch", exhaust)
+    outcome = command("train.py", *small)
+    assert outcome.status == 2
+    assert outcome.err.startswith("error: micro_batch=1024: ") and outcome.err.count("\n") == 1
+    (directory,) = (workplace / "results" / "runs" / "default").iterdir()
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["status"] == "failed" and "micro_batch" in summary["error"]
+
+
+def test_train_reads_top_to_bottom():
+    # The house: one entry of about a hundred lines, free of optimizer and schedule arithmetic.
+    assert len(Path(train.__file__).read_text().splitlines()) < 130

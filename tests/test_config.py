@@ -1,0 +1,157 @@
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from engine.cli import CONF
+from engine.config import Config, UserError, choices, known_keys, run_name
+
+GROUPS = ("model", "data", "optimizer", "scheduler")
+
+
+def composed(*overrides: str) -> dict:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
+
+
+def config(*overrides: str) -> Config:
+    return Config.from_hydra(composed(*overrides))
+
+
+def members(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("group", "member"), [(g, m) for g in GROUPS for m in members(g)], ids=lambda x: str(x)
+)
+def test_every_member_of_every_group_composes(group, member):
+    extra = ["data.root=somewhere"] if member == "image_folder" else []
+    made = config(f"{group}={member}", *extra)
+    assert getattr(made, group).name == member
+    assert Config.from_hydra(made.to_dict()) == made
+
+
+@pytest.mark.parametrize("experiment", members("experiment"))
+def test_every_experiment_composes_with_every_optimizer(experiment):
+    for batch, optimizer in itertools.product((128, 8192), members("optimizer")):
+        made = config(f"+experiment={experiment}", f"batch={batch}", f"optimizer={optimizer}")
+        assert (made.batch, made.optimizer.name) == (batch, optimizer)
+
+
+def test_command_line_wins_over_an_experiment():
+    assert config("+experiment=demo", "epochs=3").epochs == 3
+
+
+def test_defaults_are_the_contract():
+    made = config()
+    expected = {
+        "batch": 128, "micro_batch": 1024, "epochs": 200, "eval_every": 1, "seed": 0,
+        "group": "default", "device": "auto", "threads": None, "precision": "auto",
+        "compile": False, "deterministic": False, "resume": True, "target_accuracy": None,
+    }  # fmt: skip
+    assert {key: getattr(made, key) for key in expected} == expected
+    names = (made.model.name, made.data.name, made.optimizer.name, made.scheduler.name)
+    assert names == ("resnet18", "cifar10", "sgd", "polynomial")
+
+
+def test_help_explains_every_key():
+    text = yaml.safe_load((CONF / "hydra" / "help" / "train.yaml").read_text())["template"]
+    words = set(text.split())
+    for key in known_keys(Config):
+        leaf = key.rpartition(".")[2]
+        assert key in words or leaf in words or leaf == "name", key
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("batch", 0, "batch=0: must be a whole number at least 1"),
+        ("batch", 1.5, "batch=1.5: must be a whole number at least 1"),
+        ("batch", True, "batch=true: must be a whole number at least 1"),
+        ("batch", "abc", "batch=abc: must be a whole number at least 1"),
+        ("seed", -1, "seed=-1: must be a whole number at least 0"),
+        ("epochs", None, "epochs=null: must be a whole number at least 1"),
+        ("threads", 0, "threads=0: must be a whole number at least 1 or null"),
+        ("device", "tpu", "device=tpu: must be one of auto, cpu, cuda, mps"),
+        ("compile", "yes please", "compile=yes please: must be true or false"),
+        ("group", "../../escape", "group=../../escape: must be letters, digits"),
+        ("group", "runs", "group=runs: must not be 'runs'"),
+        ("group", "..", "group=..: must be letters"),
+        ("target_accuracy", 101, "target_accuracy=101: must be a number above 0 and at most 100"),
+        ("optimizer.momentum", 1.0, "must be a number at least 0 and below 1"),
+        ("optimizer.momentum", "abc", "optimizer.momentum=abc: must be a number"),
+        ("optimizer.base_lr", float("nan"), "optimizer.base_lr=nan: must be a number above 0"),
+        ("optimizer.base_lr", float("inf"), "optimizer.base_lr=inf: must be a number above 0"),
+        ("optimizer.nesterov", 1, "optimizer.nesterov=1: must be true or false"),
+        ("optimizer.decay", "some", "must be one of all, weights"),
+        ("optimizer.foo", 1, "optimizer.foo=1: unknown key"),
+        ("bacth", 1, "bacth=1: unknown key; did you mean batch"),
+        ("clip.norm", 0, "clip.norm=0: must be a number above 0 or null"),
+        ("scheduler.warmup_epochs", 201, "warmup_epochs=201: must be at most epochs=200"),
+        ("scheduler.warmup_multiplier", 2, "needs optimizer.lr_scaling=none"),
+        ("scheduler.name", "linear", "scheduler.name=linear: must be one of"),
+        ("model.name", "vgg", "model.name=vgg: must be one of"),
+        ("model.ghost_batch", 256, "model.ghost_batch=256: must be at most"),
+        ("model", "resnet8", "model=resnet8: must be a group of keys"),
+    ],
+)
+def test_a_wrong_value_is_told_by_key_value_and_what_is_allowed(key, value, told):
+    raw = composed()
+    *path, leaf = key.split(".")
+    target = raw
+    for part in path:
+        target = target[part]
+    target[leaf] = value
+    with pytest.raises(UserError) as raised:
+        Config.from_hydra(raw)
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_key_is_told():
+    raw = composed()
+    del raw["optimizer"]["momentum"]
+    with pytest.raises(UserError, match=r"optimizer\.momentum: this key is missing"):
+        Config.from_hydra(raw)
+
+
+def test_nesterov_needs_momentum():
+    with pytest.raises(UserError, match=r"optimizer\.nesterov=true: needs"):
+        config("optimizer.nesterov=true", "optimizer.momentum=0")
+
+
+def test_same_choices_name_the_same_run():
+    name = run_name(config("batch=256"))
+    assert run_name(config("batch=256", "epochs=200")) == name
+    place = ("group=other", "device=cpu", "threads=1", "resume=false", "data.root=elsewhere")
+    assert run_name(config("batch=256", *place)) == name
+    for other in ("seed=1", "optimizer.nesterov=true", "data.train_size=500", "optimizer=lars"):
+        assert run_name(config("batch=256", other)) != name
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+def test_image_folder_runs_are_told_apart_by_their_root():
+    here, there = (config("data=image_folder", f"data.root={root}") for root in "ab")
+    assert run_name(here) != run_name(there)
+
+
+def test_a_key_at_its_default_leaves_run_names_alone():
+    made = config()
+
+    @dataclasses.dataclass(frozen=True)
+    class Later(Config):
+        new_key: str | None = None
+
+    later = Later(**{f.name: getattr(made, f.name) for f in dataclasses.fields(made)})
+    assert choices(later) == choices(made)
+    assert "new_key" in choices(dataclasses.replace(later, new_key="x"))
+
+
+def test_configuration_names_no_code():
+    for path in Path(CONF).rglob("*.yaml"):
+        assert "_target_" not in path.read_text(), path

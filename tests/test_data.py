@@ -1,0 +1,231 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from engine import data as data_module
+from engine.augment import Normalization, TrainingPictures
+from engine.config import DataConfig, DownloadedDataConfig, UserError
+from engine.data import Split, balanced_order, load_data
+from tests.conftest import CLASSES
+
+
+def folder_config(root, **changes):
+    options = {"cache": None, "holdout": 0, "train_size": None, "test_size": None} | changes
+    return DataConfig(name="image_folder", root=str(root), **options)
+
+
+def test_a_tree_is_read_as_it_lies(tree):
+    made = load_data(folder_config(tree))
+    assert made.classes == CLASSES
+    assert made.train.images.shape == (120, 32, 32, 3) and made.train.images.dtype == torch.uint8
+    assert made.train.labels.bincount().tolist() == [40, 40, 40]
+    with Image.open(tree / "train" / "dog" / "0007.png") as picture:
+        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    assert torch.equal(made.train.images[47], pixels.view(32, 32, 3))
+
+
+def count_decodes(monkeypatch):
+    calls = []
+    decode = data_module._decode_folder
+
+    def counted(source):
+        calls.append(source)
+        return decode(source)
+
+    monkeypatch.setattr(data_module, "_decode_folder", counted)
+    return calls
+
+
+def test_a_tree_is_decoded_once_and_again_when_it_changes(tree, monkeypatch):
+    calls = count_decodes(monkeypatch)
+    first = load_data(folder_config(tree))
+    load_data.cache_clear()
+    second = load_data(folder_config(tree))
+    assert len(calls) == 1
+    assert torch.equal(first.train.images, second.train.images)
+    (tree / "train" / "cat" / "0000.png").unlink()
+    load_data.cache_clear()
+    assert len(load_data(folder_config(tree)).train) == 119
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "foreign"])
+def test_a_damaged_cache_is_decoded_again(tree, monkeypatch, damage):
+    calls = count_decodes(monkeypatch)
+    expected = load_data(folder_config(tree))
+    cache = tree / ".decoded-image_folder.pt"
+    content = bytearray(cache.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 0xFF
+    else:
+        content = bytearray(b"not a cache")
+    cache.write_bytes(content)
+    load_data.cache_clear()
+    assert torch.equal(load_data(folder_config(tree)).train.images, expected.train.images)
+    assert len(calls) == 2
+
+
+def test_the_cache_goes_where_it_can_be_written(tree, tmp_path, monkeypatch):
+    calls = count_decodes(monkeypatch)
+    write = data_module.write_atomically
+
+    def refuse(path, fill):
+        if path.parent == tree:
+            raise PermissionError(13, "Permission denied")
+        write(path, fill)
+
+    monkeypatch.setattr(data_module, "write_atomically", refuse)
+    for _ in range(2):
+        load_data(folder_config(tree, cache=str(tmp_path / "cache")))
+        load_data.cache_clear()
+    assert len(calls) == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_balanced_order_keeps_every_prefix_even():
+    labels = torch.tensor([0] * 30 + [1] * 30 + [2] * 5)
+    order = balanced_order(labels)
+    assert sorted(order.tolist()) == list(range(65))
+    for size in (3, 9, 15):
+        assert labels[order[:size]].bincount(minlength=3).tolist() == [size // 3] * 3
+    assert labels[order[:25]].bincount().tolist() == [10, 10, 5]
+
+
+def test_holdout_and_subsets_are_balanced_disjoint_and_the_same_each_time(tree):
+    made = load_data(folder_config(tree, holdout=30, train_size=60, test_size=15))
+    assert made.holdout is not None
+    assert made.holdout.labels.bincount().tolist() == [10, 10, 10]
+    assert made.train.labels.bincount().tolist() == [20, 20, 20]
+    assert made.test.labels.bincount().tolist() == [5, 5, 5]
+    seen = {bytes(image.numpy().tobytes()) for image in made.train.images}
+    assert not seen & {bytes(image.numpy().tobytes()) for image in made.holdout.images}
+    load_data.cache_clear()
+    again = load_data(folder_config(tree, holdout=30, train_size=60, test_size=15))
+    assert torch.equal(again.train.images, made.train.images)
+    # The hold-out does not move with the subset, nor the subset with the seed.
+    load_data.cache_clear()
+    other = load_data(folder_config(tree, holdout=30))
+    assert torch.equal(other.holdout.images, made.holdout.images)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"holdout": 120}, "data.holdout=120: must leave training images: below the split's 120"),
+        ({"train_size": 121}, "data.train_size=121: must be at most 120"),
+        ({"holdout": 20, "train_size": 101}, "data.train_size=101: must be at most 100"),
+        ({"test_size": 31}, "data.test_size=31: must be at most 30"),
+    ],
+)
+def test_sizes_beyond_the_split_are_told(tree, changes, told):
+    with pytest.raises(UserError) as raised:
+        load_data(folder_config(tree, **changes))
+    assert told in str(raised.value)
+
+
+def test_a_picture_of_another_size_is_named(tree):
+    Image.new("RGB", (28, 28)).save(tree / "train" / "cat" / "0003.png")
+    with pytest.raises(UserError, match=r"0003\.png: must be 32x32 pixels, is 28x28"):
+        load_data(folder_config(tree))
+
+
+def test_a_truncated_picture_is_named(tree):
+    path = tree / "test" / "ship" / "0001.png"
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(UserError, match=r"0001\.png: cannot be decoded"):
+        load_data(folder_config(tree))
+    assert not list(tree.glob(".decoded*"))
+
+
+def test_grey_pictures_become_rgb(tree):
+    Image.new("L", (32, 32), 77).save(tree / "train" / "cat" / "0000.png")
+    assert torch.equal(
+        load_data(folder_config(tree)).train.images[0],
+        torch.full((32, 32, 3), 77, dtype=torch.uint8),
+    )
+
+
+def test_a_download_that_hangs_ends_in_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    code = "import time; time.sleep(60)"
+    run = subprocess.run
+
+    def hang(command, **options):
+        return run([sys.executable, "-c", code], **options)
+
+    monkeypatch.setattr(data_module.subprocess, "run", hang)
+    config = DownloadedDataConfig("cifar10", str(tmp_path / "a" / "b"), None, 0, None, None, 0.5)
+    with pytest.raises(UserError) as raised:
+        load_data(config)
+    assert "not done within 0.5 s" in str(raised.value)
+    assert "data=synthetic" in str(raised.value) and "data.root" in str(raised.value)
+    assert os.listdir(tmp_path) == []
+
+
+def numbered(count):
+    """Pictures that hold their own number in every pixel."""
+    images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 32, 32, 3)
+    return Split(images.contiguous(), torch.arange(count))
+
+
+def test_normalization_is_exact():
+    images = torch.randint(0, 256, (50, 32, 32, 3), dtype=torch.uint8)
+    made = Normalization.of(images)
+    pixels = images.double().view(-1, 3) / 255
+    assert made.mean == pytest.approx(pixels.mean(0).tolist(), abs=1e-12)
+    assert made.std == pytest.approx(pixels.std(0, unbiased=False).tolist(), abs=1e-12)
+    out = made.apply(images)
+    assert out.shape == (50, 3, 32, 32)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert out.mean(dim=(0, 2, 3)).tolist() == pytest.approx([0, 0, 0], abs=1e-4)
+    assert out.std(dim=(0, 2, 3)).tolist() == pytest.approx([1, 1, 1], abs=1e-3)
+
+
+def test_crops_and_flips_are_those_of_the_plain_definition():
+    split = Split(torch.randint(0, 256, (40, 32, 32, 3), dtype=torch.uint8), torch.arange(40) % 10)
+    identity = Normalization((0.0, 0.0, 0.0), (1 / 255,) * 3)
+    pictures = TrainingPictures(split, identity, torch.device("cpu"))
+    draws = pictures.draw_epoch(seed=3, epoch=1)
+    index = draws.order[:25]
+    batch, labels = pictures.batch(index, draws)
+    for place, example in enumerate(index.tolist()):
+        padded = torch.zeros(40, 40, 3)
+        padded[4:36, 4:36] = split.images[example]
+        row, column = draws.crops[:, example].tolist()
+        expected = padded[row : row + 32, column : column + 32]
+        if draws.flips[example]:
+            expected = expected.flip(1)
+        assert torch.allclose(batch[place].permute(1, 2, 0), expected, atol=1e-4)
+        assert labels[place] == split.labels[example]
+
+
+def test_what_happens_to_an_example_depends_on_seed_epoch_and_example_alone():
+    split = Split(torch.randint(0, 256, (30, 32, 32, 3), dtype=torch.uint8), torch.arange(30))
+    pictures = TrainingPictures(split, Normalization.of(split.images), torch.device("cpu"))
+    torch.manual_seed(1)
+    draws = pictures.draw_epoch(0, 5)
+    whole, _ = pictures.batch(draws.order, draws)
+    torch.manual_seed(2)
+    torch.rand(100)
+    again = pictures.draw_epoch(0, 5)
+    parts = torch.cat([pictures.batch(part, again)[0] for part in again.order.split(7)])
+    assert torch.equal(whole, parts)
+    assert sorted(draws.order.tolist()) == list(range(30))
+    for seed, epoch in ((1, 5), (0, 6)):
+        assert not torch.equal(pictures.draw_epoch(seed, epoch).order, draws.order)
+
+
+def test_crops_and_flips_cover_their_range_evenly():
+    pictures = TrainingPictures(
+        numbered(250), Normalization((0.5,) * 3, (0.25,) * 3), torch.device("cpu")
+    )
+    draws = [pictures.draw_epoch(0, epoch) for epoch in range(40)]
+    counts = torch.cat([d.crops.flatten() for d in draws]).bincount(minlength=9) / 20_000
+    assert counts.tolist() == pytest.approx([1 / 9] * 9, abs=0.01)
+    flips = torch.cat([d.flips for d in draws]).float().mean()
+    assert float(flips) == pytest.approx(0.5, abs=0.02)

@@ -1,0 +1,207 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from engine.augment import Normalization, TrainingPictures
+from engine.build import build_model, build_optimizer, build_scheduler
+from engine.config import ClipConfig, ModelConfig
+from engine.data import Split
+from engine.loop import clip_gradients, evaluate, train_epoch
+from engine.plan import make_plan
+from engine.runtime import start_runtime
+from tests.test_config import config
+
+NO_CLIP = ClipConfig(None, None)
+
+
+def pictures_of(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 10, (count,), generator=generator)
+    images = torch.randint(0, 200, (count, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    return Split(images + labels.view(-1, 1, 1, 1).to(torch.uint8) * 5, labels)
+
+
+class Plain(nn.Module):
+    """A network without batch norm: its gradient is a mean over examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=4)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).tanh().mean(dim=(2, 3)))
+
+
+class DoublePictures(TrainingPictures):
+    """Pictures in float64, so that only the order of a sum is left to differ."""
+
+    def batch(self, index, draws):
+        images, labels = super().batch(index, draws)
+        return images.double(), labels
+
+
+def trained(model, *overrides, count=90, clip=NO_CLIP, dtype=torch.float32, epochs=1):
+    """Train a model for some epochs and return it with the last epoch's outcome."""
+    made = config("batch=40", "epochs=2", *overrides)
+    split = pictures_of(count)
+    plan = make_plan(made, count)
+    runtime = start_runtime("cpu", "fp32", 1, False, 0)
+    double = dtype == torch.float64
+    kind = DoublePictures if double else TrainingPictures
+    pictures = kind(split, Normalization.of(split.images), runtime.device)
+    model = model.to(dtype)
+    optimizer = build_optimizer(made.optimizer, model, plan.peak_lr)
+    scheduler = build_scheduler(made.scheduler, plan, optimizer)
+    for epoch in range(epochs):
+        draws = pictures.draw_epoch(0, epoch)
+        outcome = train_epoch(
+            model, optimizer, scheduler, pictures, draws, plan, clip, runtime, "epoch"
+        )
+    return model, outcome
+
+
+def make_plain():
+    torch.manual_seed(0)
+    return Plain()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_micro_batches_equal_one_batch(optimizer):
+    whole, one = trained(make_plain(), f"optimizer={optimizer}", dtype=torch.float64, epochs=2)
+    parts, many = trained(
+        make_plain(), f"optimizer={optimizer}", "micro_batch=7", dtype=torch.float64, epochs=2
+    )
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+    # The reported loss is summed in float32.
+    assert many.loss == pytest.approx(one.loss, rel=1e-5)
+    assert many.accuracy == one.accuracy
+
+
+def make_resnet(ghost):
+    torch.manual_seed(0)
+    return build_model(ModelConfig("resnet8", "default", ghost), 10)
+
+
+def test_with_ghost_groups_the_result_does_not_depend_on_the_micro_batch():
+    results = [
+        trained(make_resnet(8), "model.ghost_batch=8", f"micro_batch={size}", dtype=torch.float64)[
+            0
+        ]
+        for size in (8, 16, 40)
+    ]
+    for other in results[1:]:
+        for (name, a), b in zip(
+            results[0].state_dict().items(), other.state_dict().values(), strict=True
+        ):
+            assert torch.allclose(a.double(), b.double(), rtol=1e-9, atol=1e-9), name
+
+
+def test_loss_and_accuracy_weigh_every_example_once():
+    # At rate ~0 the weights stand still, so the epoch's figures are those of the first weights.
+    model = make_plain()
+    still = ["optimizer.lr_scaling=none", "optimizer.base_lr=1e-12"]
+    _, outcome = trained(model, *still, count=90)
+    split = pictures_of(90)
+    pictures = TrainingPictures(split, Normalization.of(split.images), torch.device("cpu"))
+    draws = pictures.draw_epoch(0, 0)
+    images, labels = pictures.batch(draws.order, draws)
+    logits = model(images)
+    assert outcome.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert outcome.accuracy == pytest.approx(
+        100 * float((logits.argmax(1) == labels).float().mean())
+    )
+    assert (outcome.images, outcome.last_step, len(outcome.losses)) == (90, 3, 3)
+
+
+def test_the_update_is_a_plain_sgd_step_on_the_batch_mean():
+    model, reference = make_plain().double(), make_plain().double()
+    settings = ["optimizer.lr_scaling=none", "scheduler=constant", "scheduler.warmup_epochs=0"]
+    trained(model, *settings, "batch=90", "micro_batch=40", dtype=torch.float64)
+    split = pictures_of(90)
+    pictures = DoublePictures(split, Normalization.of(split.images), torch.device("cpu"))
+    draws = pictures.draw_epoch(0, 0)
+    images, labels = pictures.batch(draws.order, draws)
+    F.cross_entropy(reference(images), labels).backward()
+    for moved, start in zip(model.parameters(), reference.parameters(), strict=True):
+        expected = start - 0.1 * (start.grad + 5e-4 * start)
+        assert torch.allclose(moved, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_divergence_is_returned_before_it_spoils_the_weights(kind):
+    model = make_plain()
+    if kind == "loss":
+        with torch.no_grad():
+            model.fc.bias[0] = float("inf")
+    else:
+        model.fc.weight.register_hook(lambda g: g * float("nan"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    _, outcome = trained(model)
+    assert outcome.diverged and outcome.loss is None and outcome.accuracy is None
+    assert len(outcome.losses) == 1
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_clipping_bounds_values_and_then_the_norm():
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([30.0, 40.0])
+    assert float(clip_gradients([parameter], ClipConfig(norm=5.0, value=None))) == 50.0
+    assert parameter.grad.tolist() == pytest.approx([3.0, 4.0], rel=1e-4)
+    clip_gradients([parameter], ClipConfig(norm=None, value=3.5))
+    assert parameter.grad.tolist() == pytest.approx([3.0, 3.5], rel=1e-4)
+
+
+def test_evaluation_counts_every_example_and_each_class():
+    runtime = start_runtime("cpu", "fp32", 1, False, 0)
+    split = pictures_of(1300)  # more than one evaluation batch
+
+    class ByBrightness(nn.Module):
+        def forward(self, x):
+            return F.one_hot((x.mean(dim=(1, 2, 3)) > 0).long(), 10).float()
+
+    normalization = Normalization.of(split.images)
+    made = evaluate(ByBrightness(), split, normalization, 10, runtime)
+    guess = (normalization.apply(split.images).mean(dim=(1, 2, 3)) > 0).long()
+    assert made.accuracy == pytest.approx(100 * float((guess == split.labels).float().mean()))
+    for label in range(10):
+        of_class = split.labels == label
+        expected = 100 * float((guess[of_class] == label).float().mean())
+        assert made.per_class_accuracy[label] == pytest.approx(expected)
+    loss = F.cross_entropy(F.one_hot(guess, 10).float(), split.labels)
+    assert made.loss == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_a_class_without_examples_has_no_accuracy():
+    runtime = start_runtime("cpu", "fp32", 1, False, 0)
+    split = dataclasses.replace(pictures_of(20), labels=torch.zeros(20, dtype=torch.int64))
+    made = evaluate(Plain(), split, Normalization.of(split.images), 10, runtime)
+    assert made.per_class_accuracy[1:] == [None] * 9
+    assert math.isfinite(made.loss)
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+def test_bf16_autocast_trains_close_to_fp32(name):
+    torch.manual_seed(0)
+    made = config("batch=40", "epochs=1", f"optimizer={name}")
+    split = pictures_of(120)
+    plan = make_plan(made, 120)
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        runtime = start_runtime("cpu", precision, 1, False, 0)
+        model = make_resnet(None)
+        pictures = TrainingPictures(split, Normalization.of(split.images), runtime.device)
+        optimizer = build_optimizer(made.optimizer, model, plan.peak_lr)
+        scheduler = build_scheduler(made.scheduler, plan, optimizer)
+        draws = pictures.draw_epoch(0, 1)
+        losses[precision] = train_epoch(
+            model, optimizer, scheduler, pictures, draws, plan, NO_CLIP, runtime, ""
+        ).losses
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
+    assert losses["bf16"] != losses["fp32"]

@@ -1,0 +1,122 @@
+import math
+
+import pytest
+import torch
+
+import schedulers
+from schedulers import decay
+
+
+def rates(scheduler_type, steps, peak=1.0, **options):
+    """List the rate that each step runs at."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    scheduler = scheduler_type(optimizer, total_steps=steps, **options)
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_polynomial_with_warmup_is_the_expected_list():
+    seen = rates(
+        schedulers.WarmupPolynomialLR, 7, peak=0.8, warmup_steps=2, start_lr=0.4, min_lr=0.0
+    )
+    assert seen == pytest.approx([0.4, 0.6, 0.8, 0.45, 0.2, 0.05, 0.0])
+
+
+def test_polynomial_ends_at_its_minimum():
+    seen = rates(schedulers.WarmupPolynomialLR, 5, power=1.0, min_lr=0.2)
+    assert seen == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_cosine_is_the_expected_list():
+    seen = rates(schedulers.WarmupCosineLR, 5, min_lr=0.2)
+    half = math.sqrt(0.5)
+    expected = [1.0, 0.6 + 0.4 * half, 0.6, 0.6 - 0.4 * half, 0.2]
+    assert seen == pytest.approx(expected)
+
+
+def test_multistep_counts_from_the_start_of_the_run():
+    seen = rates(schedulers.WarmupMultiStepLR, 8, step_size=3, warmup_steps=2, start_lr=0.5)
+    assert seen == pytest.approx([0.5, 0.75, 1.0, 0.1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_multistep_holds_a_boundary_that_is_a_rounded_fraction():
+    # 0.1 * 3 is a little more than 0.3: step 3 of 10 is still a boundary.
+    assert decay.multistep(3, 0.1 * 3 * 10, 0.1) == pytest.approx(0.1)
+
+
+def test_constant_is_the_expected_list():
+    assert rates(schedulers.WarmupConstantLR, 4, warmup_steps=2, start_lr=0.0) == pytest.approx(
+        [0.0, 0.5, 1.0, 1.0]
+    )
+
+
+def test_warmup_that_fills_the_run_never_falls():
+    seen = rates(schedulers.WarmupPolynomialLR, 4, warmup_steps=4, start_lr=0.0)
+    assert seen == pytest.approx([0.0, 0.25, 0.5, 0.75])
+
+
+def test_one_step_runs_at_the_peak():
+    assert rates(schedulers.WarmupPolynomialLR, 1) == [1.0]
+
+
+def test_each_group_keeps_its_own_peak():
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 3.0)]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    scheduler = schedulers.WarmupPolynomialLR(optimizer, total_steps=3, power=1.0)
+    optimizer.step()
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5, 1.5])
+
+
+def test_resume_in_mid_curve_is_bit_equal():
+    def make():
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.7)
+        return optimizer, schedulers.WarmupPolynomialLR(
+            optimizer, total_steps=50, warmup_steps=9, start_lr=0.03
+        )
+
+    optimizer, scheduler = make()
+    expected = []
+    for step in range(50):
+        if step == 23:
+            saved = optimizer.state_dict(), scheduler.state_dict()
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    optimizer, scheduler = make()
+    optimizer.load_state_dict(saved[0])
+    scheduler.load_state_dict(saved[1])
+    resumed = []
+    for _ in range(23, 50):
+        resumed.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert resumed == expected[23:]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"total_steps": 0}, "total_steps=0"),
+        ({"total_steps": 5, "warmup_steps": 6}, "warmup_steps=6"),
+        ({"total_steps": 5, "warmup_steps": -1}, "warmup_steps=-1"),
+        ({"total_steps": 5, "start_lr": -0.1}, "start_lr=-0.1"),
+        ({"total_steps": 5, "min_lr": -0.1}, "min_lr=-0.1"),
+        ({"total_steps": 5, "power": 0.0}, "power=0.0"),
+    ],
+)
+def test_wrong_arguments_are_named(options, named):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(ValueError, match=named):
+        schedulers.WarmupPolynomialLR(optimizer, **options)
+
+
+@pytest.mark.parametrize(
+    ("rule", "scale"), [("linear", 32.0), ("sqrt", math.sqrt(32.0)), ("none", 1.0)]
+)
+def test_scaling_rules(rule, scale):
+    assert schedulers.SCALING_RULES[rule](4096, 128) == scale

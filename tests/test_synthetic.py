@@ -1,0 +1,77 @@
+"""Tests of the generated data set: the same bytes everywhere, balanced, and not too easy."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from engine.synthetic import BLOCK, CLASSES, make_split
+
+# Literals, so that a changed byte fails here: raise VERSION with them.
+DIGESTS = {
+    True: "47481d7f458c498e639ff818700ebcdbf2521df6704dab1bc4d247fb1f6de754",
+    False: "3da6d05a2e89dd06154b5089fe5e9bdaf2541ce70ef79f5cec075bc271474e6f",
+}
+
+
+def _rows(images: np.ndarray) -> set[bytes]:
+    return {image.tobytes() for image in images}
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_first_pictures_have_the_pinned_digest(train: bool) -> None:
+    """The bytes of pictures and labels are the same on every machine."""
+    images, labels = make_split(train, 64)
+    digest = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes())
+    assert digest.hexdigest() == DIGESTS[train]
+
+
+def test_shapes_and_types() -> None:
+    """A split is bytes in NHWC order with int64 labels naming ten distinct classes."""
+    images, labels = make_split(True, 7)
+    assert images.shape == (7, 32, 32, 3) and images.dtype == np.uint8
+    assert labels.shape == (7,) and labels.dtype == np.int64
+    assert len(set(CLASSES)) == 10
+
+
+@pytest.mark.parametrize("size", [1, 9, 10, 2 * BLOCK + 13])
+def test_labels_are_as_balanced_as_the_size_allows(size: int) -> None:
+    """No class has more than one picture over any other."""
+    counts = np.bincount(make_split(True, size)[1], minlength=10)
+    assert counts.sum() == size and np.ptp(counts) == (size % 10 > 0)
+
+
+def test_labels_do_not_repeat_with_a_period() -> None:
+    """Every tenth picture is not always of one class, so a strided shard is not skewed."""
+    counts = np.bincount(make_split(True, 2 * BLOCK)[1][::10], minlength=10)
+    assert counts.min() > 0
+
+
+def test_smaller_split_opens_a_larger_one() -> None:
+    """Picture i does not depend on how many are drawn, across a block's edge."""
+    few, many = make_split(False, BLOCK + 3), make_split(False, 2 * BLOCK + 1)
+    assert np.array_equal(few[0], many[0][: BLOCK + 3])
+    assert np.array_equal(few[1], many[1][: BLOCK + 3])
+
+
+def test_splits_and_seeds_share_no_picture() -> None:
+    """Train, test and another seed are drawn from streams of their own, without repeats."""
+    size = 2 * BLOCK
+    parts = [make_split(True, size), make_split(False, size), make_split(True, size, seed=1)]
+    assert len(set.union(*(_rows(images) for images, _ in parts))) == 3 * size
+
+
+def test_empty_split_is_refused() -> None:
+    """A size below one is an error."""
+    with pytest.raises(ValueError, match="at least 1"):
+        make_split(True, 0)
+
+
+def test_linear_classifier_stays_weak() -> None:
+    """Ridge regression on pixels beats chance a little, as the colours lean, and no more."""
+    (images, labels), (unseen, truth) = make_split(True, 6000), make_split(False, 2000)
+    pixels, targets = images.reshape(6000, -1) / 255 - 0.5, np.eye(10)[labels] - 0.1
+    gram = pixels.T @ pixels + 1e4 * np.eye(pixels.shape[1])
+    weights = np.linalg.solve(gram, pixels.T @ targets)
+    guess = np.argmax((unseen.reshape(2000, -1) / 255 - 0.5) @ weights, axis=1)
+    assert 0.12 < np.mean(guess == truth) < 0.60
