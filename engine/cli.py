@@ -81,6 +81,7 @@ def read_command_line(config_name: str, config_type: Any) -> CommandLine:
             if flags.cfg:
                 _compose(config_name, config_type, overrides)
             return CommandLine(None, False)
+        _check_grammar(overrides)
         lists = _split(overrides) if flags.multirun else [overrides]
         jobs = [_make_job(config_name, config_type, job) for job in lists]
     return CommandLine(jobs, flags.multirun)
@@ -108,7 +109,7 @@ def plain_config(composed: DictConfig) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(_one_line(error)) from error
+        raise UserError(f"{error.full_key}: {_one_line(error)}") from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
@@ -127,6 +128,14 @@ def _compose(config_name: str, config_type: Any, overrides: list[str]) -> DictCo
         raise UserError(_one_line(error)) from error
 
 
+def _check_grammar(overrides: list[str]) -> None:
+    for override in overrides:
+        try:
+            OverridesParser.create().parse_overrides([override])
+        except HydraException as error:
+            raise UserError(f"{override}: must be key=value, without blanks") from error
+
+
 def _split(overrides: list[str]) -> list[list[str]]:
     """Expand a sweep's overrides into one list a job, as Hydra's basic sweeper will."""
     hydra = GlobalHydra.instance().hydra
@@ -143,7 +152,7 @@ def _split(overrides: list[str]) -> list[list[str]]:
 def _explain(overrides: list[str], keys: set[str], message: str) -> None:
     """Raise a UserError that names the override Hydra's message is about, if one stands out."""
     for override in overrides:
-        key, equals, value = override.lstrip("+~").partition("=")
+        key, _, value = override.lstrip("+~").partition("=")
         options = sorted(path.stem for path in (CONF / key).glob("*.yaml")) if key else []
         if key.startswith("hydra") or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", key):
             continue
@@ -153,8 +162,6 @@ def _explain(overrides: list[str], keys: set[str], message: str) -> None:
             raise key_error(key, value, f"write +experiment={value}")
         if not options and key not in keys:
             raise key_error(key, value, f"unknown key; {closest(key, keys)}")
-        if not equals and not override.startswith("~"):
-            raise UserError(f"{override}: needs a value, as in {key}=VALUE")
         if _is_sweep(value):
             raise key_error(key, value, "several values make a sweep, which needs -m")
     for override in overrides:

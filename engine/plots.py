@@ -70,7 +70,7 @@ def _against_batch(axes: Any, rows: Sequence["Row"], key: str) -> None:
         for status, marker in (("completed", "o"), ("diverged", "x")):
             dots = [(row.batch, r.summary[key]) for row in members for r in row.of(status)]
             if dots:
-                axes.scatter(*zip(*dots, strict=True), 20, line.get_color(), marker)
+                axes.scatter(*zip(*dots, strict=True), 20, color=line.get_color(), marker=marker)
     axes.set_xscale("log", base=2)
     axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.minorticks_off()
