@@ -1,0 +1,1 @@
+"""Speed, measured beside references in the same interleaved run."""

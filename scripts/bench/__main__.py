@@ -1,0 +1,47 @@
+"""Measure speed beside references: `python -m scripts.bench [PART ...]`, all parts by default.
+
+A part is a function from a device and a number of rounds to a dictionary with `tables`, a list of
+(title, rows), and whatever figures are worth keeping. Results go to results/bench/<device>.json
+and .md, beside those of the other parts.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from engine.cli import exit_status
+from engine.config import UserError
+from scripts.bench import data, epoch, report
+
+PARTS = {"data": data.run, "epoch": epoch.run}
+
+
+def main() -> int:
+    """Run the parts that the command line names; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=5, help="timings of each candidate")
+    parser.add_argument("--folder", type=Path, default=Path("results/bench"))
+    arguments = parser.parse_args()
+    for part in arguments.parts:
+        if part not in PARTS:
+            raise UserError(f"{part}: must be one of {', '.join(PARTS)}")
+    if arguments.rounds < 2:
+        raise UserError(f"--rounds={arguments.rounds}: must be at least 2")
+    device = torch.device(arguments.device)
+    for part in arguments.parts or PARTS:
+        result = PARTS[part](device, arguments.rounds)
+        print(report.markdown(part, result))
+        report.write(part, result, arguments.folder, device.type)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

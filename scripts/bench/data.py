@@ -1,0 +1,62 @@
+"""The input path alone: augmented, normalised batches, beside torchvision transforms."""
+
+from typing import Any
+
+import torch
+
+from engine.augment import Normalization, TrainingPictures
+from engine.runtime import start_runtime
+from scripts.bench import reference, report
+from scripts.bench.epoch import random_split
+from scripts.bench.timing import Candidate, interleave, summarise
+
+IMAGES = 50_000
+# The reference takes seconds for what the harness does in a moment.
+REFERENCE_IMAGES = 12_800
+
+
+def run(device: torch.device, rounds: int) -> dict[str, Any]:
+    """Time passes over the pictures at a small and a large batch."""
+    runtime = start_runtime(device.type, "auto", None, False, 0)
+    split = random_split(IMAGES)
+    pictures = TrainingPictures(split, Normalization.of(split.images), runtime.device)
+    rows, figures = [], {}
+    for batch in (128, 1024):
+        loader = reference.make_loader(
+            split.images[:REFERENCE_IMAGES], split.labels[:REFERENCE_IMAGES], batch, False
+        )
+
+        def draw(batch: int = batch) -> None:
+            draws = pictures.draw_epoch(0, 0)
+            for index in draws.order.split(batch):
+                pictures.batch(index, draws)
+
+        def load(loader: Any = loader) -> None:
+            for _ in loader:
+                pass
+
+        candidates = {"this harness": Candidate(draw), "DataLoader": Candidate(load)}
+        times = interleave(candidates, rounds, device, warmup=1)
+        figures[str(batch)] = times
+        speeds = {
+            "this harness": 1000 * IMAGES / summarise(times["this harness"])["median_ms"],
+            "DataLoader": 1000 * REFERENCE_IMAGES / summarise(times["DataLoader"])["median_ms"],
+        }
+        rows.append(
+            {
+                "batch": batch,
+                "this harness, images a second": f"{speeds['this harness']:,.0f}",
+                "DataLoader, images a second": f"{speeds['DataLoader']:,.0f}",
+                "ratio": speeds["this harness"] / speeds["DataLoader"],
+            }
+        )
+    return {
+        "environment": report.environment(device),
+        "rounds": rounds,
+        "notes": [
+            f"Crop, flip and normalise; medians of {rounds} rounds. The DataLoader has "
+            f"{reference.available_cpus()} workers."
+        ],
+        "figures": figures,
+        "tables": [("Input path", rows)],
+    }

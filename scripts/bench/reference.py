@@ -1,0 +1,86 @@
+"""The loop that people use today, as a yardstick: torchvision transforms in a DataLoader.
+
+Each picture goes through PIL (crop, flip, tensor, normalise) in a worker process; fp32, NCHW,
+torch's own batch norm, torch.optim.SGD as it comes, the loss read at every step.
+"""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from engine.runtime import available_cpus
+from models import BatchNorm2d
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """Pictures uint8 [N, 32, 32, 3] served one by one, as torchvision's CIFAR10 serves them."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        """Hold the pictures and the usual transforms."""
+        self.images, self.labels = images.numpy(), labels.tolist()
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(MEAN, STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        """Count the pictures."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return one transformed picture and its label."""
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+def make_loader(images: Tensor, labels: Tensor, batch: int, pin: bool) -> DataLoader:
+    """Make the DataLoader, with a worker for each CPU that stays alive between epochs."""
+    return DataLoader(
+        Pictures(images, labels),
+        batch_size=batch,
+        shuffle=True,
+        num_workers=available_cpus(),
+        persistent_workers=True,
+        pin_memory=pin,
+    )
+
+
+def with_plain_batch_norm(model: nn.Module) -> nn.Module:
+    """Copy a model with torch's batch norm in place of this project's."""
+    model = copy.deepcopy(model)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, BatchNorm2d):
+                setattr(module, name, nn.BatchNorm2d(child.num_features))
+    return model
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    device: torch.device,
+) -> float:
+    """Train one pass over the batches; return the mean loss."""
+    model.train()
+    total, count = 0.0, 0
+    for images, labels in batches:
+        images, labels = images.to(device), labels.to(device)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        total += loss.item() * len(labels)
+        count += len(labels)
+    return total / count
