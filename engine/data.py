@@ -254,9 +254,14 @@ def _decode_cifar(name: str, root: Path) -> dict[str, Any]:
 
     decoded: dict[str, Any] = {}
     for split in SPLITS:
-        source = (CIFAR10 if name == "cifar10" else CIFAR100)(str(root), train=split == "train")
+        try:
+            kind = CIFAR10 if name == "cifar10" else CIFAR100
+            source = kind(str(root), train=split == "train")
+        except RuntimeError as error:
+            allowed = f"its copy of {name} is incomplete or damaged; remove it to download it again"
+            raise key_error("data.root", root, allowed) from error
         decoded["classes"] = source.classes
-        decoded[f"{split}_images"] = torch.from_numpy(source.data)
+        decoded[f"{split}_images"] = torch.from_numpy(source.data).contiguous()
         decoded[f"{split}_labels"] = torch.tensor(source.targets, dtype=torch.int64)
     return decoded
 

@@ -159,12 +159,78 @@ def test_a_download_that_hangs_ends_in_one_line_and_leaves_nothing(tmp_path, mon
         return run([sys.executable, "-c", code], **options)
 
     monkeypatch.setattr(data_module.subprocess, "run", hang)
-    config = DownloadedDataConfig("cifar10", str(tmp_path / "a" / "b"), None, 0, None, None, 0.5)
     with pytest.raises(UserError) as raised:
-        load_data(config)
+        load_data(cifar10_config(tmp_path / "a" / "b", seconds=0.5))
     assert "not done within 0.5 s" in str(raised.value)
     assert "data=synthetic" in str(raised.value) and "data.root" in str(raised.value)
     assert os.listdir(tmp_path) == []
+
+
+def fake_cifar10(root, monkeypatch):
+    """Write a folder in CIFAR-10's format, ten pictures a file, and its checksums."""
+    import hashlib
+    import pickle
+
+    import numpy as np
+    from torchvision.datasets import CIFAR10
+
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    pictures = {}
+
+    def write(name, content):
+        data = pickle.dumps(content)
+        (folder / name).write_bytes(data)
+        return [name, hashlib.md5(data).hexdigest()]
+
+    def batch(name):
+        pictures[name] = rng.integers(0, 256, (10, 3072), dtype=np.uint8)
+        return write(name, {"data": pictures[name], "labels": list(range(10))})
+
+    names = [f"data_batch_{number}" for number in range(1, 6)]
+    monkeypatch.setattr(CIFAR10, "train_list", [batch(name) for name in names])
+    monkeypatch.setattr(CIFAR10, "test_list", [batch("test_batch")])
+    meta = write("batches.meta", {"label_names": [f"class{number}" for number in range(10)]})
+    described = {"filename": meta[0], "key": "label_names", "md5": meta[1]}
+    monkeypatch.setattr(CIFAR10, "meta", described)
+    return pictures
+
+
+def cifar10_config(root, seconds=60.0):
+    return DownloadedDataConfig("cifar10", str(root), None, 0, None, None, seconds)
+
+
+def test_cifar10_is_read_through_torchvision(tmp_path, monkeypatch):
+    pictures = fake_cifar10(tmp_path, monkeypatch)
+    made = load_data(cifar10_config(tmp_path))
+    assert (len(made.train), len(made.test), made.classes[3]) == (50, 10, "class3")
+    expected = torch.from_numpy(pictures["data_batch_2"]).view(10, 3, 32, 32).permute(0, 2, 3, 1)
+    assert torch.equal(made.train.images[10:20], expected)
+    assert made.test.labels.tolist() == list(range(10))
+
+
+def test_a_damaged_copy_of_cifar10_is_told(tmp_path, monkeypatch):
+    fake_cifar10(tmp_path, monkeypatch)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"cut short")
+    with pytest.raises(UserError, match=r"data\.root=.*: its copy of cifar10 is incomplete"):
+        load_data(cifar10_config(tmp_path))
+
+
+def test_a_download_arrives_whole_or_not_at_all(tmp_path, monkeypatch):
+    root = tmp_path / "pictures"
+    pictures = fake_cifar10(tmp_path / "server", monkeypatch)
+
+    def fetch(command, **_):
+        import shutil
+
+        inner = "cifar-10-batches-py"
+        shutil.copytree(tmp_path / "server" / inner, f"{command[-1]}/{inner}")
+
+    monkeypatch.setattr(data_module.subprocess, "run", fetch)
+    made = load_data(cifar10_config(root))
+    assert len(made.train) == 10 * (len(pictures) - 1)
+    assert {path.name for path in root.iterdir()} == {"cifar-10-batches-py"}
 
 
 def numbered(count):
