@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 # Raise whenever any drawn byte changes: callers put it in the fingerprint of what they store.
-VERSION = 1
+VERSION = 2
 
 SHAPES = ("disc", "ring", "square", "triangle", "cross")
 TEXTURES = ("striped", "checked")
@@ -132,7 +132,7 @@ def _blend(picture: Array, colour: Array, cover: Array) -> None:
 def _background(dice: _Dice, middle: Array) -> Array:
     """Draw a colour ramp about `middle` under a faint texture, then clutter: [3, block, 32, 32]."""
     ramp = _turned(dice, 0)[0] / 45
-    texture = _texture(dice, dice.chance()) * dice.between(0, 0.12)
+    texture = _texture(dice, dice.chance()) * dice.between(0, 0.1)
     picture = np.empty((3, BLOCK, SIDE, SIDE), dtype=np.float32)
     for plane, tone, slope in zip(picture, middle, dice.colour(), strict=True):
         plane[:] = tone + (slope - 0.5) * ramp + texture
@@ -163,7 +163,7 @@ def _draw_block(train: bool, block: int, seed: int) -> tuple[np.ndarray, np.ndar
     texture = _texture(dice, (labels % len(TEXTURES) == 1)[:, None, None])
     lean = 0.08 * _LEAN[labels].T[:, :, None, None]
     sign = np.where(dice.chance(), np.float32(-1), np.float32(1))
-    tone = middle + sign * dice.between(0.15, 0.4) + 0.4 * (dice.colour() - 0.5) + lean
+    tone = middle + sign * dice.between(0.2, 0.4) + 0.4 * (dice.colour() - 0.5) + lean
     tone = np.clip(tone, 0.15, 0.85)  # leaves the texture room on either side
     depth = dice.between(0.12, 0.35) * (dice.colour() - 0.5) * 2
     for plane, base, swing in zip(picture, tone, depth, strict=True):
@@ -175,7 +175,7 @@ def _draw_block(train: bool, block: int, seed: int) -> tuple[np.ndarray, np.ndar
 def _finish(dice: _Dice, picture: Array) -> np.ndarray:
     """Add noise and round to bytes: uint8 [block, 32, 32, 3]."""
     images = np.empty((BLOCK, SIDE, SIDE, 3), dtype=np.uint8)
-    strength = dice.between(0.05, 0.3)  # the greatest noise, as a share of full brightness
+    strength = dice.between(0.05, 0.25)  # the greatest noise, as a share of full brightness
     for channel, plane in enumerate(picture):
         noise = strength * (dice.bytes() - dice.bytes())
         images[..., channel] = np.clip(255 * plane + noise + 0.5, 0, 255)
