@@ -41,7 +41,7 @@ def train(config: Config, overrides: list[str]) -> None:
     with run.open(overrides):
         model = build_model(config.model, len(data.classes)).to(runtime.device)
         model.to(memory_format=runtime.memory_format)
-        optimizer = build_optimizer(config.optimizer, model, plan.peak_lr)
+        optimizer = build_optimizer(config.optimizer, config.clip, model, plan.peak_lr)
         scheduler = build_scheduler(config.scheduler, plan, optimizer)
         run.found |= plan.rates() | facts(runtime)
         run.found["parameters"] = sum(p.numel() for p in model.parameters())
@@ -61,8 +61,9 @@ def train(config: Config, overrides: list[str]) -> None:
             draws = pictures.draw_epoch(config.seed, epoch)
             title = f"epoch {epoch}/{config.epochs}"
             trained = train_epoch(
-                network, optimizer, scheduler, pictures, draws, plan, config.clip, runtime, title
-            )
+                network, optimizer, scheduler, pictures, draws, plan, config.clip, runtime, title,
+                config.log_layers_every,
+            )  # fmt: skip
             diverged = trained.diverged
             tested = held = None
             if not diverged and (epoch % config.eval_every == 0 or epoch == config.epochs):

@@ -34,6 +34,16 @@ MODELS = {
     "resnet50_imagenet_stem": models.resnet50_imagenet_stem,
 }
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "lars": LARS}
+LARS_OPTIONS = (
+    "variant",
+    "trust_coefficient",
+    "eps",
+    "trust_norm",
+    "trust_weight_decay",
+    "momentum_scaling",
+    "zero_norm",
+    "trust_clip",
+)
 SCHEDULERS: dict[str, type[WarmupLR]] = {
     "constant": WarmupConstantLR,
     "cosine": WarmupCosineLR,
@@ -57,10 +67,15 @@ def initialize_he(model: nn.Module) -> None:
             nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
 
 
-def build_optimizer(config: c.SGDConfig, model: nn.Module, peak_lr: float) -> Optimizer:
-    """Make the optimizer over the model's groups; its rate is the schedule's peak."""
+def build_optimizer(
+    config: c.SGDConfig, clip: c.ClipConfig, model: nn.Module, peak_lr: float
+) -> Optimizer:
+    """Make the optimizer over the model's groups; its rate is the schedule's peak.
+
+    LARS clips by itself, from the norms that it needs anyway; the loop clips for SGD.
+    """
     adapt = config.adapt if isinstance(config, c.LARSConfig) else "weights"
-    groups = parameter_groups(model, config.weight_decay, config.decay, adapt)
+    groups = parameter_groups(model, config.weight_decay, decay=config.decay, adapt=adapt)
     options: dict[str, Any] = {
         "lr": peak_lr,
         "momentum": config.momentum,
@@ -68,7 +83,8 @@ def build_optimizer(config: c.SGDConfig, model: nn.Module, peak_lr: float) -> Op
         "nesterov": config.nesterov,
     }
     if isinstance(config, c.LARSConfig):
-        options |= {"trust_coefficient": config.trust_coefficient, "eps": config.eps}
+        options |= {key: getattr(config, key) for key in LARS_OPTIONS}
+        options |= {"clip_norm": clip.norm, "clip_value": clip.value}
     else:
         options |= {"fused": next(model.parameters()).device.type in ("cpu", "cuda", "mps")}
     return OPTIMIZERS[config.name](groups, **options)

@@ -58,6 +58,10 @@ ModelName = Literal[
     "resnet18", "resnet34", "resnet50", "resnet50_imagenet_stem",
 ]  # fmt: skip
 Which = Literal["all", "weights"]
+Variant = Literal[
+    "paper", "blog", "quadra", "torchlars", "braintools", "pytorch-lars", "pytorch-lars-v1",
+    "timm", "larc",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,15 @@ class LARSConfig(SGDConfig):
 
     name: Literal["lars"]  # type: ignore[assignment]
     adapt: Which
-    trust_coefficient: Positive
-    eps: NotNegative
+    variant: Variant = "paper"
+    # Null is the variant's own value.
+    trust_coefficient: NotNegative | None = None
+    eps: NotNegative | None = None
+    trust_norm: Literal["separate", "decayed"] | None = None
+    trust_weight_decay: NotNegative | Literal["weight_decay", "momentum"] | None = None
+    momentum_scaling: Literal["trust", "classic", "none"] | None = None
+    zero_norm: Literal["one", "skip", "raw"] | None = None
+    trust_clip: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -175,6 +186,7 @@ class Config:
     deterministic: bool
     resume: bool
     target_accuracy: Percent | None
+    log_layers_every: Count | None
     plan: bool
     clip: ClipConfig
     model: ModelConfig
@@ -276,12 +288,16 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     nullable = type(None) in members
     if value is None and nullable:
         return None
-    (hint,) = (member for member in members if member is not type(None))
+    words = [member for member in members if get_origin(member) is Literal]
+    others = [member for member in members if member not in (*words, type(None))]
     or_null = " or null" if nullable else ""
-    if get_origin(hint) is Literal:
-        if value in get_args(hint) and isinstance(value, str):
+    if words and (isinstance(value, str) or not others):
+        if value in get_args(words[0]) and isinstance(value, str):
             return value
-        raise key_error(key, value, f"must be one of {', '.join(get_args(hint))}{or_null}")
+        or_number = " or a number" if others else ""
+        allowed = f"must be one of {', '.join(get_args(words[0]))}{or_number}{or_null}"
+        raise key_error(key, value, allowed)
+    (hint,) = others
     base, bounds = get_args(hint) if get_origin(hint) is Annotated else (hint, Range())
     if base is float and type(value) is int and abs(value) < 2**1023:
         value = float(value)
@@ -345,7 +361,15 @@ def choices(config: Config) -> dict[str, Any]:
     A key at its dataclass default is left out, so a key added later (with a default that changes
     nothing) leaves the names of earlier runs as they were.
     """
-    about_the_place = {"group", "device", "threads", "resume", "target_accuracy", "plan"}
+    about_the_place = {
+        "group",
+        "device",
+        "threads",
+        "resume",
+        "target_accuracy",
+        "plan",
+        "log_layers_every",
+    }
     about_the_place |= {"data.cache", "data.download_seconds"}
     if config.data.name != "image_folder":
         about_the_place.add("data.root")

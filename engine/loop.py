@@ -21,10 +21,15 @@ from engine.config import ClipConfig
 from engine.data import Split
 from engine.plan import Plan
 from engine.runtime import Runtime
+from lars import LARS
 from models import commit_batch_statistics
+
+# LARS' telemetry after one step: that step, and by parameter name its figures as 0-d tensors.
+LayerStatistics = tuple[int, dict[str | int, dict[str, Tensor]]]
 
 EVALUATION_BATCH = 1000
 CHECK_EVERY = 50
+NO_CLIP = ClipConfig(norm=None, value=None)
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class TrainedEpoch:
     rates: list[float]
     gradient_norms: list[float]
     diverged: bool
+    layers: list[LayerStatistics]
 
 
 @dataclass(frozen=True)
@@ -66,13 +72,17 @@ def train_epoch(
     clip: ClipConfig,
     runtime: Runtime,
     title: str,
+    log_layers_every: int | None = None,
 ) -> TrainedEpoch:
     """Train one pass over the split, the ragged last batch included.
+
+    Every `log_layers_every` steps of the run, LARS' figures for each layer are kept.
 
     An update is made from finite gradients only: on the CPU every step is checked before it, on
     CUDA the host looks every `CHECK_EVERY` steps, so as not to wait for the device at each.
     """
     model.train()
+    loop_clips = not isinstance(optimizer, LARS)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     batches = draws.order.split(plan.batch)
     first_step = scheduler.last_epoch
@@ -80,6 +90,7 @@ def train_epoch(
     norms = torch.zeros(len(batches), device=runtime.device)
     correct = torch.zeros((), dtype=torch.int64, device=runtime.device)
     rates = []
+    layers: list[LayerStatistics] = []
     diverged = False
     check_every = 1 if runtime.device.type == "cpu" else CHECK_EVERY
     started = runtime.wall_clock()
@@ -95,7 +106,7 @@ def train_epoch(
                 loss.backward()
                 losses[step] += loss.detach()
                 correct += (logits.detach().argmax(dim=1) == labels).sum()
-            norms[step] = clip_gradients(parameters, clip)
+            norms[step] = clip_gradients(parameters, clip if loop_clips else NO_CLIP)
             rates.append(float(optimizer.param_groups[0]["lr"]))
             last = step == len(batches) - 1
             if (step + 1) % check_every == 0 or last:
@@ -103,7 +114,11 @@ def train_epoch(
                 if not bool(torch.isfinite(losses[seen] + norms[seen]).all()):
                     diverged = True
                     break
+            if isinstance(optimizer, LARS) and log_layers_every is not None:
+                optimizer.telemetry = (first_step + step + 1) % log_layers_every == 0
             optimizer.step()
+            if isinstance(optimizer, LARS) and optimizer.telemetry:
+                layers.append((first_step + step + 1, optimizer.layer_statistics()))
             commit_batch_statistics(model)
             scheduler.step()
             if not bar.disable and (step % 10 == 0 or last):
@@ -123,6 +138,7 @@ def train_epoch(
         rates=rates,
         gradient_norms=norms.tolist()[:done],
         diverged=diverged,
+        layers=layers,
     )
 
 

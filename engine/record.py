@@ -196,6 +196,10 @@ class Run:
             for place in range((len(values) - 1) % stride, len(values), stride):
                 step = trained.last_step - len(values) + 1 + place
                 self.writer.add_scalar(tag, values[place], step)
+        for step, layers in trained.layers:
+            for layer, figures in layers.items():
+                for name, value in figures.items():
+                    self.writer.add_scalar(f"{name}/{layer}", float(value), step)
         for tag, key in TENSORBOARD_TAGS.items():
             if row[key] is not None:
                 self.writer.add_scalar(tag, row[key], trained.last_step)

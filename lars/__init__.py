@@ -1,6 +1,12 @@
-"""LARS for PyTorch, usable on its own: `from lars import LARS, parameter_groups`."""
+"""LARS for PyTorch: one rule, its published variants by name, and a path for each device.
 
-from lars.groups import parameter_groups
-from lars.lars import LARS
+from lars import LARS, parameter_groups
+optimizer = LARS(parameter_groups(model, weight_decay=5e-4), lr=0.1)
+"""
 
-__all__ = ["LARS", "parameter_groups"]
+from .groups import parameter_groups
+from .lars import LARS
+from .presets import PRESETS
+from .wrapper import LARSWrapper
+
+__all__ = ["LARS", "PRESETS", "LARSWrapper", "parameter_groups"]

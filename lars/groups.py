@@ -1,49 +1,68 @@
-"""Which parameters decay and adapt: weights against bias and normalisation parameters.
+"""Parameter groups by module type: which tensors decay, and which have a trust ratio."""
 
-A parameter's kind is told by the module that holds it, never by its name's spelling or its shape.
-"""
+from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
-NORM_TYPES: tuple[type[nn.Module], ...] = (
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.LocalResponseNorm,
-    nn.RMSNorm,
-)
+# _NormBase: every batch and instance normalisation, synchronised and lazy ones too.
+NORM_MODULES: tuple[type[nn.Module], ...] = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def parameter_groups(
     model: nn.Module,
     weight_decay: float,
-    decay: Literal["all", "weights"] = "weights",
-    adapt: Literal["all", "weights"] = "weights",
+    *,
+    decay: str = "weights",
+    adapt: str = "weights",
+    norm_modules: tuple[type[nn.Module], ...] = NORM_MODULES,
 ) -> list[dict[str, Any]]:
-    """Split a model's trainable parameters into groups for LARS, or for any torch optimizer.
+    """Split a model's parameters into weights, and biases with normalisation parameters.
 
-    Weights come first; bias and normalisation parameters second, with weight decay only under
-    `decay="all"` and the trust ratio only under `adapt="all"`. A tied parameter is listed once, as
-    a weight if any of its modules holds it as one; frozen parameters are left out, and so is an
-    empty group. Each group holds (name, parameter) pairs, which torch keeps as `param_names`.
+    `decay` and `adapt` say which of them get `weight_decay` and which a trust ratio: "weights" or
+    "all". A parameter is judged by the module that owns it, never by its shape; one that several
+    modules share counts once, with the first of them; frozen ones are left out. The groups hold
+    (name, parameter) pairs, and suit every torch optimizer: those without an `adapt` ignore it.
     """
-    for name, value in (("decay", decay), ("adapt", adapt)):
-        if value not in ("all", "weights"):
-            raise ValueError(f"{name}={value!r}: must be 'all' or 'weights'")
-    weights: dict[nn.Parameter, str] = {}
-    others: dict[nn.Parameter, str] = {}
+    for option, value in (("decay", decay), ("adapt", adapt)):
+        if value not in ("weights", "all"):
+            raise ValueError(f"Invalid {option} value: {value!r}; it is 'weights' or 'all'")
+    if not weight_decay >= 0.0:
+        raise ValueError(f"Invalid weight_decay value: {weight_decay!r}")
+
+    pairs: dict[bool, list[tuple[str, nn.Parameter]]] = {True: [], False: []}
+    for module, attribute, name, parameter in _parameters_with_owners(model):
+        if parameter.requires_grad:
+            is_weight = not (isinstance(module, norm_modules) or _is_bias(module, attribute))
+            pairs[is_weight].append((name, parameter))
+    return [
+        {
+            "params": pairs[is_weight],
+            "weight_decay": weight_decay if is_weight or decay == "all" else 0.0,
+            "adapt": is_weight or adapt == "all",
+        }
+        for is_weight in (True, False)
+        if pairs[is_weight]
+    ]
+
+
+def _parameters_with_owners(
+    model: nn.Module,
+) -> Iterator[tuple[nn.Module, str, str, nn.Parameter]]:
+    """Each parameter once: its module, its attribute there, its full name, itself."""
+    seen: set[nn.Parameter] = set()
     for prefix, module in model.named_modules():
-        for name, parameter in module.named_parameters(prefix, recurse=False):
-            is_other = isinstance(module, NORM_TYPES) or parameter is getattr(module, "bias", None)
-            (others if is_other else weights).setdefault(parameter, name)
-    others = {p: name for p, name in others.items() if p not in weights}
-    other_decay = weight_decay if decay == "all" else 0.0
-    kinds = ((weights, weight_decay, True), (others, other_decay, adapt == "all"))
-    groups = []
-    for named, group_decay, group_adapt in kinds:
-        trainable = [(name, p) for p, name in named.items() if p.requires_grad]
-        if trainable:
-            groups.append({"params": trainable, "weight_decay": group_decay, "adapt": group_adapt})
-    return groups
+        for attribute, parameter in module.named_parameters(recurse=False):
+            if parameter not in seen:
+                seen.add(parameter)
+                yield module, attribute, f"{prefix}.{attribute}".lstrip("."), parameter
+
+
+def _is_bias(module: nn.Module, attribute: str) -> bool:
+    # These have several biases each; everywhere else in torch a bias is the attribute `bias`.
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention):
+        return "bias" in attribute
+    return attribute == "bias"

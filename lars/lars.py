@@ -1,112 +1,228 @@
-"""LARS, layer-wise adaptive rate scaling (You, Gitman & Ginsburg 2017, arXiv 1708.03888).
+"""The optimizer: torch.optim's manners around the update of `rule.py`."""
 
-For each parameter tensor w with gradient g (the paper's eq. 6 and algorithm 1):
-
-    local = trust_coefficient * |w| / (|g| + weight_decay * |w| + eps)
-    v     = momentum * v + lr * local * (g + weight_decay * w)
-    w     = w - v
-
-Departures: `local` is 1 where |w| or |g| is 0, so that a tensor that starts at zero still trains
-(the paper leaves 0/0 open); `eps` guards the division; groups with `adapt=False` use `local` 1,
-which makes them SGD; `dampening` and `nesterov` are as in torch.optim.SGD, applied to the scaled
-update lr * local * (g + weight_decay * w).
-"""
+from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.optimizer import ParamsT
+from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
+
+from .bucket import Bucket, Record, as_tensor, check_not_capturing, choose_path, path_on
+from .presets import complete, fill_from_preset
+from .rule import Rule
 
 
 class LARS(Optimizer):
-    """SGD whose rate is scaled, tensor by tensor, by the ratio of weight norm to gradient norm.
+    r"""SGD with momentum whose rate for each tensor follows the ratio of two norms.
+
+    Yang You, Igor Gitman and Boris Ginsburg, "Large Batch Training of Convolutional Networks",
+    arXiv 1708.03888. For each parameter tensor,
+
+        u = g + weight_decay * w
+        ratio = trust_coefficient * ||w|| / (||g|| + weight_decay * ||w|| + eps)
+        v = momentum * v + (1 - dampening) * lr * ratio * u
+        w = w - v
+
+    w: the weights; g: their gradient; v: `momentum_buffer`, whose first value is not dampened;
+    lr: the paper's gamma, the global rate; trust_coefficient: its eta; weight_decay: its beta;
+    ratio: its local rate lambda. With nesterov, w = w - (lr * ratio * u + momentum * v).
+
+    The paper says nothing about a norm of 0. Here, such a tensor has ratio 1, so that one
+    initialised to zero trains; this is the only departure of the default variant, "paper". The
+    options below change the rule, and `variant` names sets of them; one given beside it wins.
 
     Args:
-        params: parameters, (name, parameter) pairs or groups; see `lars.parameter_groups`.
-        lr: the global rate, at least 0.
-        momentum: 0 to below 1.
-        dampening: the part of each new update that is left out of the momentum buffer, 0 to 1.
-        weight_decay: L2 penalty, at least 0; it enters the trust ratio, as in the paper.
-        nesterov: look ahead by one momentum step; needs momentum and no dampening.
-        trust_coefficient: the paper's eta, above 0.
-        eps: added to the trust ratio's denominator, at least 0.
-        adapt: whether the trust ratio is applied.
+        params: tensors, (name, tensor) pairs or groups; see `parameter_groups`.
+        variant: a key of `PRESETS`. They depart from the paper so (eps 1e-8 but where said):
+            "blog": eps 1e-15, momentum_scaling "none", zero_norm "raw".
+            "quadra": momentum_scaling "trust", zero_norm "skip", adapt "decayed".
+            "torchlars": momentum_scaling "trust".
+            "braintools": momentum_scaling "trust", trust_norm "decayed".
+            "pytorch-lars": eps 0, trust_weight_decay "momentum", momentum_scaling "none", "raw".
+            "pytorch-lars-v1": the same with momentum_scaling "classic".
+            "timm": momentum_scaling "trust", adapt "decayed".
+            "larc": trust_coefficient 0.02, momentum_scaling "trust", "skip", trust_clip.
+        trust_norm: the denominator is "separate", as above, or "decayed", ||u||.
+        trust_weight_decay: a number in place of weight_decay in the denominator, or
+            "weight_decay" or "momentum", that option's value.
+        momentum_scaling: where lr and ratio enter. "classic", as above: both before the buffer.
+            "trust": v = momentum * v + ratio * u, w = w - lr * v. "none": v = momentum * v + u,
+            w = w - lr * ratio * v. They differ once lr ("trust") or ratio ("none") moves.
+        zero_norm: where ||w|| or the other norm is 0, "one": ratio 1; "skip": ratio 1 and no
+            weight decay; "raw": no guard, so 0/0 is NaN and tensors of zeros stay zeros.
+        trust_clip: ratio = min(ratio / lr, 1), as LARC has it (not on what zero_norm skips).
+        adapt: False: ratio 1, plain SGD; "decayed": True in groups whose weight_decay is not 0.
+        clip_norm: scale gradients by min(1, clip_norm / the norm of all gradients together).
+        clip_value: then clamp each element to [-clip_value, clip_value]. Both before the ratio.
+        foreach: multi-tensor calls; the default on CUDA and for DTensors.
+        fused: near two passes over memory: on the CPU, where it is the default, by torch's fused
+            SGD kernel; on CUDA by Triton's, or by foreach where Triton does not work.
+        capturable: the step may be captured in a CUDA graph; lr is then a tensor, and one step
+            has been taken before.
 
+    All are per group but `params`; None is the variant's value. `p.grad` is never changed.
+    Set `telemetry = True` for `layer_statistics()` and `grad_norm` after each step.
     """
+
+    # GradScaler then leaves to step() both unscaling and skipping where a gradient is inf.
+    _step_supports_amp_scaling = True
+    # On the class, for copies and unpickled instances: torch carries only its own attributes over.
+    telemetry: bool = False
+    # The norm of all gradients, unscaled and before clipping, where clipping or telemetry is on.
+    grad_norm: Tensor | None = None
+    _records: tuple[Record, ...] = ()
+    _plans: dict[Any, Any] | None = None
 
     def __init__(
         self,
         params: ParamsT,
-        lr: float,
+        lr: float | Tensor = 0.1,
         momentum: float = 0.9,
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
-        trust_coefficient: float = 0.001,
-        eps: float = 1e-8,
-        adapt: bool = True,
+        *,
+        variant: str = "paper",
+        trust_coefficient: float | None = None,
+        eps: float | None = None,
+        trust_norm: str | None = None,
+        trust_weight_decay: float | str | None = None,
+        momentum_scaling: str | None = None,
+        zero_norm: str | None = None,
+        trust_clip: bool | None = None,
+        adapt: bool | str | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
     ) -> None:
-        """Make the optimizer; raise ValueError on a wrong argument."""
-        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("eps", eps)):
-            if not value >= 0:
-                raise ValueError(f"{name}={value}: must be at least 0")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum={momentum}: must be at least 0 and below 1")
-        if not 0 <= dampening <= 1:
-            raise ValueError(f"dampening={dampening}: must be at least 0 and at most 1")
-        if not trust_coefficient > 0:
-            raise ValueError(f"trust_coefficient={trust_coefficient}: must be above 0")
-        if nesterov and (momentum == 0 or dampening != 0):
-            raise ValueError("nesterov=True: needs momentum above 0 and dampening=0")
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "trust_coefficient": trust_coefficient,
-            "eps": eps,
-            "adapt": adapt,
-        }
+        """Check the options and make the groups."""
+        defaults = {k: v for k, v in locals().items() if k not in ("self", "params", "__class__")}
+        complete({**defaults, "params": []})
         super().__init__(params, defaults)
 
-    @torch.no_grad()
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; what it leaves out comes from the constructor, then from its variant."""
+        super().add_param_group(param_group)
+        try:
+            complete(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled or loaded state; options it does not know keep their defaults."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+            fill_from_preset(group)
+
+    @_use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient; return the closure's loss."""
+        """Take one step; `closure` evaluates the model anew and returns the loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.item() != 0:
+            return loss
+
+        buckets: list[Bucket] = []
+        position = 0
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+            buckets += self._init_group(group, position)
+            position += len(group["params"])
+        self.grad_norm = self._clip(buckets, getattr(self, "grad_scale", None))
+        records = [bucket.update(self.telemetry) for bucket in buckets]
+        for bucket in buckets:
+            if bucket.group["differentiable"] and bucket.buffers:
+                self._keep_buffers(bucket)
+        self._records = tuple(r for r in records if r is not None)
+        if self.grad_norm is None and self._records:
+            self.grad_norm = _global_norm([as_tensor(r.gradient_norm) for r in self._records])
         return loss
 
-    def _update(self, w: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        update = grad.add(w, alpha=group["weight_decay"])
-        update.mul_(group["lr"] * trust_ratio(w, grad, group))
-        if group["momentum"] != 0:
-            state = self.state[w]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = update.clone()
-            else:
-                kept = 1 - group["dampening"]
-                state["momentum_buffer"].mul_(group["momentum"]).add_(update, alpha=kept)
-            buffer = state["momentum_buffer"]
-            update = update.add(buffer, alpha=group["momentum"]) if group["nesterov"] else buffer
-        w.sub_(update)
+    def layer_statistics(self) -> dict[str | int, dict[str, Tensor]]:
+        """0-d tensors on the parameters' devices, as the last step with `telemetry` on had them.
+
+        The keys are parameter names, or where there are none indices as in state_dict(). Each
+        holds weight_norm and gradient_norm (after loss scale and clipping), trust_ratio, and
+        effective_rate, lr * trust_ratio.
+        """
+        statistics: dict[str | int, dict[str, Tensor]] = {}
+        for record in self._records:
+            columns = {k: as_tensor(v) for k, v in record._asdict().items() if k != "keys"}
+            for row, key in enumerate(record.keys):
+                statistics[key] = {name: column[row] for name, column in columns.items()}
+        return statistics
+
+    def _init_group(self, group: dict[str, Any], position: int) -> list[Bucket]:
+        """Sort a group's parameters into buckets; new momentum buffers are zeros."""
+        rule = Rule.from_group(group)
+        names = group.get("param_names")
+        path = choose_path(group)
+        buckets: dict[Any, Bucket] = {}
+        for index, param in enumerate(group["params"]):
+            if param.grad is None:
+                continue
+            if param.grad.layout != torch.strided:
+                raise RuntimeError("LARS does not support sparse gradients: norms need all of them")
+            buffer, fresh = None, False
+            if rule.momentum != 0:
+                buffer = self.state[param].get("momentum_buffer")
+                if fresh := buffer is None:
+                    check_not_capturing(param, "its first step, which creates the buffers,")
+                    buffer = self.state[param]["momentum_buffer"] = torch.zeros_like(param.detach())
+            # A first gradient is not dampened, so where dampening matters it goes separately.
+            alone = fresh and rule.dampening != 0
+            kind = (param.device, param.dtype, alone)
+            if kind not in buckets:
+                if not group["capturable"]:
+                    check_not_capturing(param, "capturable=False")
+                own_rule = replace(rule, dampening=0.0) if alone else rule
+                if isinstance(rule.lr, Tensor) and rule.lr.device.type != "cpu":
+                    own_rule = replace(own_rule, lr=rule.lr.to(param.device))
+                sign = -1.0 if group["maximize"] else 1.0
+                own_path = path_on(param, path)
+                buckets[kind] = Bucket(group, own_rule, own_path, factor=sign)
+            buckets[kind].add(param, names[index] if names else position + index, buffer)
+        for kind, bucket in buckets.items():
+            if bucket.path == "triton":
+                self._plans = {} if self._plans is None else self._plans
+                bucket.make_plan(self._plans, (position, *kind))
+        return list(buckets.values())
+
+    def _clip(self, buckets: list[Bucket], grad_scale: Tensor | None) -> Tensor | None:
+        """Unscale and clip; return the norm of all gradients where it had to be known."""
+        total = None
+        if any(b.group["clip_norm"] or b.group["clip_value"] for b in buckets):
+            total = _global_norm([bucket.total_gradient_norm() for bucket in buckets])
+            if grad_scale is not None:
+                total = total / grad_scale.to(total.device)
+        for bucket in buckets:
+            if grad_scale is not None:
+                bucket.scale(1.0 / grad_scale)
+            if total is not None and bucket.group["clip_norm"]:
+                bucket.scale(torch.clamp(bucket.group["clip_norm"] / total, max=1.0))
+            if bucket.group["clip_value"]:
+                bucket.clip_by_value(bucket.group["clip_value"])
+        return total
+
+    def _keep_buffers(self, bucket: Bucket) -> None:
+        for param, buffer in zip(bucket.params, bucket.buffers, strict=True):
+            whole = torch.view_as_complex(buffer) if param.is_complex() else buffer
+            self.state[param]["momentum_buffer"] = whole
 
 
-def trust_ratio(w: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor | float:
-    """Return the paper's local rate for one tensor, on its device; 1 where a norm is 0."""
-    if not group["adapt"]:
-        return 1.0
-    weight_norm = torch.linalg.vector_norm(w)
-    gradient_norm = torch.linalg.vector_norm(grad)
-    ratio = group["trust_coefficient"] * weight_norm
-    ratio = ratio / (gradient_norm + group["weight_decay"] * weight_norm + group["eps"])
-    return torch.where((weight_norm > 0) & (gradient_norm > 0), ratio, 1.0)
+def _global_norm(norms: list[Tensor]) -> Tensor:
+    """2-norm over all elements of 0-d or 1-D tensors of norms, on the first one's device."""
+    flat = [n.reshape(-1).to(norms[0].device) for n in norms]
+    return torch.linalg.vector_norm(torch.cat(flat))

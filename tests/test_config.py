@@ -1,14 +1,18 @@
 import dataclasses
 import itertools
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from engine.build import build_optimizer
 from engine.cli import CONF
-from engine.config import Config, UserError, choices, known_keys, run_name
+from engine.config import Config, UserError, Variant, choices, known_keys, run_name
+from lars import PRESETS
 
 GROUPS = ("model", "data", "optimizer", "scheduler")
 
@@ -118,6 +122,38 @@ def test_a_missing_key_is_told():
     del raw["optimizer"]["momentum"]
     with pytest.raises(UserError, match=r"optimizer\.momentum: this key is missing"):
         Config.from_hydra(raw)
+
+
+def test_a_variant_fills_in_what_is_null_and_what_is_given_wins():
+    made = config("optimizer=lars", "optimizer.variant=larc", "optimizer.eps=0.5")
+    optimizer = build_optimizer(made.optimizer, made.clip, torch.nn.Linear(2, 2), 0.1)
+    group = optimizer.param_groups[0]
+    assert (group["trust_coefficient"], group["trust_clip"], group["eps"]) == (0.02, True, 0.5)
+    assert [g["adapt"] for g in optimizer.param_groups] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("optimizer.variant=tim", "optimizer.variant=tim: must be one of paper, blog, quadra"),
+        ("optimizer.trust_weight_decay=no", "must be one of weight_decay, momentum or a number"),
+        ("optimizer.trust_weight_decay=-1", "must be a number at least 0 or null"),
+        ("optimizer.zero_norm=two", "must be one of one, skip, raw or null"),
+    ],
+)
+def test_wrong_lars_options_are_told(override, told):
+    with pytest.raises(UserError) as raised:
+        config("optimizer=lars", override)
+    assert told in str(raised.value)
+
+
+def test_every_variant_of_the_package_can_be_chosen():
+    names = get_args(Variant)
+    assert set(names) == set(PRESETS)
+    for value in (0.1, "momentum", None):
+        text = "null" if value is None else value
+        made = config("optimizer=lars", f"optimizer.trust_weight_decay={text}")
+        assert made.optimizer.trust_weight_decay == value
 
 
 def test_nesterov_needs_momentum():

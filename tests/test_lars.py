@@ -1,105 +1,328 @@
+"""LARS against a plain float64 reference, written from the published formulas."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import hypothesis.strategies as st
 import pytest
 import torch
-from torch import nn
+from hypothesis import given, settings
+from torch import Tensor
 
-from lars import LARS, parameter_groups
+from lars import LARS, PRESETS
+
+PATHS = {
+    "single": {"foreach": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
+
+# From the survey of the published sources, not from lars/presets.py.
+# rule A: ratio before the buffer, B: lr too (the paper), C: both after it.
+TABLE: dict[str, dict[str, Any]] = {
+    "paper": {"D": "separate", "rule": "B", "zero": "one", "eps": 0.0},
+    "blog": {"D": "separate", "rule": "C", "zero": "raw", "eps": 1e-15},
+    "quadra": {"D": "separate", "rule": "A", "zero": "skip", "eps": 1e-8, "only_decayed": True},
+    "torchlars": {"D": "separate", "rule": "A", "zero": "one", "eps": 1e-8},
+    "braintools": {"D": "decayed", "rule": "A", "zero": "one", "eps": 1e-8},
+    "pytorch-lars": {"D": "momentum", "rule": "C", "zero": "raw", "eps": 0.0},
+    "pytorch-lars-v1": {"D": "momentum", "rule": "B", "zero": "raw", "eps": 0.0},
+    "timm": {"D": "separate", "rule": "A", "zero": "one", "eps": 1e-8, "only_decayed": True},
+    "larc": {"D": "separate", "rule": "A", "zero": "skip", "eps": 1e-8, "clip": True, "eta": 0.02},
+}
 
 
-def reference_steps(w, grads, lrs, momentum, dampening, weight_decay, nesterov, eta, eps, adapt):
-    """The paper's rule in float64, one tensor at a time, written from its formulas."""
-    w, v = w.double().clone(), None
-    for grad, lr in zip(grads, lrs, strict=True):
-        g = grad.double()
-        wn, gn = w.norm().item(), g.norm().item()
-        local = 1.0
-        if adapt and wn > 0 and gn > 0:
-            local = eta * wn / (gn + weight_decay * wn + eps)
-        update = lr * local * (g + weight_decay * w)
-        if momentum == 0:
-            w = w - update
-            continue
-        v = update.clone() if v is None else momentum * v + (1 - dampening) * update
-        w = w - (update + momentum * v if nesterov else v)
-    return w
+def reference_step(
+    w: Tensor, g: Tensor, v: Tensor | None, y: float, h: dict[str, Any], system: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """One step of one float64 tensor under one published system; returns weights and buffer."""
+    b, m, damp = h["weight_decay"], h["momentum"], h["dampening"]
+    if h["maximize"]:
+        g = -g
+    u = g + b * w
+    ratio = torch.ones((), dtype=torch.float64)
+    if b != 0 or not system.get("only_decayed"):
+        if system["D"] == "separate":
+            gradient_norm, denominator = g.norm(), g.norm() + b * w.norm()
+        elif system["D"] == "momentum":
+            gradient_norm, denominator = g.norm(), g.norm() + m * w.norm()
+        else:
+            gradient_norm, denominator = u.norm(), u.norm()
+        vanishing = w.norm() == 0 or gradient_norm == 0
+        if vanishing and system["zero"] == "skip":
+            u = g
+        elif vanishing and system["zero"] == "one":
+            ratio = torch.ones((), dtype=torch.float64)
+        else:
+            ratio = system.get("eta", 0.001) * w.norm() / (denominator + system["eps"])
+        if system.get("clip") and not (vanishing and system["zero"] == "skip"):
+            ratio = min(ratio / y, torch.ones_like(ratio)) if y > 0 else torch.ones_like(ratio)
+    into_buffer = {"A": ratio * u, "B": y * ratio * u, "C": u}[system["rule"]]
+    if m == 0:
+        return w - y * ratio * u, into_buffer
+    v = into_buffer if v is None else m * v + (1 - damp) * into_buffer
+    step = into_buffer + m * v if h["nesterov"] else v
+    if system["rule"] == "A":
+        return w - y * step, v
+    if system["rule"] == "B":
+        return w - step, v
+    return w - y * ratio * step, v
 
 
-@pytest.mark.parametrize("adapt", [True, False])
-@pytest.mark.parametrize(
-    ("momentum", "dampening", "nesterov"),
-    [(0.0, 0.0, False), (0.9, 0.0, False), (0.9, 0.3, False), (0.9, 0.0, True)],
-)
-@pytest.mark.parametrize("weight_decay", [0.0, 5e-3])
-def test_fifty_steps_equal_the_reference(momentum, dampening, nesterov, weight_decay, adapt):
-    torch.manual_seed(0)
-    start = torch.randn(7, 5, dtype=torch.float64)
-    grads = [torch.randn_like(start) for _ in range(50)]
-    lrs = [0.5 + 0.1 * (step % 7) for step in range(50)]
-    parameter = nn.Parameter(start.clone())
-    optimizer = LARS(
-        [parameter], 1.0, momentum, dampening, weight_decay, nesterov, 0.02, 1e-8, adapt
-    )
-    for grad, lr in zip(grads, lrs, strict=True):
-        optimizer.param_groups[0]["lr"] = lr
-        parameter.grad = grad.clone()
+def hyper_parameters() -> st.SearchStrategy[dict[str, Any]]:
+    """A group's hyper-parameters; Nesterov only where it is allowed."""
+
+    def settle(h: dict[str, Any]) -> dict[str, Any]:
+        h["nesterov"] = h["nesterov"] and h["momentum"] > 0 and h["dampening"] == 0
+        return h
+
+    return st.fixed_dictionaries(
+        {
+            "momentum": st.sampled_from([0.0, 0.5, 0.9]),
+            "dampening": st.sampled_from([0.0, 0.0, 0.3]),
+            "weight_decay": st.sampled_from([0.0, 5e-4, 0.1]),
+            "nesterov": st.booleans(),
+            "maximize": st.booleans(),
+        }
+    ).map(settle)
+
+
+shapes = st.lists(st.lists(st.integers(0, 4), max_size=4), min_size=1, max_size=4)
+groups = st.lists(st.tuples(hyper_parameters(), shapes), min_size=1, max_size=2)
+
+
+def run_both(
+    variant: str,
+    groups: list[Any],
+    seed: int,
+    options: dict[str, Any],
+    dtype: torch.dtype,
+    steps: int,
+) -> list[tuple[Tensor, Tensor, float]]:
+    """(LARS's weights, the reference's, its largest norm on the way) for each tensor.
+
+    The rate moves, a tensor or two are zero at times. Both see the same numbers: what the dtype
+    holds, and for the reference in float64.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(shape: list[int]) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    system = TABLE[variant]
+    param_groups, expected = [], []
+    for h, group_shapes in groups:
+        tensors = [draw(shape) for shape in group_shapes]
+        # Half of the runs: one tensor starts at zero, as a bias does.
+        if seed % 2:
+            tensors[0].zero_()
+        param_groups.append({"params": [torch.nn.Parameter(t.clone()) for t in tensors], **h})
+        expected.append([[t.double(), None, t.double().norm().item()] for t in tensors])
+    optimizer = LARS(param_groups, lr=1.0, variant=variant, **options)
+    for step in range(steps):
+        # Warm-up from 0, then falling: rule B parts from A wherever the rate moves.
+        lr = 2.0 * min(step / 10, 1.0) * (1 - step / (2 * steps))
+        for group, wanted in zip(optimizer.param_groups, expected, strict=True):
+            group["lr"] = lr
+            for index, param in enumerate(group["params"]):
+                gradient = draw(list(param.shape))
+                if step % 7 == 3 and index == 0:
+                    gradient.zero_()
+                param.grad = gradient.clone()
+                w, v, largest = wanted[index]
+                w, v = reference_step(w, gradient.double(), v, lr, group, system)
+                wanted[index] = [w, v, max(largest, w.norm().item())]
         optimizer.step()
-        assert torch.equal(parameter.grad, grad)
-    expected = reference_steps(
-        start, grads, lrs, momentum, dampening, weight_decay, nesterov, 0.02, 1e-8, adapt
+    found = [p.detach().double() for g in optimizer.param_groups for p in g["params"]]
+    rows = [row for wanted in expected for row in wanted]
+    return [(f, w, largest) for f, (w, _, largest) in zip(found, rows, strict=True)]
+
+
+def relative_error(found: Tensor, expected: Tensor, largest: float) -> float:
+    """Norm of the difference over the largest norm on the way: a weight may end near 0."""
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found.isinf(), expected.isinf())
+    finite = expected.isfinite()
+    difference = (found - expected)[finite].norm().item()
+    return difference / largest if difference else 0.0
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("variant", TABLE)
+@settings(max_examples=4, deadline=None)
+@given(groups=groups, seed=st.integers(0, 2**20))
+def test_every_path_follows_the_formulas_in_float64(
+    variant: str, path: str, groups: list[Any], seed: int
+) -> None:
+    """50 steps of random shapes, groups, zeros and rates, to float64 rounding."""
+    for row in run_both(variant, groups, seed, PATHS[path], torch.float64, 50):
+        assert relative_error(*row) < 1e-11
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("variant", [v for v, s in TABLE.items() if s["zero"] != "raw"])
+@settings(max_examples=4, deadline=None)
+@given(groups=groups, seed=st.integers(0, 2**20))
+def test_every_path_follows_the_formulas_in_fp32(
+    variant: str, path: str, groups: list[Any], seed: int
+) -> None:
+    """The fused kernel's trick is used here and not in float64."""
+    for row in run_both(variant, groups, seed, PATHS[path], torch.float32, 50):
+        assert relative_error(*row) < 2e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("path", PATHS)
+@settings(max_examples=4, deadline=None)
+@given(groups=groups, seed=st.integers(0, 2**20))
+def test_half_precision_rounds_no_worse_than_its_type(
+    path: str, dtype: torch.dtype, groups: list[Any], seed: int
+) -> None:
+    """Each of the steps may round weights and buffer once or twice."""
+    steps = 12
+    for row in run_both("paper", groups, seed, PATHS[path], dtype, steps):
+        assert relative_error(*row) < steps * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("variant", TABLE)
+def test_presets_have_the_surveyed_values(variant: str) -> None:
+    """Each preset against the table above, option by option."""
+    system, preset = TABLE[variant], PRESETS[variant]
+    assert preset["eps"] == system["eps"]
+    assert preset["momentum_scaling"] == {"A": "trust", "B": "classic", "C": "none"}[system["rule"]]
+    assert preset["zero_norm"] == system["zero"]
+    assert preset["trust_norm"] == ("decayed" if system["D"] == "decayed" else "separate")
+    wanted = "momentum" if system["D"] == "momentum" else "weight_decay"
+    assert preset["trust_weight_decay"] == wanted
+    assert preset["adapt"] == ("decayed" if system.get("only_decayed") else True)
+    assert preset["trust_clip"] is system.get("clip", False)
+    assert preset["trust_coefficient"] == system.get("eta", 0.001)
+    assert set(TABLE) == set(PRESETS)
+
+
+def test_an_option_given_beside_a_preset_wins() -> None:
+    """In the constructor and in a group; a group's own variant fills what is left."""
+    a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = LARS(
+        [{"params": [a]}, {"params": [b], "variant": "larc", "zero_norm": "one"}],
+        variant="timm",
+        eps=0.5,
     )
-    assert torch.allclose(parameter, expected, rtol=1e-12, atol=1e-12)
+    first, second = optimizer.param_groups
+    assert (first["eps"], first["momentum_scaling"], first["adapt"]) == (0.5, "trust", "decayed")
+    assert (second["eps"], second["zero_norm"], second["trust_clip"]) == (0.5, "one", True)
+    assert second["trust_coefficient"] == 0.02
 
 
-def test_a_tensor_that_starts_at_zero_trains():
-    parameter = nn.Parameter(torch.zeros(3))
-    optimizer = LARS([parameter], lr=0.1, momentum=0.0)
-    parameter.grad = torch.ones(3)
+@pytest.mark.parametrize("path", PATHS)
+def test_a_step_by_hand(path: str) -> None:
+    """||w|| = 5, ||g|| = 10, weight decay 0.1: ratio 0.001 * 5 / 10.5."""
+    param = torch.nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
+    param.grad = torch.tensor([6.0, 8.0], dtype=torch.float64)
+    optimizer = LARS([param], lr=2.0, momentum=0.5, weight_decay=0.1, **PATHS[path])
+    ratio = 0.001 * 5 / 10.5
+    first = 2.0 * ratio * 6.3
     optimizer.step()
-    assert parameter.tolist() == pytest.approx([-0.1] * 3)
+    assert param[0].item() == pytest.approx(3.0 - first, rel=1e-14)
+    buffer = optimizer.state[param]["momentum_buffer"]
+    assert buffer[0].item() == pytest.approx(first, rel=1e-14)
 
 
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.biased_conv = nn.Conv2d(3, 4, 3)
-        self.bn = nn.BatchNorm2d(4)
-        self.first = nn.Linear(4, 4, bias=False)
-        self.tied = nn.Linear(4, 4, bias=False)
-        self.tied.weight = self.first.weight
-        self.frozen = nn.Linear(4, 4)
-        self.frozen.requires_grad_(False)
+@pytest.mark.parametrize("path", PATHS)
+def test_the_classic_buffer_keeps_old_rates(path: str) -> None:
+    """With lr 0 the paper's rule coasts on old steps; under "trust" nothing moves."""
+    moved = {}
+    for scaling in ("classic", "trust"):
+        param = torch.nn.Parameter(torch.ones(3))
+        optimizer = LARS([param], lr=1.0, momentum_scaling=scaling, **PATHS[path])
+        param.grad = torch.ones(3)
+        optimizer.step()
+        before = param.detach().clone()
+        optimizer.param_groups[0]["lr"] = 0.0
+        optimizer.step()
+        moved[scaling] = (param - before).abs().max().item()
+    assert moved["classic"] == pytest.approx(0.9 * 0.001, rel=1e-3)
+    assert moved["trust"] == 0.0
 
 
-def names(group):
-    return [name for name, _ in group["params"]]
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_norms_that_fp32_squares_do_not_hold(path: str, scale: float) -> None:
+    """A gradient too small or too large to be squared in fp32 has its norm on the fused path."""
+    param = torch.nn.Parameter(torch.ones(4))
+    param.grad = torch.full((4,), scale)
+    optimizer = LARS([param], lr=1.0, momentum=0.0, trust_coefficient=0.1, **PATHS[path])
+    optimizer.step()
+    if path == "fused":
+        assert param[0].item() == pytest.approx(0.9, rel=1e-5)
+    else:  # torch's norm is 0 or inf here: no step to speak of, and no NaN
+        assert param[0].item() == pytest.approx(1.0)
 
 
-def test_groups_are_made_by_module_type():
-    weights, others = parameter_groups(Net(), 5e-4)
-    assert names(weights) == ["biased_conv.weight", "first.weight"]
-    assert names(others) == ["biased_conv.bias", "bn.weight", "bn.bias"]
-    assert (weights["weight_decay"], weights["adapt"]) == (5e-4, True)
-    assert (others["weight_decay"], others["adapt"]) == (0.0, False)
-    _, others = parameter_groups(Net(), 5e-4, decay="all", adapt="all")
-    assert (others["weight_decay"], others["adapt"]) == (5e-4, True)
+@pytest.mark.parametrize("path", PATHS)
+def test_a_rate_too_small_for_the_kernel_s_dampening(path: str) -> None:
+    """Below 1e-9, 1 - (1 - x) has lost x in part; the step must not."""
+    param = torch.nn.Parameter(torch.full((3,), 1.0))
+    param.grad = torch.ones(3)
+    optimizer = LARS([param], lr=1e-10, trust_coefficient=1e-3, **PATHS[path])
+    optimizer.step()
+    buffer = optimizer.state[param]["momentum_buffer"]
+    assert buffer[0].item() == pytest.approx(1e-13, rel=1e-5, abs=0)
 
 
-def test_groups_serve_torch_optimizers():
-    optimizer = torch.optim.SGD(parameter_groups(Net(), 5e-4), lr=0.1)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [5e-4, 0.0]
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("clip_norm", [0.5, 1e9])
+@pytest.mark.parametrize("maximize", [False, True])
+def test_clipping_by_norm_is_over_all_groups(path: str, clip_norm: float, maximize: bool) -> None:
+    """As if the gradients had been clipped before, with their global norm, and left alone."""
+    torch.manual_seed(0)
+    start = [torch.randn(4, 3, dtype=torch.float64), torch.randn(5, dtype=torch.float64)]
+    grads = [torch.randn_like(t) for t in start]
+    total = math.sqrt(sum(g.square().sum().item() for g in grads))
+    results = []
+    for clip in (clip_norm, None):
+        params = [torch.nn.Parameter(t.clone()) for t in start]
+        optimizer = LARS(
+            [{"params": params[:1]}, {"params": params[1:], "adapt": False}],
+            lr=0.5,
+            weight_decay=0.1,
+            clip_norm=clip,
+            maximize=maximize,
+            **PATHS[path],
+        )
+        for _ in range(3):
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = grad if clip else grad * min(1.0, clip_norm / total)
+            optimizer.step()
+        results.append(params)
+        if clip:
+            assert optimizer.grad_norm is not None
+            assert optimizer.grad_norm.item() == pytest.approx(total)
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"lr": -1.0}, "lr=-1.0"),
-        ({"lr": 0.1, "momentum": 1.0}, "momentum=1.0"),
-        ({"lr": 0.1, "weight_decay": -1.0}, "weight_decay=-1.0"),
-        ({"lr": 0.1, "eps": -1.0}, "eps=-1.0"),
-        ({"lr": 0.1, "trust_coefficient": 0.0}, "trust_coefficient=0.0"),
-        ({"lr": 0.1, "dampening": 2.0}, "dampening=2.0"),
-        ({"lr": 0.1, "momentum": 0.0, "nesterov": True}, "nesterov=True"),
-    ],
-)
-def test_wrong_arguments_are_named(options, named):
-    with pytest.raises(ValueError, match=named):
-        LARS([nn.Parameter(torch.zeros(1))], **options)
+@pytest.mark.parametrize("path", PATHS)
+def test_clipping_by_value_comes_after_the_norm(path: str) -> None:
+    """Gradient (3, 4) to norm 2.5 is (1.5, 2), and to values (1.5, 1.75)."""
+    found = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+    expected = copy.deepcopy(found)
+    found.grad = torch.tensor([3.0, -4.0], dtype=torch.float64)
+    expected.grad = torch.tensor([1.5, -1.75], dtype=torch.float64)
+    LARS([found], clip_norm=2.5, clip_value=1.75, weight_decay=0.1, **PATHS[path]).step()
+    LARS([expected], weight_decay=0.1, **PATHS[path]).step()
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+    assert found.grad.tolist() == [3.0, -4.0]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("zero_norm", "moved"), [("one", 1.0), ("skip", 2.0)])
+def test_a_clipped_ratio_at_a_zero_norm(path: str, zero_norm: str, moved: float) -> None:
+    """As timm and apex have it: the ratio of 1 is clipped to 1 / lr; what is skipped is not."""
+    param = torch.nn.Parameter(torch.zeros(2))
+    param.grad = torch.ones(2)
+    LARS([param], lr=2.0, trust_clip=True, zero_norm=zero_norm, **PATHS[path]).step()
+    assert param.tolist() == [-moved, -moved]

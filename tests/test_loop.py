@@ -10,12 +10,10 @@ from engine.augment import Normalization, TrainingPictures
 from engine.build import build_model, build_optimizer, build_scheduler
 from engine.config import ClipConfig, ModelConfig
 from engine.data import Split
-from engine.loop import clip_gradients, evaluate, train_epoch
+from engine.loop import NO_CLIP, clip_gradients, evaluate, train_epoch
 from engine.plan import make_plan
 from engine.runtime import start_runtime
 from tests.test_config import config
-
-NO_CLIP = ClipConfig(None, None)
 
 
 def pictures_of(count, seed=0):
@@ -55,7 +53,7 @@ def trained(model, *overrides, count=90, clip=NO_CLIP, dtype=torch.float32, epoc
     kind = DoublePictures if double else TrainingPictures
     pictures = kind(split, Normalization.of(split.images), runtime.device)
     model = model.to(dtype)
-    optimizer = build_optimizer(made.optimizer, model, plan.peak_lr)
+    optimizer = build_optimizer(made.optimizer, clip, model, plan.peak_lr)
     scheduler = build_scheduler(made.scheduler, plan, optimizer)
     for epoch in range(epochs):
         draws = pictures.draw_epoch(0, epoch)
@@ -197,7 +195,7 @@ def test_bf16_autocast_trains_close_to_fp32(name):
         runtime = start_runtime("cpu", precision, 1, False, 0)
         model = make_resnet(None)
         pictures = TrainingPictures(split, Normalization.of(split.images), runtime.device)
-        optimizer = build_optimizer(made.optimizer, model, plan.peak_lr)
+        optimizer = build_optimizer(made.optimizer, NO_CLIP, model, plan.peak_lr)
         scheduler = build_scheduler(made.scheduler, plan, optimizer)
         draws = pictures.draw_epoch(0, 1)
         losses[precision] = train_epoch(
@@ -205,3 +203,43 @@ def test_bf16_autocast_trains_close_to_fp32(name):
         ).losses
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
     assert losses["bf16"] != losses["fp32"]
+
+
+def test_under_lars_the_optimizer_clips_and_leaves_the_gradient():
+    seen = {}
+    for name in ("lars", "sgd"):
+        model, _ = trained(make_plain(), f"optimizer={name}", clip=ClipConfig(1e-3, None), count=40)
+        seen[name] = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    assert seen["sgd"] == pytest.approx(1e-3, rel=1e-3)
+    assert seen["lars"] > 0.1
+    free, _ = trained(make_plain(), "optimizer=lars", count=40)
+    clipped, _ = trained(make_plain(), "optimizer=lars", clip=ClipConfig(1e-3, None), count=40)
+    # The bias has no trust ratio, so clipping shows there.
+    assert not torch.allclose(free.fc.bias, clipped.fc.bias, rtol=0.5)
+
+
+def test_layers_are_logged_every_so_many_steps_by_name():
+    made = config("batch=40", "epochs=2", "optimizer=lars")
+    split = pictures_of(200)
+    plan = make_plan(made, 200)
+    runtime = start_runtime("cpu", "fp32", 1, False, 0)
+    pictures = TrainingPictures(split, Normalization.of(split.images), runtime.device)
+    model = make_plain()
+    optimizer = build_optimizer(made.optimizer, NO_CLIP, model, plan.peak_lr)
+    scheduler = build_scheduler(made.scheduler, plan, optimizer)
+    steps = []
+    for epoch in range(2):
+        draws = pictures.draw_epoch(0, epoch)
+        outcome = train_epoch(
+            model, optimizer, scheduler, pictures, draws, plan, NO_CLIP, runtime, "", 3
+        )
+        steps += [step for step, _ in outcome.layers]
+    assert steps == [3, 6, 9]
+    layers = outcome.layers[-1][1]
+    assert set(layers) == {"conv.weight", "fc.weight", "conv.bias", "fc.bias"}
+    figures = layers["conv.weight"]
+    assert set(figures) == {"weight_norm", "gradient_norm", "trust_ratio", "effective_rate"}
+    expected = 0.001 * figures["weight_norm"]
+    expected /= figures["gradient_norm"] + 5e-4 * figures["weight_norm"]
+    assert float(figures["trust_ratio"]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(layers["fc.bias"]["trust_ratio"]) == 1.0

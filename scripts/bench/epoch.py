@@ -81,7 +81,7 @@ def _harness(model: torch.nn.Module, images: int, device: torch.device) -> Candi
     model.to(runtime.device, memory_format=runtime.memory_format)
     steps = math.ceil(images / BATCH)
     plan = Plan(images, BATCH, 1024, None, 1, steps, steps, 0, 0.05, 0.05, 0.05)
-    optimizer = build_optimizer(RATE, model, plan.peak_lr)
+    optimizer = build_optimizer(RATE, ClipConfig(None, None), model, plan.peak_lr)
     scheduler = build_scheduler(ConstantConfig("constant", 0.0, 0.0, None), plan, optimizer)
     clip = ClipConfig(None, None)
 

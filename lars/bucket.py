@@ -1,0 +1,231 @@
+"""Tensors that take one step together, and the step's stages over them.
+
+A bucket is what one group has on one device in one dtype. Its lists hold local, real views: a
+DTensor's shard, a complex tensor as pairs. The stages, in order: gradient norms where clipping or
+telemetry asks for them early, value clipping, the update.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import fused_cpu, fused_cuda
+from .norms import host_norm, is_dtensor, norm_dtype, stacked_norms
+from .rule import Rule, gains, trust_ratio_of_tensors
+from .stacked import update_by_foreach, update_one_by_one
+
+Values = Tensor | list[float]
+
+
+class Record(NamedTuple):
+    """What telemetry keeps of a bucket: norms after loss scale and clipping, ratios, rates."""
+
+    keys: list[str | int]
+    weight_norm: Values
+    gradient_norm: Values
+    trust_ratio: Values
+    effective_rate: Values
+
+
+@dataclass
+class Bucket:
+    """Parallel lists, and the rule and path they are updated by.
+
+    The paths: "single" and "foreach" (stacked.py), "fused" (fused_cpu.py), and "triton"
+    (fused_cuda.py), which has a plan.
+    """
+
+    group: dict[str, Any]
+    rule: Rule
+    path: str
+    params: list[Tensor] = field(default_factory=list)
+    keys: list[str | int] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    buffers: list[Tensor] = field(default_factory=list)
+    gradient_norms: Values | None = None
+    # What the gradient is multiplied by before the rule sees it: sign, loss scale, clipping.
+    factor: float | Tensor = 1.0
+    plan: fused_cuda.Plan | None = None
+
+    def add(self, param: Tensor, key: str | int, buffer: Tensor | None) -> None:
+        """Take in a parameter, with its gradient and its momentum buffer where it has one."""
+        grad = param.grad
+        assert grad is not None
+        tensors = [param, grad] if buffer is None else [param, grad, buffer]
+        if is_dtensor(param):
+            tensors = [_local(t, param) for t in tensors]
+        if param.is_complex():
+            tensors = [torch.view_as_real(t) for t in tensors]
+        self.params.append(param)
+        self.keys.append(key)
+        self.weights.append(tensors[0])
+        self.grads.append(tensors[1])
+        self.buffers += tensors[2:]
+
+    def make_plan(self, plans: dict[Any, fused_cuda.Plan], key: Any) -> None:
+        """Find or make the Triton path's plan; go by foreach where layouts are mixed."""
+        for i in range(len(self.weights)):
+            if not fused_cpu.same_layout(self.weights[i], self.grads[i], self.buffers[i : i + 1]):
+                self.path = "foreach"
+                return
+        sizes = [weight.numel() for weight in self.weights]
+        if key not in plans or plans[key].sizes != sizes:
+            plans[key] = fused_cuda.Plan(sizes, self.weights[0].device, self.weights[0].dtype)
+        self.plan = plans[key]
+
+    def scale(self, factor: Tensor) -> None:
+        """Multiply the factor by a 0-d tensor."""
+        if self.path == "fused":
+            self.factor = float(self.factor) * factor.item()
+        else:
+            self.factor = self.factor * factor.to(self.weights[0].device, non_blocking=True)
+
+    def norms_of(self, role: str, tensors: list[Tensor]) -> Values:
+        """2-norms of a list that runs parallel to the bucket's parameters; `role` names it."""
+        if self.path == "fused":
+            return [host_norm(t) for t in tensors]
+        return self._stacked_norms(role, tensors)
+
+    def _stacked_norms(self, role: str, tensors: list[Tensor]) -> Tensor:
+        if self.plan is not None:
+            return self.plan.norms(role, tensors)
+        return stacked_norms(tensors, self.params, foreach=self.path == "foreach")
+
+    def total_gradient_norm(self) -> Tensor:
+        """2-norm of all raw gradients here; their norms are kept for the rule."""
+        self.gradient_norms = self.norms_of("grads", self.grads)
+        return torch.linalg.vector_norm(as_tensor(self.gradient_norms))
+
+    def clip_by_value(self, limit: float) -> None:
+        """Replace the gradients by clamped copies of what they stand for."""
+        self.grads = [(g * self.factor).clamp(-limit, limit) for g in self.grads]
+        self.factor, self.gradient_norms = 1.0, None
+
+    def update(self, record: bool) -> Record | None:
+        """Take the step; return what telemetry wants of it."""
+        columns: tuple[Values, ...]
+        if self.path == "fused":
+            columns = fused_cpu.update(self, record)
+        else:
+            columns = self._update_stacked(record)
+        return Record(self.keys, *columns) if record else None
+
+    def trust_ratios(self, record: bool = False) -> tuple[Tensor, Tensor | float, Tensor, Tensor]:
+        """Stacked ratios, weight decay, weight norms and gradient norms.
+
+        Norms that neither the rule nor a record asks for are left empty.
+        """
+        rule, decay = self.rule, self.rule.weight_decay
+        factor: Any = self.factor
+        first = self.weights[0]
+        weight_norms = gradient_norms = first.new_empty(0)
+        if rule.adapt or record:
+            weight_norms = self._stacked_norms("weights", self.weights)
+        if record or (rule.adapt and rule.trust_norm == "separate"):
+            known = self.gradient_norms
+            raw_norms = (
+                known if isinstance(known, Tensor) else self._stacked_norms("grads", self.grads)
+            )
+            is_sign = isinstance(factor, float) and abs(factor) == 1.0
+            gradient_norms = raw_norms if is_sign else raw_norms * abs(factor)
+        if not rule.adapt:
+            ones = torch.ones(len(self.weights), dtype=norm_dtype(first.dtype), device=first.device)
+            return ones, decay, weight_norms, gradient_norms
+        other_norms = gradient_norms
+        if rule.trust_norm == "decayed":
+            grads, weights = in_full(self.grads), in_full(self.weights)
+            sums = [g * factor + w * decay for g, w in zip(grads, weights, strict=True)]
+            other_norms = stacked_norms(sums, self.params, foreach=self.path != "single")
+        ratios, decays = trust_ratio_of_tensors(rule, weight_norms, other_norms)
+        return ratios, decays, weight_norms, gradient_norms
+
+    def _update_stacked(self, record: bool) -> tuple[Tensor, ...]:
+        rule, targets = self.rule, self.weights
+        differentiable = self.group["differentiable"]
+        if differentiable:
+            # Autograd keeps what the norms and the decay read; the update is in place.
+            self.weights = [weight.clone() for weight in targets]
+        ratios, decay, weight_norms, gradient_norms = self.trust_ratios(record)
+        gain, rate = gains(rule, rule.lr, ratios)
+        unscaled = isinstance(self.factor, float) and self.factor == 1.0
+        a = stack(gain if unscaled else gain * self.factor, ratios)
+        d = stack(gain * decay, ratios) if isinstance(decay, Tensor) or decay else None
+        b = None if rule.momentum_scaling == "classic" else stack(rate, ratios)
+        if self.plan is not None:
+            self.plan.update(self.weights, self.grads, self.buffers, rule, a, d, b)
+        elif differentiable:
+            lists = (targets, self.weights, self.grads, self.buffers)
+            self.buffers = update_one_by_one(*lists, rule, a, d, b, differentiable=True)
+        else:
+            # A factor in fp16 would lose what is below 6e-8: half types take the step in fp32.
+            weights, grads, buffers = map(in_full, (self.weights, self.grads, self.buffers))
+            if self.path == "foreach":
+                update_by_foreach(weights, grads, buffers, rule, a, d, b)
+            else:
+                update_one_by_one(weights, weights, grads, buffers, rule, a, d, b)
+            if weights[0] is not self.weights[0]:
+                torch._foreach_copy_(self.weights + self.buffers, weights + buffers)
+        return weight_norms, gradient_norms, ratios, ratios * rule.lr if record else ratios
+
+
+def _local(tensor: Any, param: Any) -> Tensor:
+    # A gradient may come in another placement than its parameter's, from tensor parallelism.
+    if tensor.placements != param.placements:
+        tensor = tensor.redistribute(param.device_mesh, param.placements)
+    return tensor.to_local()
+
+
+def in_full(tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors themselves, or fp32 copies of half types."""
+    return [tensor.to(norm_dtype(tensor.dtype)) for tensor in tensors]
+
+
+def as_tensor(values: Values) -> Tensor:
+    """Numbers of the fused CPU path in the precision they have; a tensor as it is."""
+    return values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float64)
+
+
+def stack(value: Tensor | float, like: Tensor) -> Tensor:
+    """Repeat a number or 0-d tensor along a 1-D tensor; a 1-D tensor is left as it is."""
+    if isinstance(value, Tensor) and value.dim() == 1:
+        return value
+    return torch.ones_like(like) * value
+
+
+def choose_path(group: dict[str, Any]) -> str:
+    """Pick the path for a group: what it asks for, else the fastest that is safe for all of it."""
+    params = [p for p in group["params"] if p.grad is not None]
+    distributed = any(is_dtensor(p) for p in params)
+    if group["differentiable"]:
+        return "single"
+    if group["foreach"] or (group["fused"] and distributed):
+        return "foreach"
+    if group["fused"]:
+        return "fused"
+    if group["foreach"] is False or group["fused"] is False:
+        return "single"
+    if any(type(p) not in (Tensor, torch.nn.Parameter) and not is_dtensor(p) for p in params):
+        return "single"
+    on_cpu = all(p.device.type == "cpu" for p in params)
+    return "fused" if on_cpu and not distributed and not group["capturable"] else "foreach"
+
+
+def path_on(param: Tensor, path: str) -> str:
+    """Turn "fused" into what it is on a parameter's device."""
+    if path != "fused":
+        return path
+    if param.device.type == "cpu":
+        return "fused"
+    usable = param.device.type == "cuda" and fused_cuda.usable(param.device, param.dtype)
+    return "triton" if usable else "foreach"
+
+
+def check_not_capturing(param: Tensor, what: str) -> None:
+    """Raise RuntimeError inside a CUDA graph's capture: `what` cannot be replayed."""
+    if param.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(f"LARS cannot be captured in a CUDA graph with {what}")

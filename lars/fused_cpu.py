@@ -1,0 +1,124 @@
+"""The CPU path near two passes over memory: norms and update of a tensor while it is in cache.
+
+The update is torch's fused SGD kernel, which computes, with its own hyper-parameters,
+
+    u = +-g + weight_decay * w;  v <- momentum * v + (1 - dampening) * u;  w <- w - lr * v
+
+This is a LARS step with weight_decay = d / a and dampening = 1 - a * (1 - dampening), whatever
+the order in which rate, ratio and momentum are applied, so no temporary tensor is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .norms import host_norm, norm_dtype
+from .rule import Rule, gains, trust_ratio_of_numbers
+
+if TYPE_CHECKING:
+    from .bucket import Bucket
+
+Columns = tuple[list[float], list[float], list[float], list[float]]
+
+
+def update(bucket: Bucket, record: bool) -> Columns:
+    """Take a bucket's step; return the columns of a telemetry record, empty unless asked for."""
+    rule, lr, factor = bucket.rule, float(bucket.rule.lr), float(bucket.factor)
+    if not rule.adapt:
+        gain, rate = gains(rule, lr, 1.0)
+        columns = _columns_without_ratio(bucket, lr, factor) if record else ([], [], [], [])
+        lists = (bucket.weights, bucket.grads, bucket.buffers)
+        _apply(*lists, rule, gain * factor, gain * rule.weight_decay, rate)
+        return columns
+    columns = ([], [], [], [])
+    decayed = rule.trust_norm == "decayed"
+    for i, (weight, grad) in enumerate(zip(bucket.weights, bucket.grads, strict=True)):
+        gradient_norm = math.nan
+        if bucket.gradient_norms is not None:
+            gradient_norm = abs(factor) * float(bucket.gradient_norms[i])
+        elif record or not decayed:
+            gradient_norm = abs(factor) * host_norm(grad)
+        weight_norm, other_norm = host_norm(weight), gradient_norm
+        if decayed:
+            full = grad.to(norm_dtype(grad.dtype)) * factor
+            other_norm = host_norm(full.add_(weight, alpha=rule.weight_decay))
+        ratio, decay = trust_ratio_of_numbers(rule, lr, weight_norm, other_norm)
+        gain, rate = gains(rule, lr, ratio)
+        buffers = bucket.buffers[i : i + 1]
+        _apply([weight], [grad], buffers, rule, gain * factor, gain * decay, rate)
+        if record:
+            row = (weight_norm, gradient_norm, ratio, lr * ratio)
+            for column, value in zip(columns, row, strict=True):
+                column.append(value)
+    return columns
+
+
+def _columns_without_ratio(bucket: Bucket, lr: float, factor: float) -> Columns:
+    known = bucket.gradient_norms
+    norms = bucket.norms_of("grads", bucket.grads) if known is None else known
+    gradient_norms = [abs(factor) * float(norm) for norm in norms]
+    weight_norms = [host_norm(weight) for weight in bucket.weights]
+    count = len(weight_norms)
+    return weight_norms, gradient_norms, [1.0] * count, [lr] * count
+
+
+def _apply(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    buffers: list[Tensor],
+    rule: Rule,
+    a: float,
+    d: float,
+    rate: float,
+) -> None:
+    """Update tensors that share their coefficients: by the kernel, or where it cannot, in torch."""
+    size, remaining = abs(a), list(range(len(weights)))
+    if _kernel_can(rule, size, d, weights[0].dtype):
+        linear = [i for i in remaining if same_layout(weights[i], grads[i], buffers[i : i + 1])]
+        if linear:
+            plain = rule.momentum == 0
+            torch._fused_sgd_(
+                [weights[i] for i in linear],
+                [grads[i] for i in linear],
+                [buffers[i] for i in linear] if buffers else [],
+                weight_decay=d / size if d else 0.0,
+                momentum=rule.momentum,
+                lr=rate * size if plain else rate,
+                dampening=0.0 if plain else 1.0 - (1.0 - rule.dampening) * size,
+                nesterov=rule.nesterov,
+                maximize=a < 0,
+                is_first_step=False,
+            )
+        remaining = sorted(set(remaining) - set(linear))
+    for i in remaining:
+        step = grads[i].to(norm_dtype(grads[i].dtype)) * a
+        if d:
+            step.add_(weights[i], alpha=d)
+        if rule.momentum != 0:
+            buffers[i].mul_(rule.momentum).add_(step, alpha=1.0 - rule.dampening)
+            step = step.add_(buffers[i], alpha=rule.momentum) if rule.nesterov else buffers[i]
+        weights[i].sub_(step, alpha=rate)
+
+
+def _kernel_can(rule: Rule, size: float, d: float, dtype: torch.dtype) -> bool:
+    """Whether the kernel's hyper-parameters can express the step in the precision of dtype."""
+    if size == 0.0:
+        return d == 0.0 and not rule.nesterov
+    if rule.momentum == 0 or size == 1.0:
+        return True
+    # 1 - dampening returns `size` with an error of 1e-16 / size. Nesterov adds u without `size`.
+    return not rule.nesterov and dtype is not torch.float64 and size >= 1e-9
+
+
+def same_layout(weight: Tensor, grad: Tensor, buffers: list[Tensor]) -> bool:
+    """Whether element i in memory is the same element in all tensors, as fused kernels take it."""
+    tensors = [weight, grad, *buffers]
+    if all(t.is_contiguous() for t in tensors):
+        return True
+    return weight.dim() == 4 and all(
+        t.is_contiguous(memory_format=torch.channels_last) for t in tensors
+    )

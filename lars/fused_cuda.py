@@ -1,0 +1,134 @@
+"""The CUDA path of two passes over memory: five launches of Triton kernels, whatever the model.
+
+Two for each list of norms and one for the update, beside a handful for the ratios. The kernels
+find the tensors by tables of addresses, which travel to the device, without a wait, only when an
+address has changed. Where Triton or its compiler is missing, `usable` says so and the foreach
+path is taken instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .rule import Rule
+
+_BLOCK = 4096
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@functools.cache
+def usable(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels run on this device, tried once on two numbers."""
+    if dtype not in _DTYPES:  # Triton passes numbers to kernels as fp32: too coarse for fp64
+        return False
+    probe = torch.tensor([3.0, 4.0], dtype=dtype, device=device)
+    try:
+        return Plan([2], device, dtype).norms("probe", [probe]).item() == 5.0
+    except Exception as error:  # a missing compiler fails in ways of its own on each system
+        warnings.warn(f"LARS falls back to foreach: Triton failed with {error!r}", stacklevel=2)
+        return False
+
+
+class Plan:
+    """Where the chunks of a list of tensors lie, and the tables of the lists that run along it."""
+
+    def __init__(self, sizes: list[int], device: torch.device, dtype: torch.dtype) -> None:
+        """Lay out the chunks; this is the one place that waits for a copy to the device."""
+        from . import kernels
+
+        self._kernels = kernels
+        self._dtype = getattr(kernels.tl, str(dtype).removeprefix("torch."))
+        self.sizes, self._device = sizes, device
+        counts = torch.tensor([-(-size // _BLOCK) for size in sizes])
+        first = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        tensor_of = torch.repeat_interleave(torch.arange(len(sizes)), counts)
+        start_of = (torch.arange(len(tensor_of)) - first[tensor_of]) * _BLOCK
+        self._first_chunk = first.to(device)
+        self._chunks = (tensor_of.to(device), start_of.to(device), torch.tensor(sizes).to(device))
+        self._grid = (len(tensor_of),)
+        self._tables: dict[str, tuple[list[int], Tensor]] = {}
+        self._spare: list[Tensor] = []
+        self._captured: list[Tensor] = []
+
+    def norms(self, role: str, tensors: list[Tensor]) -> Tensor:
+        """2-norms of dense tensors, stacked; deterministic."""
+        table = self._table(role, tensors)
+        partial = torch.empty(self._grid, dtype=torch.float32, device=self._device)
+        norms = torch.empty(len(self.sizes), dtype=torch.float32, device=self._device)
+        with self._on_device():
+            if partial.numel():
+                self._kernels.sum_squares[self._grid](
+                    table, *self._chunks, partial, DTYPE=self._dtype, BLOCK=_BLOCK
+                )
+            self._kernels.finish_norms[norms.shape](partial, self._first_chunk, norms, BLOCK=1024)
+        return norms
+
+    def update(
+        self,
+        weights: list[Tensor],
+        grads: list[Tensor],
+        buffers: list[Tensor],
+        rule: Rule,
+        a: Tensor,
+        d: Tensor | None,
+        rate: Tensor | None,
+    ) -> None:
+        """Update all tensors in one launch; each in one layout with its gradient and buffer."""
+        tables = [self._table("weights", weights), self._table("grads", grads)]
+        tables.append(self._table("buffers", buffers) if buffers else tables[0])
+        if not self._grid[0]:
+            return
+        with self._on_device():
+            self._kernels.update[self._grid](
+                *tables,
+                *self._chunks,
+                a,
+                a if d is None else d,
+                a if rate is None else rate,
+                float(rule.momentum),
+                1.0 - rule.dampening,
+                DTYPE=self._dtype,
+                BLOCK=_BLOCK,
+                DECAYS=d is not None,
+                HAS_RATE=rate is not None,
+                HAS_MOMENTUM=bool(buffers),
+                NESTEROV=rule.nesterov,
+            )
+
+    def _on_device(self) -> contextlib.AbstractContextManager[Any]:
+        if self._device.type == "cuda":
+            return torch.cuda.device(self._device)
+        return contextlib.nullcontext()
+
+    def _table(self, role: str, tensors: list[Tensor]) -> Tensor:
+        """Addresses of a list of tensors, on the device."""
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        known, table = self._tables.get(role, (None, None))
+        on_cuda = self._device.type == "cuda"
+        if on_cuda and torch.cuda.is_current_stream_capturing():
+            return self._table_to_replay(addresses, table if known == addresses else None)
+        if table is None or known != addresses:
+            host = torch.tensor(addresses)
+            table = host.pin_memory().to(self._device, non_blocking=True) if on_cuda else host
+            self._tables[role] = (addresses, table)
+        while on_cuda and len(self._spare) < 4:
+            self._spare.append(torch.empty(len(addresses), dtype=torch.int64).pin_memory())
+        return table
+
+    def _table_to_replay(self, addresses: list[int], table: Tensor | None) -> Tensor:
+        """A table for a graph that is being captured; what a replay reads is kept for good."""
+        if table is None:
+            # A capture may not ask for pinned memory, so eager steps have put some aside.
+            if not self._spare:
+                raise RuntimeError("LARS needs an eager step before each four that are captured")
+            pinned = self._spare.pop().copy_(torch.tensor(addresses))
+            self._captured.append(pinned)
+            table = pinned.to(self._device, non_blocking=True)
+        self._captured.append(table)
+        return table

@@ -1,0 +1,73 @@
+"""Norms of lists of tensors: one stacked tensor a list, in at least fp32, never read by the host.
+
+A DTensor (FSDP2, tensor parallel) counts with the norm of the whole tensor: its local shards'
+squares are summed over the mesh dimensions it is sharded on.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor; does not import torch.distributed to find out."""
+    return type(tensor) not in _PLAIN and hasattr(tensor, "device_mesh")
+
+
+def norm_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp16 and bf16 norms are summed in fp32: 65504 is soon squared past fp16."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def stacked_norms(tensors: list[Tensor], params: list[Tensor], foreach: bool) -> Tensor:
+    """2-norms of local tensors as one 1-D tensor; `params` are the parameters they belong to."""
+    dtype = norm_dtype(tensors[0].dtype)
+    if foreach:
+        norms = list(torch._foreach_norm(tensors, 2, dtype=dtype))
+    else:
+        norms = [torch.linalg.vector_norm(t, dtype=dtype) for t in tensors]
+    return reduce_over_shards(torch.stack(norms), params)
+
+
+def reduce_over_shards(norms: Tensor, params: list[Any]) -> Tensor:
+    """Norms of whole tensors from norms of local shards: one all-reduce for each kind of shard."""
+    kinds: dict[tuple[Any, tuple[int, ...]], list[int]] = {}
+    for index, param in enumerate(params):
+        if is_dtensor(param):
+            sharded = tuple(d for d, p in enumerate(param.placements) if p.is_shard())
+            kinds.setdefault((param.device_mesh, sharded), []).append(index)
+    if not kinds:
+        return norms
+    squares = norms.square()
+    for (mesh, sharded), indices in kinds.items():
+        part = squares[indices]
+        for dimension in sharded:
+            torch.distributed.all_reduce(part, group=mesh.get_group(dimension))
+        squares[indices] = part
+    return squares.sqrt()
+
+
+def memory_order(tensor: Tensor) -> Tensor | None:
+    """A flat view in the order of memory, or None where a tensor does not fill its memory."""
+    if tensor.is_contiguous():
+        return tensor.view(-1)
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return tensor.permute(0, 2, 3, 1).view(-1)
+    return None
+
+
+def host_norm(tensor: Tensor) -> float:
+    """2-norm of a CPU tensor as a number."""
+    if tensor.dtype is torch.float32 and (flat := memory_order(tensor)) is not None:
+        # The fastest reduction there is. Its sum of squares is fp32, so one close to what fp32
+        # can hold, too small as well as too large, is worked out again below.
+        square = torch.dot(flat, flat).item()
+        if 1e-30 < square < 1e37:
+            return math.sqrt(square)
+    return torch.linalg.vector_norm(tensor, dtype=torch.float64).item()

@@ -1,0 +1,151 @@
+"""The options a published implementation fixes, by name, and the checks on every option.
+
+The update itself is in `rule.py`; this module only says which values it is run with.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+# The paper with zero norms made safe. Every other preset is written as its departure from this.
+_PAPER: dict[str, Any] = {
+    "trust_coefficient": 0.001,
+    "eps": 0.0,
+    "trust_norm": "separate",
+    "trust_weight_decay": "weight_decay",
+    "momentum_scaling": "classic",
+    "zero_norm": "one",
+    "trust_clip": False,
+    "adapt": True,
+}
+
+# What each system does, read from its source:
+#   blog             "Discriminative learning rate using LARS" (2018)
+#   quadra           quadra's LARS, and with it Lightning bolts' and lightly's
+#   torchlars        torchlars' wrapper over SGD
+#   braintools       braintools' Lars (JAX), vissl's and Barlow Twins' but for eps
+#   pytorch-lars     cmpark0126/pytorch-lars `ver2`, as its published tables were made
+#   pytorch-lars-v1  the same project's earlier `SGD_with_lars`
+#   timm             timm's Lars
+#   larc             NVIDIA apex' LARC over SGD
+_DEPARTURES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "blog": {"eps": 1e-15, "momentum_scaling": "none", "zero_norm": "raw"},
+    "quadra": {
+        "eps": 1e-8,
+        "momentum_scaling": "trust",
+        "zero_norm": "skip",
+        "adapt": "decayed",
+    },
+    "torchlars": {"eps": 1e-8, "momentum_scaling": "trust"},
+    "braintools": {"eps": 1e-8, "momentum_scaling": "trust", "trust_norm": "decayed"},
+    "pytorch-lars": {
+        "trust_weight_decay": "momentum",
+        "momentum_scaling": "none",
+        "zero_norm": "raw",
+    },
+    "pytorch-lars-v1": {"trust_weight_decay": "momentum", "zero_norm": "raw"},
+    "timm": {"eps": 1e-8, "momentum_scaling": "trust", "adapt": "decayed"},
+    "larc": {
+        "trust_coefficient": 0.02,
+        "eps": 1e-8,
+        "momentum_scaling": "trust",
+        "zero_norm": "skip",
+        "trust_clip": True,
+    },
+}
+PRESETS = {name: {**_PAPER, **departure} for name, departure in _DEPARTURES.items()}
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "variant": tuple(PRESETS),
+    "trust_norm": ("separate", "decayed"),
+    "momentum_scaling": ("trust", "classic", "none"),
+    "zero_norm": ("one", "skip", "raw"),
+    "adapt": (True, False, "decayed"),
+    "trust_clip": (True, False),
+    "nesterov": (True, False),
+    "maximize": (True, False),
+    "capturable": (True, False),
+    "differentiable": (True, False),
+    "foreach": (True, False, None),
+    "fused": (True, False, None),
+}
+_NUMBERS = ("lr", "momentum", "weight_decay", "trust_coefficient", "eps")
+_ABOVE_ZERO = ("clip_norm", "clip_value")
+
+
+def complete(group: dict[str, Any]) -> None:
+    """Resolve a LARS group's options by its variant, and check them."""
+    fill_from_preset(group)
+    check_options(group)
+    check_combinations(group)
+
+
+def fill_from_preset(group: dict[str, Any]) -> None:
+    """Give every option of a group that is still None the value of the group's variant."""
+    check_choice("variant", group["variant"])
+    for option, value in PRESETS[group["variant"]].items():
+        if group.get(option) is None:
+            group[option] = value
+
+
+def check_choice(name: str, value: Any) -> None:
+    """Raise ValueError where an option is given a value it does not have."""
+    # `is` for True, False and None: 1 == True, and 1 is not an answer to a yes or no.
+    allowed = _CHOICES[name]
+    known = any(value is choice for choice in allowed if not isinstance(choice, str))
+    if not known and not (isinstance(value, str) and value in allowed):
+        raise ValueError(f"Invalid {name} value: {value!r}; it is one of {list(allowed)}")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raise ValueError unless the value is a finite number of 0 or more; lr may be a tensor."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"Tensor {name} must be 1-element, got one of shape {tuple(value.shape)}")
+    allowed = int | float | Tensor if name == "lr" else int | float
+    is_number = isinstance(value, allowed) and not isinstance(value, bool)
+    if not is_number or not 0.0 <= value < math.inf:
+        title = "learning rate" if name == "lr" else f"{name} value"
+        raise ValueError(f"Invalid {title}: {value!r}; {name} is a number of 0 or more")
+
+
+def check_options(group: dict[str, Any]) -> None:
+    """Raise ValueError, naming option and value, unless every option in `group` makes sense."""
+    for name in _CHOICES.keys() & group.keys():
+        check_choice(name, group[name])
+    for name in _NUMBERS:
+        if name in group:
+            check_number(name, group[name])
+    for name in _ABOVE_ZERO:
+        if group.get(name) is not None:
+            check_number(name, group[name])
+            if group[name] == 0:
+                raise ValueError(f"Invalid {name} value: 0; None is for no clipping")
+    trust_weight_decay = group["trust_weight_decay"]
+    if trust_weight_decay not in ("weight_decay", "momentum"):
+        check_number("trust_weight_decay", trust_weight_decay)
+
+
+def check_combinations(group: dict[str, Any]) -> None:
+    """Raise ValueError where options of a LARS group exclude each other."""
+    if not (isinstance(group["dampening"], int | float) and math.isfinite(group["dampening"])):
+        raise ValueError(f"Invalid dampening value: {group['dampening']!r}")
+    if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
+        raise ValueError(
+            "Nesterov momentum requires a momentum and zero dampening: nesterov=True with "
+            f"momentum={group['momentum']!r}, dampening={group['dampening']!r}"
+        )
+    if group["fused"] and group["foreach"]:
+        raise ValueError("fused=True and foreach=True exclude each other")
+    for flag in ("fused", "foreach"):
+        if group[flag] and group["differentiable"]:
+            raise ValueError(f"{flag}=True does not support differentiable=True")
+    if group["capturable"] and not isinstance(group["lr"], Tensor):
+        if any(p.device.type == "cuda" for p in group["params"]):
+            raise ValueError(
+                f"capturable=True on CUDA needs lr as a tensor, got lr={group['lr']!r}: "
+                "a graph replays a float as it was when captured"
+            )

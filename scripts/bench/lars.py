@@ -1,0 +1,148 @@
+"""One optimizer step: every LARS path beside torch's SGD and the installable peers.
+
+The parameters are those of ResNet-18 (with the 3x3 stem of CIFAR) and ResNet-50, fp32, twice:
+in the two groups of `parameter_groups`, and as one flat list, where LARS adapts every tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models import resnet18, resnet50
+
+from lars import LARS, LARSWrapper, parameter_groups
+
+from . import report
+from .timing import Candidate, copy_bandwidth, interleave, summarise
+
+BYTES_SGD = 20  # read w, g, v; write w, v
+BYTES_LARS = 28  # the norms read w and g once before
+
+Build = Callable[[Any], torch.optim.Optimizer]
+
+
+def run(device: torch.device, rounds: int) -> dict[str, Any]:
+    """Time all candidates on both networks; report ratios to fused SGD and to the floor."""
+    facts = report.environment(device)
+    bandwidth = copy_bandwidth(device)
+    tables, figures = [], {}
+    for network, build_model in (("ResNet-18", _cifar_resnet18), ("ResNet-50", resnet50)):
+        for grouping in ("groups", "flat list"):
+            title = f"{network}, {grouping}"
+            figures[title] = _measure(build_model, grouping, device, rounds)
+            count = sum(p.numel() for p in build_model().parameters())
+            tables.append((title, _rows(figures[title], count, bandwidth)))
+    note = (
+        f"Copy bandwidth {bandwidth / 1e9:.1f} GB/s. `floor` is the median over the time that "
+        f"{BYTES_LARS} bytes a parameter ({BYTES_SGD} for SGD) take at that bandwidth; caches can "
+        "bring it below 1."
+    )
+    return {
+        "environment": facts,
+        "bandwidth_bytes_per_second": bandwidth,
+        "rounds": rounds,
+        "notes": [note],
+        "figures": figures,
+        "tables": tables,
+    }
+
+
+def _builders(device: torch.device) -> dict[str, Build]:
+    common: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
+    builders: dict[str, Build] = {
+        "torch SGD": lambda p: torch.optim.SGD(p, **common),
+        "torch SGD foreach": lambda p: torch.optim.SGD(p, foreach=True, **common),
+        "torch SGD fused": lambda p: torch.optim.SGD(p, fused=True, **common),
+        "LARS (default)": lambda p: LARS(p, **common),
+        "LARS telemetry": lambda p: _with_telemetry(LARS(p, **common)),
+        "LARS clip_norm": lambda p: LARS(p, clip_norm=1.0, **common),
+        "LARS variant=timm": lambda p: LARS(p, variant="timm", **common),
+        "LARS nesterov": lambda p: LARS(p, nesterov=True, **common),
+        "LARS foreach": lambda p: LARS(p, foreach=True, **common),
+        "LARS one by one": lambda p: LARS(p, foreach=False, **common),
+        "LARSWrapper(SGD fused)": lambda p: LARSWrapper(torch.optim.SGD(p, fused=True, **common)),
+    }
+    if device.type == "cuda":
+        builders["LARS fused"] = lambda p: LARS(p, fused=True, **common)
+    try:
+        from timm.optim import Lars
+    except ImportError:
+        pass
+    else:
+        builders["timm"] = lambda p: Lars(p, foreach=False, **common)
+        builders["timm foreach"] = lambda p: Lars(p, foreach=True, **common)
+    try:
+        from pytorch_optimizer import LARS as KozistrLARS
+    except ImportError:
+        pass
+    else:
+        builders["pytorch_optimizer"] = lambda p: KozistrLARS(p, foreach=False, **common)
+        builders["pytorch_optimizer foreach"] = lambda p: KozistrLARS(p, foreach=True, **common)
+    return builders
+
+
+def _measure(
+    build_model: Callable[[], nn.Module], grouping: str, device: torch.device, rounds: int
+) -> dict[str, dict[str, float]]:
+    candidates = {
+        name: _candidate(build, build_model, grouping, device)
+        for name, build in _builders(device).items()
+    }
+    times = interleave(candidates, rounds, device)
+    return {name: summarise(seconds) for name, seconds in times.items()}
+
+
+def _candidate(
+    build: Build, build_model: Callable[[], nn.Module], grouping: str, device: torch.device
+) -> Candidate:
+    torch.manual_seed(0)
+    model = build_model().to(device)
+    params = list(model.parameters())
+    grads = [torch.randn_like(p) for p in params]
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad.clone()
+    grouped = grouping == "groups"
+    optimizer = build(parameter_groups(model, weight_decay=5e-4) if grouped else params)
+
+    def write_gradients() -> None:
+        # As backward does; and some peers leave something else in p.grad.
+        torch._foreach_copy_([p.grad for p in params if p.grad is not None], grads)
+
+    return Candidate(optimizer.step, write_gradients)
+
+
+def _rows(
+    figures: dict[str, dict[str, float]], parameters: int, bandwidth: float
+) -> list[dict[str, Any]]:
+    fused = figures["torch SGD fused"]
+    rows = []
+    for name, figure in figures.items():
+        moved = BYTES_SGD if name.startswith("torch SGD") else BYTES_LARS
+        floor = 1000 * moved * parameters / bandwidth
+        rows.append(
+            {
+                "optimizer": name,
+                "median, ms": figure["median_ms"],
+                "fastest, ms": figure["min_ms"],
+                "middle half, ms": f"{figure['q1_ms']:.2f} to {figure['q3_ms']:.2f}",
+                "/ fused SGD": figure["median_ms"] / fused["median_ms"],
+                "/ fused SGD, fastest": figure["min_ms"] / fused["min_ms"],
+                "/ floor": figure["median_ms"] / floor,
+            }
+        )
+    return rows
+
+
+def _cifar_resnet18() -> nn.Module:
+    model = resnet18(num_classes=10)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
+def _with_telemetry(optimizer: LARS) -> LARS:
+    optimizer.telemetry = True
+    return optimizer

@@ -1,0 +1,137 @@
+"""Parameter groups by module type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lars import LARS, parameter_groups
+
+
+class Everything(nn.Module):
+    """Modules whose biases and norms a shape or a name would get wrong."""
+
+    def __init__(self) -> None:
+        """Make one of each."""
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.transposed = nn.ConvTranspose1d(3, 4, 3)
+        self.batch = nn.BatchNorm2d(4)
+        self.instance = nn.InstanceNorm1d(4, affine=True)
+        self.layer = nn.LayerNorm((4, 5))
+        self.group = nn.GroupNorm(2, 4)
+        self.rms = nn.RMSNorm(4)
+        self.embedding = nn.Embedding(5, 4)
+        self.tied = nn.Linear(4, 5, bias=False)
+        self.tied.weight = self.embedding.weight
+        self.frozen = nn.Linear(2, 2)
+        self.frozen.requires_grad_(False)
+        self.attention = nn.MultiheadAttention(4, 2, add_bias_kv=True)
+        self.lstm = nn.LSTM(3, 2)
+        self.bias_free = nn.Linear(3, 1, bias=False)  # a weight, for all its name
+        self.slope = nn.PReLU()
+        self.token = nn.Parameter(torch.zeros(4))
+
+
+WEIGHTS = {
+    "conv.weight",
+    "transposed.weight",
+    "embedding.weight",
+    "attention.in_proj_weight",
+    "attention.out_proj.weight",
+    "lstm.weight_ih_l0",
+    "lstm.weight_hh_l0",
+    "bias_free.weight",
+    "slope.weight",
+    "token",
+}
+OTHERS = {
+    "conv.bias",
+    "transposed.bias",
+    "attention.in_proj_bias",
+    "attention.bias_k",
+    "attention.bias_v",
+    "attention.out_proj.bias",
+    "lstm.bias_ih_l0",
+    "lstm.bias_hh_l0",
+    *(f"{n}.{a}" for n in ("batch", "instance", "layer", "group") for a in ("weight", "bias")),
+    "rms.weight",
+}
+
+
+def test_by_module_type() -> None:
+    """Every parameter once, in model order, with its own tensor; frozen ones nowhere."""
+    model = Everything()
+    weights, others = parameter_groups(model, 0.1)
+    names = [name for name, _ in weights["params"]]
+    assert set(names) == WEIGHTS and len(names) == len(WEIGHTS)
+    assert {name for name, _ in others["params"]} == OTHERS
+    own = dict(model.named_parameters())
+    assert all(own[name] is p for g in (weights, others) for name, p in g["params"])
+    assert names == [name for name in own if name in WEIGHTS]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [(0.1, True), (0.0, False)]),
+        ({"decay": "all"}, [(0.1, True), (0.1, False)]),
+        ({"adapt": "all"}, [(0.1, True), (0.0, True)]),
+        ({"decay": "all", "adapt": "all"}, [(0.1, True), (0.1, True)]),
+    ],
+)
+def test_decay_and_adaptation_are_set_apart(options: dict[str, Any], expected: list[Any]) -> None:
+    """Which groups decay, and which have a ratio."""
+    groups = parameter_groups(Everything(), 0.1, **options)
+    assert [(g["weight_decay"], g["adapt"]) for g in groups] == expected
+
+
+def test_a_model_of_one_kind_has_one_group() -> None:
+    """No empty groups, and a name without a dot for a module on its own."""
+    groups = parameter_groups(nn.Linear(2, 2, bias=False), 0.1)
+    assert [[name for name, _ in g["params"]] for g in groups] == [["weight"]]
+
+
+def test_a_norm_of_one_s_own() -> None:
+    """A subclass of a norm is one; another module can be named as one."""
+
+    class GhostNorm(nn.BatchNorm2d):
+        pass
+
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(1))
+
+    model = nn.Sequential(GhostNorm(2), Scale())
+    assert [len(g["params"]) for g in parameter_groups(model, 0.1)] == [1, 2]
+    (only,) = parameter_groups(model, 0.1, norm_modules=(nn.BatchNorm2d, Scale))
+    assert only["adapt"] is False and len(only["params"]) == 3
+
+
+@pytest.mark.parametrize("make", [LARS, torch.optim.SGD, torch.optim.Adam])
+def test_any_optimizer_takes_them(make: Any) -> None:
+    """With names, which LARS uses for its statistics."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    optimizer = make(parameter_groups(model, 0.1), lr=0.1)
+    names = [group["param_names"] for group in optimizer.param_groups]
+    assert names == [["0.weight"], ["0.bias", "1.weight", "1.bias"]]
+    model(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decay": "none"}, "decay value: 'none'"),
+        ({"adapt": True}, "adapt value: True"),
+        ({"weight_decay": -0.1}, "weight_decay value: -0.1"),
+    ],
+)
+def test_bad_arguments_name_themselves(options: dict[str, Any], message: str) -> None:
+    """ValueError with argument and value."""
+    with pytest.raises(ValueError, match=message):
+        parameter_groups(nn.Linear(1, 1), **{"weight_decay": 0.1, **options})

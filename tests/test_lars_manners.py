@@ -1,0 +1,546 @@
+"""What torch's own generic tests ask of an optimizer, asked of LARS.
+
+Exceptions, with their reasons: a bad combination of flags raises ValueError, not RuntimeError, so
+that a user's mistake is one type everywhere; the step of a tensor whose gradient is zero is no
+step only without weight decay and buffer, as for SGD; sparse gradients are refused, since a norm
+needs the whole tensor; there is no `step` counter in the state.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lars import LARS, PRESETS, LARSWrapper, parameter_groups
+
+PATHS: dict[str, dict[str, Any]] = {
+    "single": {"foreach": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+    "capturable": {"capturable": True},
+}
+all_paths = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+
+
+def problem(dtype: torch.dtype = torch.float32) -> tuple[list[torch.nn.Parameter], Any]:
+    """A weight and a bias of a small regression, and its loss."""
+    torch.manual_seed(0)
+    params = [
+        torch.nn.Parameter(torch.randn(10, 5, dtype=dtype)),
+        torch.nn.Parameter(torch.randn(10, dtype=dtype)),
+    ]
+    inputs = torch.randn(5, dtype=dtype)
+    return params, lambda: (params[0].mv(inputs) + params[1]).abs().square().sum()
+
+
+@all_paths
+@pytest.mark.parametrize("variant", [v for v in PRESETS if not v.startswith("pytorch-lars")])
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("tensor_lr", [False, True])
+def test_it_goes_in_the_right_direction(
+    path: dict[str, Any], variant: str, maximize: bool, tensor_lr: bool
+) -> None:
+    """With a scheduler that halves the rate, a float's or a tensor's."""
+    params, loss_of = problem()
+    lr = torch.tensor(1.0) if tensor_lr else 1.0
+    optimizer = LARS(
+        params,
+        lr,
+        variant=variant,
+        trust_coefficient=0.01,
+        weight_decay=1e-4,
+        maximize=maximize,
+        **path,
+    )
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=5, gamma=0.5)
+    before = loss_of().item()
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss_of().backward()
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.25)
+    assert (loss_of().item() > before) is maximize
+
+
+@all_paths
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_a_complex_tensor_is_two_real_ones(path: dict[str, Any], dtype: torch.dtype) -> None:
+    """The same steps as on its view as pairs of real numbers."""
+    torch.manual_seed(0)
+    number = torch.nn.Parameter(torch.randn(3, 2, dtype=dtype))
+    pairs = torch.nn.Parameter(torch.view_as_real(number.detach()).clone())
+    optimizers = [
+        LARS([p], lr=1.0, weight_decay=0.1, nesterov=True, **path) for p in (number, pairs)
+    ]
+    for _ in range(5):
+        number.grad = torch.randn_like(number)
+        pairs.grad = torch.view_as_real(number.grad).clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(torch.view_as_real(number.detach()), pairs.detach())
+    assert optimizers[0].state[number]["momentum_buffer"].dtype is dtype
+
+
+def strided_tensors() -> list[tuple[Tensor, Tensor]]:
+    """Weights and gradients: views with gaps, channels_last, expanded, empty, 0-d."""
+    torch.manual_seed(0)
+    weights = [
+        torch.randn(4, 6).t(),
+        torch.randn(3, 4, 8)[:, :, ::2],
+        torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        torch.randn(2, 3, 4, 4),
+        torch.randn(2, 3, 4, 4, 2).to(memory_format=torch.channels_last_3d),
+        torch.randn(()),
+        torch.randn(0, 3),
+    ]
+    gradients = [torch.randn_like(t) for t in weights]
+    gradients[0] = torch.randn(6, 1).expand(6, 4)
+    gradients[3] = gradients[3].to(memory_format=torch.channels_last)
+    return list(zip(weights, gradients, strict=True))
+
+
+@all_paths
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_strides_make_no_difference(path: dict[str, Any], nesterov: bool) -> None:
+    """Whatever the layout, the steps are those of contiguous copies, and the layout stays."""
+    results = []
+    for plain in (False, True):
+        pairs = strided_tensors()
+        if plain:
+            pairs = [(w.contiguous(), g.contiguous()) for w, g in pairs]
+        params = [torch.nn.Parameter(w) for w, _ in pairs]
+        strides = [p.stride() for p in params]
+        options = {"weight_decay": 0.1, "trust_coefficient": 0.1, "nesterov": nesterov, **path}
+        optimizer = LARS(params, lr=1.0, **options)
+        for _ in range(3):
+            for param, (_, gradient) in zip(params, pairs, strict=True):
+                param.grad = gradient
+            optimizer.step()
+        results.append([p.detach().contiguous() for p in params])
+        assert [p.stride() for p in params] == strides
+    torch.testing.assert_close(*results)
+
+
+@all_paths
+def test_dtypes_may_be_mixed(path: dict[str, Any]) -> None:
+    """Each tensor keeps its dtype, its buffer too, and all of them move."""
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
+    params = [torch.nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in dtypes]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer = LARS(params, lr=1.0, trust_coefficient=0.5, clip_norm=1e3, **path)
+    optimizer.step()
+    for param, dtype in zip(params, dtypes, strict=True):
+        assert optimizer.state[param]["momentum_buffer"].dtype is dtype
+        torch.testing.assert_close(param.detach(), torch.full((3,), 0.5, dtype=dtype))
+    assert optimizer.grad_norm is not None
+    assert optimizer.grad_norm.item() == pytest.approx(15**0.5)
+
+
+@all_paths
+def test_no_gradient_no_step(path: dict[str, Any]) -> None:
+    """Parameters without gradients are left alone, and have no state."""
+    params, _ = problem()
+    optimizer = LARS(params, weight_decay=0.1, clip_norm=1.0, **path)
+    optimizer.telemetry = True
+    before = [p.detach().clone() for p in params]
+    optimizer.step()
+    assert len(optimizer.state) == 0
+    assert optimizer.grad_norm is None and optimizer.layer_statistics() == {}
+    params[0].grad = torch.ones_like(params[0])
+    optimizer.step()
+    assert not torch.equal(params[0], before[0]) and torch.equal(params[1], before[1])
+    assert set(optimizer.state) == {params[0]}
+    assert len(optimizer.layer_statistics()) == 1
+
+
+@all_paths
+def test_zero_gradients_are_no_step(path: dict[str, Any]) -> None:
+    """Without weight decay and an old buffer."""
+    params, _ = problem()
+    before = [p.detach().clone() for p in params]
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    LARS(params, lr=1.0, **path).step()
+    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+
+
+@all_paths
+def test_groups_have_their_own_options(path: dict[str, Any]) -> None:
+    """lr 0 in one group, no weight decay in the other; a group added later trains."""
+    params, loss_of = problem()
+    late = torch.nn.Parameter(torch.ones(2))
+    optimizer = LARS(
+        [{"params": params[:1], "lr": 0.0}, {"params": iter(params[1:])}],
+        lr=0.1,
+        weight_decay=0.1,
+        **path,
+    )
+    optimizer.add_param_group({"params": late, "momentum": 0.0})
+    before = [p.detach().clone() for p in (*params, late)]
+    loss_of().backward()
+    late.grad = torch.ones(2)
+    optimizer.step()
+    moved = [not torch.equal(p, b) for p, b in zip((*params, late), before, strict=True)]
+    assert moved == [False, True, True]
+    assert late not in optimizer.state
+    with pytest.raises(ValueError, match="weight_decay"):
+        optimizer.add_param_group({"params": torch.nn.Parameter(torch.ones(1)), "weight_decay": -1})
+    assert len(optimizer.param_groups) == 3
+
+
+@pytest.mark.parametrize("target", PATHS)
+@all_paths
+def test_state_moves_between_paths(path: dict[str, Any], target: str) -> None:
+    """A state_dict loaded under another path goes on as if nothing had happened."""
+    ends = []
+    for switch in (False, True):
+        params, loss_of = problem(torch.float64)
+        optimizer = LARS(params, lr=1.0, weight_decay=0.01, nesterov=True, **path)
+        for step in range(6):
+            if switch and step == 3:
+                state = copy.deepcopy(optimizer.state_dict())
+                flags = dict.fromkeys(("foreach", "fused")) | {"capturable": False}
+                for group in state["param_groups"]:
+                    group.update(flags | PATHS[target])
+                optimizer = LARS(params, lr=5.0, **PATHS[target])
+                optimizer.load_state_dict(state)
+            optimizer.zero_grad()
+            loss_of().backward()
+            optimizer.step()
+        ends.append(params)
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-14)
+
+
+def test_a_checkpoint_of_sgd_or_of_an_older_version_loads() -> None:
+    """Options that a state_dict does not know come from the constructor."""
+    params, loss_of = problem()
+    sgd = torch.optim.SGD(params, lr=0.1, momentum=0.5)
+    loss_of().backward()
+    sgd.step()
+    optimizer = LARS(params, variant="timm", eps=0.125)
+    optimizer.load_state_dict(sgd.state_dict())
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"], group["eps"]) == (0.1, 0.5, 0.125)
+    assert group["momentum_scaling"] == "trust"
+    optimizer.step()
+
+
+def test_copies_are_independent_and_complete() -> None:
+    """Deepcopy and pickle keep groups, state and variant; a step of one leaves the other alone."""
+    params, loss_of = problem()
+    optimizer = LARS(params, torch.tensor(0.5), variant="larc", weight_decay=0.1)
+    loss_of().backward()
+    optimizer.step()
+    for copied in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert repr(copied) == repr(optimizer)
+        assert "larc" in repr(copied)
+        theirs = copied.param_groups[0]["params"]
+        assert all(torch.equal(a, b) for a, b in zip(theirs, params, strict=True))
+        before = [p.detach().clone() for p in params]
+        for param, own in zip(theirs, params, strict=True):
+            buffer = copied.state[param]["momentum_buffer"]
+            assert torch.equal(buffer, optimizer.state[own]["momentum_buffer"])
+            param.grad = torch.ones_like(param)
+        copied.step()
+        assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_hooks_run_around_the_step(wrap: bool) -> None:
+    """Before and after, once each, with the optimizer that was stepped."""
+    params, loss_of = problem()
+    optimizer = LARSWrapper(torch.optim.SGD(params)) if wrap else LARS(params)
+    calls: list[tuple[str, object]] = []
+    optimizer.register_step_pre_hook(lambda o, *_: calls.append(("before", o)))
+    handle = optimizer.register_step_post_hook(lambda o, *_: calls.append(("after", o)))
+    loss_of().backward()
+    optimizer.step()
+    assert calls == [("before", optimizer), ("after", optimizer)]
+    handle.remove()
+    optimizer.step()
+    assert len(calls) == 3
+
+
+def test_a_tensor_rate_equals_a_float() -> None:
+    """On every path, and read anew at each step."""
+    ends = []
+    for path in PATHS.values():
+        for lr in (0.5, torch.tensor(0.5, dtype=torch.float64), torch.tensor([0.5])):
+            params, loss_of = problem(torch.float64)
+            optimizer = LARS(params, lr, weight_decay=0.1, **path)
+            for _ in range(3):
+                optimizer.zero_grad()
+                loss_of().backward()
+                optimizer.step()
+                for group in optimizer.param_groups:
+                    group["lr"] *= 0.5
+            ends.append(torch.cat([p.detach().flatten() for p in params]))
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("variant", ["paper", "blog", "timm", "braintools"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_autograd_goes_through_a_differentiable_step(variant: str, momentum: float) -> None:
+    """Two steps as a function of weights, gradients, buffer and rate."""
+    torch.manual_seed(0)
+
+    def two_steps(weight: Tensor, first: Tensor, second: Tensor, lr: Tensor) -> Tensor:
+        weight = weight.clone()
+        optimizer = LARS(
+            [weight],
+            lr,
+            momentum,
+            weight_decay=0.1,
+            variant=variant,
+            trust_coefficient=0.1,
+            differentiable=True,
+        )
+        for gradient in (first, second):
+            weight.grad = gradient
+            optimizer.step()
+        return weight
+
+    tensors = [torch.randn(3, 2, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    lr = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(two_steps, (*tensors, lr))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_differentiable_step_at_a_zero_norm_has_no_nan(value: float) -> None:
+    """0/0, in the ratio that is overwritten, must not reach the gradient."""
+    weight = torch.zeros(3, requires_grad=True)
+    moved = weight.clone()
+    optimizer = LARS([moved], differentiable=True)
+    moved.grad = torch.full((3,), value, requires_grad=True)
+    optimizer.step()
+    moved.sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.isfinite().all()
+
+
+class _Recorder(TorchDispatchMode):
+    """Counts calls that reach the dispatcher, and refuses those that wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        assert "_local_scalar_dense" not in name, "the host reads a value"
+        if "unbind" not in name and "detach" not in name:  # views: no work for a device
+            self.calls.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("variant", PRESETS)
+def test_the_foreach_step_never_reads_a_value_and_does_not_grow(
+    variant: str, nesterov: bool
+) -> None:
+    """As many calls for 80 tensors as for 2, none a synchronisation; clipping and telemetry on."""
+    counts = []
+    for number in (2, 80):
+        params = [torch.nn.Parameter(torch.randn(3, 2)) for _ in range(number)]
+        for param in params:
+            param.grad = torch.randn_like(param)
+        optimizer = LARS(
+            params,
+            torch.tensor(0.1),
+            variant=variant,
+            weight_decay=0.1,
+            nesterov=nesterov,
+            clip_norm=1.0,
+            capturable=True,
+        )
+        optimizer.telemetry = True
+        optimizer.step()
+        with _Recorder() as recorder:
+            optimizer.step()
+        counts.append(len(recorder.calls))
+    grown = variant == "braintools"  # ||g + b * w|| needs each sum as a tensor
+    assert grown or counts[0] == counts[1] < 45
+
+
+@all_paths
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+@pytest.mark.parametrize("wrap", [False, True])
+def test_grad_scaler(path: dict[str, Any], clip_norm: float | None, wrap: bool) -> None:
+    """Norms, decay and clipping see unscaled gradients; an inf step is skipped; p.grad stays."""
+    ends = []
+    for scale in (1.0, 1024.0):
+        params, loss_of = problem()
+        if wrap:
+            base = torch.optim.SGD(params, lr=1.0, momentum=0.9, weight_decay=0.1)
+            optimizer: torch.optim.Optimizer = LARSWrapper(base, trust_coefficient=0.1)
+        else:
+            optimizer = LARS(
+                params, 1.0, weight_decay=0.1, trust_coefficient=0.1, clip_norm=clip_norm, **path
+            )
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+        for step in range(4):
+            optimizer.zero_grad()
+            scaler.scale(loss_of()).backward()
+            if step == 2:
+                assert params[0].grad is not None
+                params[0].grad[0, 0] = torch.inf
+            before = [p.detach().clone() for p in params]
+            grads = [p.grad.clone() for p in params if p.grad is not None]
+            scaler.step(optimizer)
+            scaler.update()
+            assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True)) is (
+                step == 2
+            )
+            assert all(torch.equal(p.grad, g) for p, g in zip(params, grads, strict=True))
+        ends.append(params)
+        if not wrap and clip_norm:
+            grad_norm = optimizer.grad_norm  # type: ignore[attr-defined]
+            expected = torch.cat([p.grad.flatten() for p in params if p.grad is not None]).norm()
+            torch.testing.assert_close(grad_norm.float(), expected / scaler.get_scale())
+    torch.testing.assert_close(*ends)
+
+
+@all_paths
+def test_sparse_gradients_are_refused(path: dict[str, Any]) -> None:
+    """With a message, not an error from inside a kernel."""
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3).to_sparse()
+    with pytest.raises(RuntimeError, match="sparse"):
+        LARS([param], **path).step()
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"lr": -0.1}, "learning rate: -0.1"),
+    ({"lr": float("nan")}, "learning rate: nan"),
+    ({"lr": torch.tensor([0.1, 0.2])}, "Tensor lr must be 1-element"),
+    ({"lr": "fast"}, "learning rate: 'fast'"),
+    ({"momentum": -0.5}, "momentum value: -0.5"),
+    ({"dampening": float("inf")}, "dampening value: inf"),
+    ({"weight_decay": -1e-4}, "weight_decay value: -0.0001"),
+    ({"eps": -1e-8}, "eps value: -1e-08"),
+    ({"trust_coefficient": -0.001}, "trust_coefficient value: -0.001"),
+    ({"trust_weight_decay": "decay"}, "trust_weight_decay value: 'decay'"),
+    ({"clip_norm": -1.0}, "clip_norm value: -1.0"),
+    ({"clip_value": True}, "clip_value value: True"),
+    ({"clip_value": 0}, "clip_value value: 0"),
+    ({"momentum": torch.tensor(0.9)}, "momentum value: tensor"),
+    ({"variant": "lamb"}, "variant value: 'lamb'"),
+    ({"trust_norm": "max"}, "trust_norm value: 'max'"),
+    ({"momentum_scaling": "nesterov"}, "momentum_scaling value: 'nesterov'"),
+    ({"zero_norm": "two"}, "zero_norm value: 'two'"),
+    ({"adapt": "weights"}, "adapt value: 'weights'"),
+    ({"trust_clip": 1}, "trust_clip value: 1"),
+    ({"foreach": "yes"}, "foreach value: 'yes'"),
+    ({"nesterov": True, "momentum": 0.0}, "nesterov=True with momentum=0.0"),
+    ({"nesterov": True, "dampening": 0.1}, "dampening=0.1"),
+    ({"fused": True, "foreach": True}, "fused=True and foreach=True"),
+    ({"fused": True, "differentiable": True}, "fused=True does not support differentiable"),
+    ({"foreach": True, "differentiable": True}, "foreach=True does not support differentiable"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=[m for _, m in BAD])
+@pytest.mark.parametrize("place", ["constructor", "group"])
+def test_bad_arguments_name_themselves(options: dict[str, Any], message: str, place: str) -> None:
+    """ValueError with argument and value, in the constructor as in a group."""
+    param = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(ValueError, match=message):
+        LARS([param], **options) if place == "constructor" else LARS(
+            [{"params": [param], **options}]
+        )
+
+
+def test_torch_s_own_error_inputs() -> None:
+    """The errors that torch's generic tests expect of every optimizer."""
+    pytest.importorskip("expecttest")
+    from torch.testing._internal.common_optimizers import optim_db
+
+    sgd = next(info for info in optim_db if info.optim_cls is torch.optim.SGD)
+    seen = 0
+    for error in sgd.optim_error_inputs_func(device="cpu", dtype=torch.float32):
+        given = error.optimizer_error_input
+        params = given.params or [torch.nn.Parameter(torch.ones(1))]
+        context = pytest.warns if issubclass(error.error_type, Warning) else pytest.raises
+        with context(error.error_type, match=error.error_regex):
+            LARS(params, **given.kwargs)
+        seen += 1
+    assert seen >= 5
+
+
+@all_paths
+def test_torch_s_own_inputs_for_sgd(path: dict[str, Any]) -> None:
+    """With trust_norm out of the way (adapt=False), LARS "trust" is SGD on all of SGD's inputs."""
+    pytest.importorskip("expecttest")
+    from torch.testing._internal.common_optimizers import optim_db
+
+    sgd = next(info for info in optim_db if info.optim_cls is torch.optim.SGD)
+    for given in sgd.optim_inputs_func(device="cpu"):
+        ends = []
+        for mine in (False, True):
+            params, loss_of = problem(torch.float64)
+            kwargs = {"momentum": 0.0, **given.kwargs}
+            if mine:
+                kwargs |= {"momentum_scaling": "trust", "adapt": False, **path}
+            optimizer = (LARS if mine else torch.optim.SGD)(params, **{"lr": 1e-3, **kwargs})
+            for _ in range(4):
+                optimizer.zero_grad()
+                loss_of().backward()
+                optimizer.step()
+            ends.append(params)
+        torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-14)
+
+
+@all_paths
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_telemetry(path: dict[str, Any], clip_norm: float | None) -> None:
+    """By name, from the very norms of the step; nothing kept when it is off."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    model(torch.randn(4, 3)).square().sum().backward()
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    optimizer = LARS(parameter_groups(model, 0.1), lr=0.5, clip_norm=clip_norm, **path)
+    optimizer.step()
+    assert optimizer.layer_statistics() == {} and (optimizer.grad_norm is None) is (not clip_norm)
+    for name, param in model.named_parameters():
+        param.data.copy_(weights[name])
+    optimizer.telemetry = True
+    optimizer.step()
+    found = optimizer.layer_statistics()
+    assert found.keys() == weights.keys()
+    total = torch.cat([g.flatten() for g in grads.values()]).norm().item()
+    assert optimizer.grad_norm is not None
+    assert optimizer.grad_norm.item() == pytest.approx(total, rel=1e-5)
+    factor = min(1.0, clip_norm / total) if clip_norm else 1.0
+    for name, row in found.items():
+        weight, gradient = weights[name].norm().item(), grads[name].norm().item() * factor
+        ratio = 0.001 * weight / (gradient + 0.1 * weight) if name == "0.weight" else 1.0
+        wanted = (
+            ("weight_norm", weight),
+            ("gradient_norm", gradient),
+            ("trust_ratio", ratio),
+            ("effective_rate", 0.5 * ratio),
+        )
+        for key, value in wanted:
+            assert row[key].dim() == 0
+            assert row[key].item() == pytest.approx(value, rel=1e-5), (name, key)
+
+
+def test_the_default_path() -> None:
+    """Fused on the CPU, foreach where a value may not be read, one by one through autograd."""
+    from lars.bucket import choose_path
+
+    param = torch.nn.Parameter(torch.ones(1))
+    param.grad = torch.ones(1)
+    cases = [({}, "fused"), ({"capturable": True}, "foreach"), ({"differentiable": True}, "single")]
+    cases += [({"fused": False}, "single"), ({"foreach": False}, "single")]
+    for options, path in cases:
+        assert choose_path(LARS([param], **options).param_groups[0]) == path

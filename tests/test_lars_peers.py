@@ -1,0 +1,97 @@
+"""Equal trajectories with published packages where the rules coincide; else the difference.
+
+The packages are not dependencies: a test is skipped where its package is missing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lars import LARS
+
+Trajectory = list[torch.Tensor]
+
+
+def trajectory(make: Any, steps: int = 30) -> Trajectory:
+    """Weights after each step of a moving rate; gradients are drawn anew, so none is reused."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(4, 3), torch.randn(2, 3, 2, 2), torch.zeros(3, 2)]
+    params = [torch.nn.Parameter(t.double()) for t in tensors]
+    optimizer = make(params)
+    states = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.5 * min(step / 10, 1.0)
+        for param in params:
+            param.grad = torch.randn_like(param)
+        optimizer.step()
+        states.append(torch.cat([p.detach().flatten() for p in params]))
+    return states
+
+
+@pytest.mark.parametrize("path", [{"foreach": False}, {"foreach": True}, {"fused": True}])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("theirs", [{}, {"trust_clip": True}, {"always_adapt": True}])
+def test_timm(path: Any, weight_decay: float, nesterov: bool, theirs: Any) -> None:
+    """Its `Lars` is variant "timm"; `always_adapt` is adapt=True, `trust_clip` is trust_clip."""
+    optim = pytest.importorskip("timm.optim")
+    common = {"lr": 0.5, "momentum": 0.9, "weight_decay": weight_decay, "nesterov": nesterov}
+    mine = {"trust_clip": theirs.get("trust_clip"), "adapt": theirs.get("always_adapt")}
+    expected = trajectory(lambda p: optim.Lars(p, **common, **theirs))
+    found = trajectory(lambda p: LARS(p, variant="timm", **common, **mine, **path))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("dampening", [0.0, 0.5])
+def test_pytorch_optimizer(dampening: float) -> None:
+    """Its LARS (4.1.0) is "trust" with eps 0, for matrices and where nothing is dampened.
+
+    Its buffer starts from zero, so it also dampens the first gradient, which torch's SGD and LARS
+    here do not. Older releases stored the first gradient as it was, without ratio.
+    """
+    module = pytest.importorskip("pytorch_optimizer")
+    common = {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.1, "dampening": dampening}
+    expected = trajectory(lambda p: module.LARS(p, **common, foreach=False))
+    found = trajectory(lambda p: LARS(p, variant="torchlars", eps=0.0, **common))
+    if dampening == 0:
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
+    else:
+        # The first rate is 0: the buffers differ from the first step, the weights from the second.
+        assert torch.equal(found[0], expected[0])
+        assert not torch.allclose(found[1], expected[1], rtol=1e-6, atol=0)
+
+
+def test_pytorch_optimizer_at_a_zero_gradient() -> None:
+    """It asks whether the denominator is 0, not the gradient: its ratio is eta / weight_decay."""
+    module = pytest.importorskip("pytorch_optimizer")
+    moved = {}
+    for mine in (False, True):
+        param = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
+        options: dict[str, Any] = {"lr": 0.5, "momentum": 0.0, "weight_decay": 0.1}
+        options |= {"variant": "torchlars", "eps": 0.0} if mine else {}
+        param.grad = torch.zeros_like(param)
+        (LARS if mine else module.LARS)([param], **options).step()
+        moved[mine] = 1 - param[0, 0].item()
+    assert moved[True] == pytest.approx(0.5 * 0.1)
+    assert moved[False] == pytest.approx(0.5 * 0.1 * 0.001 / 0.1)
+
+
+def test_pytorch_optimizer_leaves_vectors_out() -> None:
+    """It neither adapts nor decays what has one dimension; here that is a group's business."""
+    module = pytest.importorskip("pytorch_optimizer")
+    ends = []
+    for mine in (False, True):
+        param = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+        options: dict[str, Any] = {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.1}
+        if mine:
+            options |= {"variant": "torchlars", "weight_decay": 0.0, "adapt": False}
+        optimizer = (LARS if mine else module.LARS)([param], **options)
+        for step in range(5):
+            param.grad = torch.full_like(param, 1.0 + step)
+            optimizer.step()
+        ends.append(param.detach())
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=0)

@@ -1,0 +1,188 @@
+"""The wrapper: equal to LARS over SGD, a torch Optimizer over anything, and without a trace."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from lars import LARS, LARSWrapper, parameter_groups
+
+BASES = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.01),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.01),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.01, weight_decay=0.01),
+    "Rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
+}
+
+
+def parameters(dtype: torch.dtype = torch.float64) -> list[torch.nn.Parameter]:
+    """A matrix, a vector of zeros and a complex vector."""
+    torch.manual_seed(0)
+    complex_dtype = torch.complex128 if dtype is torch.float64 else torch.complex64
+    made = (torch.randn(3, 4, dtype=dtype), torch.zeros(3, dtype=dtype))
+    return [torch.nn.Parameter(t) for t in (*made, torch.randn(2, dtype=complex_dtype))]
+
+
+def step_with(
+    optimizer: torch.optim.Optimizer, params: list[torch.nn.Parameter], seed: int
+) -> None:
+    """One step with random gradients."""
+    torch.manual_seed(seed)
+    for param in params:
+        param.grad = torch.randn_like(param)
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"trust_norm": "decayed"},
+        {"trust_weight_decay": "momentum"},
+        {"trust_weight_decay": 0.5},
+        {"zero_norm": "skip", "trust_clip": True},
+        {"adapt": False},
+        {"adapt": "decayed"},
+    ],
+)
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("maximize", [False, True])
+def test_over_sgd_it_is_lars(options: dict[str, Any], nesterov: bool, maximize: bool) -> None:
+    """With momentum_scaling "trust", over 20 steps of a moving rate."""
+    common: dict[str, Any] = {"momentum": 0.9, "nesterov": nesterov, "maximize": maximize}
+    mine, theirs = parameters(), parameters()
+    groups = [{"params": mine[:1], "weight_decay": 0.1}, {"params": mine[1:]}]
+    lars = LARS(groups, 0.3, variant="torchlars", **common, **options)
+    groups = [{"params": theirs[:1], "weight_decay": 0.1}, {"params": theirs[1:]}]
+    wrapper = LARSWrapper(torch.optim.SGD(groups, lr=0.3, **common), **options)
+    for step in range(20):
+        for optimizer, params in ((lars, mine), (wrapper, theirs)):
+            step_with(optimizer, params, step)
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.9
+    torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
+    assert [g["weight_decay"] for g in wrapper.param_groups] == [0.1, 0]
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_with_a_ratio_of_one_it_is_the_base(base: str) -> None:
+    """What it adds is the ratio alone: weight decay acts as it does in the base."""
+    plain, wrapped = parameters(), parameters()
+    first, second = BASES[base](plain), LARSWrapper(BASES[base](wrapped), adapt=False)
+    for step in range(5):
+        step_with(first, plain, step)
+        step_with(second, wrapped, step)
+    torch.testing.assert_close(plain, wrapped, rtol=1e-10, atol=1e-12)
+
+
+def test_decoupled_weight_decay_is_not_scaled() -> None:
+    """AdamW with lr * weight_decay = 0.1 takes a tenth of a weight without a gradient."""
+    param = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer = LARSWrapper(torch.optim.AdamW([param], lr=0.5, weight_decay=0.2))
+    param.grad = torch.zeros_like(param)
+    optimizer.step()
+    torch.testing.assert_close(param.detach(), torch.full_like(param, 0.9).detach())
+
+
+class _Breaks(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        """Change the gradients, as some optimizers do, then fail."""
+        assert all(group["weight_decay"] == 0 for group in self.param_groups)
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.grad.zero_()
+        raise RuntimeError("no step")
+
+
+def test_all_is_restored_when_the_base_raises() -> None:
+    """Gradients, the very tensors, and weight decay."""
+    params = parameters()
+    optimizer = LARSWrapper(_Breaks(params, lr=0.1, weight_decay=0.3))
+    for param in params:
+        param.grad = torch.ones_like(param)
+    grads = [p.grad for p in params]
+    with pytest.raises(RuntimeError, match="no step"):
+        optimizer.step()
+    assert optimizer.param_groups[0]["weight_decay"] == 0.3
+    for param, grad in zip(params, grads, strict=True):
+        assert param.grad is grad
+        assert torch.equal(grad, torch.ones_like(param))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_state_dict_round_trip(base: str) -> None:
+    """With the wrapper's settings and the base's state; the next step is the same."""
+    mine, theirs = parameters(), parameters()
+    original = LARSWrapper(BASES[base](mine), trust_coefficient=0.5, eps=0.25)
+    step_with(original, mine, 0)
+    restored = LARSWrapper(BASES[base](theirs))
+    restored.load_state_dict(copy.deepcopy(original.state_dict()))
+    assert restored.optimizer.param_groups is restored.param_groups
+    assert restored.param_groups[0]["trust_eps"] == 0.25
+    with torch.no_grad():
+        for target, source in zip(theirs, mine, strict=True):
+            target.copy_(source)
+    step_with(original, mine, 1)
+    step_with(restored, theirs, 1)
+    assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_it_can_take_over_a_checkpoint_of_its_base() -> None:
+    """Settings that the checkpoint lacks come from the constructor; state stays when wrapping."""
+    params = parameters()
+    base = BASES["Adam"](params)
+    step_with(base, params, 0)
+    optimizer = LARSWrapper(base, eps=0.5)
+    assert optimizer.state[params[0]]["step"] == 1
+    optimizer.load_state_dict(base.state_dict())
+    plain = BASES["Adam"](parameters()).state_dict()
+    optimizer.load_state_dict(plain)
+    assert optimizer.param_groups[0]["trust_eps"] == 0.5
+    assert optimizer.param_groups[0]["eps"] == 1e-8
+
+
+@pytest.mark.parametrize("on", ["wrapper", "base"])
+def test_schedulers_and_groups_on_either(on: str) -> None:
+    """They share groups, so a rate set or a group added on one is seen by the other."""
+    params = parameters()
+    optimizer = LARSWrapper(BASES["SGD"](params[:1]))
+    target = optimizer if on == "wrapper" else optimizer.optimizer
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(target, max_lr=1.0, total_steps=10)
+    for step in range(4):
+        step_with(optimizer, params[:1], step)
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == optimizer.optimizer.param_groups[0]["lr"] > 0.04
+    optimizer.add_param_group({"params": params[1:2], "trust_coefficient": 0.5})
+    assert optimizer.optimizer.param_groups[1]["trust_coefficient"] == 0.5
+    assert optimizer.param_groups[1]["momentum"] == 0.9
+    step_with(optimizer, params[:2], 9)
+    assert params[1].abs().sum() > 0
+
+
+def test_groups_that_are_not_adapted() -> None:
+    """`parameter_groups` works through the base: biases keep ratio 1."""
+    model = torch.nn.Linear(3, 2)
+    base = torch.optim.SGD(parameter_groups(model, 0.1), lr=1.0)
+    optimizer = LARSWrapper(base, trust_coefficient=0.0)
+    before = [p.detach().clone() for p in model.parameters()]
+    model(torch.ones(3)).sum().backward()
+    optimizer.step()
+    assert torch.equal(model.weight, before[0])
+    torch.testing.assert_close(model.bias.detach(), before[1] - 1.0)
+
+
+def test_bad_arguments_name_themselves() -> None:
+    """ValueError with argument and value; TypeError for what is no optimizer."""
+    params = parameters()
+    with pytest.raises(ValueError, match="eps value: -1"):
+        LARSWrapper(torch.optim.SGD(params), eps=-1)
+    with pytest.raises(ValueError, match="zero_norm value: 'two'"):
+        LARSWrapper(torch.optim.SGD(params), zero_norm="two")
+    with pytest.raises(ValueError, match="trust_coefficient value: -2"):
+        LARSWrapper(torch.optim.SGD([{"params": params, "trust_coefficient": -2}]))
+    with pytest.raises(TypeError, match="list"):
+        LARSWrapper(params)  # type: ignore[arg-type]
