@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine import data as data_module
+from engine import sources
 from engine.augment import Normalization, TrainingPictures
 from engine.config import DataConfig, DownloadedDataConfig, UserError
 from engine.data import Split, balanced_order, load_data
@@ -30,13 +30,13 @@ def test_a_tree_is_read_as_it_lies(tree):
 
 def count_decodes(monkeypatch):
     calls = []
-    decode = data_module._decode_folder
+    decode = sources._decode_folder
 
     def counted(source):
         calls.append(source)
         return decode(source)
 
-    monkeypatch.setattr(data_module, "_decode_folder", counted)
+    monkeypatch.setattr(sources, "_decode_folder", counted)
     return calls
 
 
@@ -73,14 +73,14 @@ def test_a_damaged_cache_is_decoded_again(tree, monkeypatch, damage):
 
 def test_the_cache_goes_where_it_can_be_written(tree, tmp_path, monkeypatch):
     calls = count_decodes(monkeypatch)
-    write = data_module.write_atomically
+    write = sources.write_atomically
 
     def refuse(path, fill):
         if path.parent == tree:
             raise PermissionError(13, "Permission denied")
         write(path, fill)
 
-    monkeypatch.setattr(data_module, "write_atomically", refuse)
+    monkeypatch.setattr(sources, "write_atomically", refuse)
     for _ in range(2):
         load_data(folder_config(tree, cache=str(tmp_path / "cache")))
         load_data.cache_clear()
@@ -158,7 +158,7 @@ def test_a_download_that_hangs_ends_in_one_line_and_leaves_nothing(tmp_path, mon
     def hang(command, **options):
         return run([sys.executable, "-c", code], **options)
 
-    monkeypatch.setattr(data_module.subprocess, "run", hang)
+    monkeypatch.setattr(sources.subprocess, "run", hang)
     with pytest.raises(UserError) as raised:
         load_data(cifar10_config(tmp_path / "a" / "b", seconds=0.5))
     assert "not done within 0.5 s" in str(raised.value)
@@ -227,7 +227,7 @@ def test_a_download_arrives_whole_or_not_at_all(tmp_path, monkeypatch):
         inner = "cifar-10-batches-py"
         shutil.copytree(tmp_path / "server" / inner, f"{command[-1]}/{inner}")
 
-    monkeypatch.setattr(data_module.subprocess, "run", fetch)
+    monkeypatch.setattr(sources.subprocess, "run", fetch)
     made = load_data(cifar10_config(root))
     assert len(made.train) == 10 * (len(pictures) - 1)
     assert {path.name for path in root.iterdir()} == {"cifar-10-batches-py"}
