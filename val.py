@@ -10,7 +10,8 @@ import hydra
 from omegaconf import DictConfig
 
 from engine.cli import CONF, exit_status, read_command_line
-from engine.config import EvaluationConfig, UserError, key_error
+from engine.config import EvaluationConfig
+from engine.parse import UserError, key_error
 
 
 def validate(config: EvaluationConfig) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from engine.augment import Normalization
-from engine.config import Config, UserError, key_error
+from engine.config import Config
 from engine.files import write_atomically
+from engine.parse import UserError, key_error
 from schedulers import WarmupLR
 
 FORMAT = "large-batch-cifar checkpoint"

@@ -23,7 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.config import UserError, closest, key_error, known_keys, parse
+from engine.parse import UserError, closest, key_error, known_keys, parse
 
 T = TypeVar("T")
 CONF = Path(__file__).resolve().parent.parent / "conf"

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.config import DataConfig, key_error
+from engine.config import DataConfig
+from engine.parse import key_error
 from engine.sources import read_source
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from engine.build import build_scheduler
-from engine.config import Config, key_error
+from engine.config import Config
+from engine.parse import key_error
 from models.batch_norm import group_sizes
 from schedulers import SCALING_RULES
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from engine.config import Config, UserError, choices, key_error, run_name
+from engine.config import Config, choices, run_name
 from engine.files import write_text_atomically
+from engine.parse import UserError, key_error
 from engine.runtime import is_out_of_memory
 
 if TYPE_CHECKING:

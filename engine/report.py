@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from engine.config import Config, UserError, check_group_name, choices, key_error
+from engine.config import Config, check_group_name, choices
 from engine.files import write_text_atomically
+from engine.parse import UserError, key_error
 from engine.record import RESULTS, json_line, runs_directory
 
 COLUMNS = (

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from engine.config import key_error
+from engine.parse import key_error
 
 PROJECT = Path(__file__).resolve().parent.parent
 

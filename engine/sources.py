@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.config import DataConfig, DownloadedDataConfig, UserError, key_error
+from engine.config import DataConfig, DownloadedDataConfig
 from engine.files import write_atomically
+from engine.parse import UserError, key_error
 from engine.runtime import available_cpus
 
 SIDE = 32

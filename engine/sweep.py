@@ -11,8 +11,8 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from engine.cli import Job
-from engine.config import UserError
 from engine.data import load_data
+from engine.parse import UserError
 from engine.plan import make_plan
 from engine.record import FINISHED, Run
 from engine.report import write_report

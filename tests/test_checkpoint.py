@@ -7,7 +7,7 @@ import torch
 
 import engine.record
 from engine.checkpoint import load_checkpoint
-from engine.config import UserError
+from engine.parse import UserError
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from engine.build import build_optimizer
 from engine.cli import CONF
-from engine.config import Config, UserError, Variant, choices, known_keys, run_name
+from engine.config import Config, Variant, choices, run_name
+from engine.parse import UserError, known_keys
 from lars import PRESETS
 
 GROUPS = ("model", "data", "optimizer", "scheduler")

@@ -8,8 +8,9 @@ from PIL import Image
 
 from engine import sources
 from engine.augment import Normalization, TrainingPictures
-from engine.config import DataConfig, DownloadedDataConfig, UserError
+from engine.config import DataConfig, DownloadedDataConfig
 from engine.data import Split, balanced_order, load_data
+from engine.parse import UserError
 from tests.conftest import CLASSES
 
 

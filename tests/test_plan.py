@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from engine.config import UserError
+from engine.parse import UserError
 from engine.plan import make_plan
 from tests.test_config import config
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from engine.config import UserError, choices
+from engine.config import choices
+from engine.parse import UserError
 from engine.report import load_records, make_rows, write_report
 from tests.test_config import config
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from engine.cli import exit_status
-from engine.config import UserError
+from engine.parse import UserError
 from scripts.bench import data, epoch, lars, report
 
 # Each with the rounds it takes: a step of an optimizer is short, an epoch is not.

@@ -1,0 +1,130 @@
+"""Plain dictionaries to typed dataclasses, and what is wrong with them in one line.
+
+A field's annotation says what its key may be: a type, `Annotated[int, Range(...)]`, a Literal, any
+of them or null, a group of keys, or one of several groups told apart by their `name`.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+class UserError(Exception):
+    """A user's mistake; its text is the one line to print before exit status 2."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers a key allows; an open end is one the key cannot take."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        """Tell whether the value lies inside."""
+        above = value > self.low if self.low_open else value >= self.low
+        return above and (value < self.high if self.high_open else value <= self.high)
+
+    def __str__(self) -> str:
+        """Word the range for an error message."""
+        parts = []
+        if self.low != -math.inf:
+            parts.append(f"{'above' if self.low_open else 'at least'} {self.low:g}")
+        if self.high != math.inf:
+            parts.append(f"{'below' if self.high_open else 'at most'} {self.high:g}")
+        return " and ".join(parts)
+
+
+def key_error(key: str, value: Any, allowed: str) -> UserError:
+    """Word a user's mistake: the key, the value, what is allowed."""
+    shown = "null" if value is None else json.dumps(value) if type(value) is bool else str(value)
+    shown = shown.removesuffix(".0") if type(value) is float else " ".join(shown.split())
+    return UserError(f"{key}={shown}: {allowed}")
+
+
+def closest(key: str, known: Iterable[str]) -> str:
+    """Name the known keys nearest to a mistyped one, or all of them."""
+    known = sorted(known)
+    matches = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    leaf = key.rpartition(".")[2]
+    matches = matches or [name for name in known if name.rpartition(".")[2] == leaf]
+    return f"did you mean {' or '.join(matches)}?" if matches else f"one of {', '.join(known)}"
+
+
+def known_keys(cls: Any, prefix: str = "") -> set[str]:
+    """List every dotted key of a configuration class, over all members of each group."""
+    keys = set()
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        members = [m for m in (get_args(hint) or (hint,)) if _is_group(m)]
+        keys |= {prefix + name} if not members else set()
+        keys = keys.union(*(known_keys(member, f"{prefix}{name}.") for member in members))
+    return keys
+
+
+def parse(cls: Any, raw: Any, prefix: str = "") -> Any:
+    """Build dataclass `cls` from a mapping, every value checked; raise UserError on a mistake."""
+    hints = get_type_hints(cls, include_extras=True)
+    for key in raw:
+        if key not in hints:
+            names = closest(f"{prefix}{key}", (prefix + name for name in hints))
+            raise key_error(f"{prefix}{key}", raw[key], f"unknown key; {names}")
+    values = {}
+    for field in dataclasses.fields(cls):
+        if field.name in raw:
+            values[field.name] = _convert(hints[field.name], raw[field.name], prefix + field.name)
+        elif field.default is dataclasses.MISSING:
+            raise UserError(f"{prefix}{field.name}: this key is missing and has no default")
+    return cls(**values)
+
+
+def _is_group(hint: Any) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    """Check one value against its type; ints pass as floats, nothing else is coerced."""
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    groups = [member for member in members if _is_group(member)]
+    if groups:
+        return _convert_group(groups, value, key)
+    nullable = type(None) in members
+    if value is None and nullable:
+        return None
+    words = [member for member in members if get_origin(member) is Literal]
+    others = [member for member in members if member not in (*words, type(None))]
+    or_null = " or null" if nullable else ""
+    if words and (isinstance(value, str) or not others):
+        if value in get_args(words[0]) and isinstance(value, str):
+            return value
+        or_number = " or a number" if others else ""
+        allowed = f"must be one of {', '.join(get_args(words[0]))}{or_number}{or_null}"
+        raise key_error(key, value, allowed)
+    (hint,) = others
+    base, bounds = get_args(hint) if get_origin(hint) is Annotated else (hint, Range())
+    if base is float and type(value) is int and abs(value) < 2**1023:
+        value = float(value)
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if type(value) is base and finite and (base in (bool, str) or value in bounds):
+        return value
+    kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[base]
+    raise key_error(key, value, f"must be {kind} {bounds}".rstrip() + or_null)
+
+
+def _convert_group(groups: list[Any], value: Any, key: str) -> Any:
+    """Parse a group by the member that its `name` chooses."""
+    if not isinstance(value, Mapping):
+        raise key_error(key, value, "must be a group of keys")
+    named = {name: g for g in groups for name in get_args(get_type_hints(g).get("name"))}
+    if not named:
+        return parse(groups[0], value, f"{key}.")
+    name = value.get("name")
+    if not isinstance(name, str) or name not in named:
+        raise key_error(f"{key}.name", name, f"must be one of {', '.join(named)}")
+    return parse(named[name], value, f"{key}.")
