@@ -459,14 +459,20 @@ def test_bad_arguments_name_themselves(options: dict[str, Any], message: str, pl
         )
 
 
-def test_torch_s_own_error_inputs() -> None:
-    """The errors that torch's generic tests expect of every optimizer."""
+@pytest.fixture(scope="module")
+def sgd_inputs() -> Any:
+    """What torch's own tests give to SGD; their import would freeze torch.backends for all."""
     pytest.importorskip("expecttest")
-    from torch.testing._internal.common_optimizers import optim_db
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends, "disable_global_flags", lambda: None)
+        from torch.testing._internal.common_optimizers import optim_db
+    return next(info for info in optim_db if info.optim_cls is torch.optim.SGD)
 
-    sgd = next(info for info in optim_db if info.optim_cls is torch.optim.SGD)
+
+def test_torch_s_own_error_inputs(sgd_inputs: Any) -> None:
+    """The errors that torch's generic tests expect of every optimizer."""
     seen = 0
-    for error in sgd.optim_error_inputs_func(device="cpu", dtype=torch.float32):
+    for error in sgd_inputs.optim_error_inputs_func(device="cpu", dtype=torch.float32):
         given = error.optimizer_error_input
         params = given.params or [torch.nn.Parameter(torch.ones(1))]
         context = pytest.warns if issubclass(error.error_type, Warning) else pytest.raises
@@ -477,13 +483,9 @@ def test_torch_s_own_error_inputs() -> None:
 
 
 @all_paths
-def test_torch_s_own_inputs_for_sgd(path: dict[str, Any]) -> None:
+def test_torch_s_own_inputs_for_sgd(path: dict[str, Any], sgd_inputs: Any) -> None:
     """With trust_norm out of the way (adapt=False), LARS "trust" is SGD on all of SGD's inputs."""
-    pytest.importorskip("expecttest")
-    from torch.testing._internal.common_optimizers import optim_db
-
-    sgd = next(info for info in optim_db if info.optim_cls is torch.optim.SGD)
-    for given in sgd.optim_inputs_func(device="cpu"):
+    for given in sgd_inputs.optim_inputs_func(device="cpu"):
         ends = []
         for mine in (False, True):
             params, loss_of = problem(torch.float64)
