@@ -13,10 +13,15 @@ import torch
 
 from engine.cli import exit_status
 from engine.parse import UserError
-from scripts.bench import data, epoch, lars, report
+from scripts.bench import data, epoch, lars, report, step
 
 # Each with the rounds it takes: a step of an optimizer is short, an epoch is not.
-PARTS = {"data": (data.run, 5), "epoch": (epoch.run, 5), "lars": (lars.run, 40)}
+PARTS = {
+    "data": (data.run, 5),
+    "epoch": (epoch.run, 5),
+    "lars": (lars.run, 40),
+    "step": (step.run, 25),
+}
 
 
 def main() -> int:

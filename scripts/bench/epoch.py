@@ -11,9 +11,9 @@ import torch
 
 from engine.augment import Normalization, TrainingPictures
 from engine.build import build_optimizer, build_scheduler
-from engine.config import ClipConfig, ConstantConfig, SGDConfig
+from engine.config import ConstantConfig, SGDConfig
 from engine.data import Split
-from engine.loop import train_epoch
+from engine.loop import NO_CLIP, train_epoch
 from engine.plan import Plan
 from engine.runtime import start_runtime
 from models import resnet8, resnet18
@@ -23,7 +23,7 @@ from scripts.bench.timing import Candidate, interleave, summarise
 BATCH = 128
 # Pictures an epoch, on the CPU and on CUDA.
 NETWORKS = {"ResNet-8": (resnet8, 25_600, 50_000), "ResNet-18": (resnet18, 2_560, 50_000)}
-RATE = SGDConfig("sgd", 0.05, "none", 128, 0.9, 0.0, False, 5e-4, "all")
+SGD = SGDConfig("sgd", 0.05, "none", 128, 0.9, 0.0, False, 5e-4, "all")
 
 
 def run(device: torch.device, rounds: int) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def run(device: torch.device, rounds: int) -> dict[str, Any]:
     for name, (make_model, on_cpu, on_cuda) in NETWORKS.items():
         images = on_cuda if device.type == "cuda" else on_cpu
         candidates = {
-            "this harness": _harness(make_model(), images, device),
+            "this harness": harness(make_model(), images, device, SGD),
             "reference loop": _reference(make_model(), images, device),
         }
         times = interleave(candidates, rounds, device, warmup=1)
@@ -74,20 +74,29 @@ def random_split(images: int) -> Split:
     )
 
 
-def _harness(model: torch.nn.Module, images: int, device: torch.device) -> Candidate:
+def harness(
+    model: torch.nn.Module,
+    images: int,
+    device: torch.device,
+    settings: SGDConfig,
+    log_layers_every: int | None = None,
+) -> Candidate:
+    """Make an epoch of this project's loop, on random pictures, a candidate."""
     runtime = start_runtime(device.type, "auto", None, False, 0)
     split = random_split(images)
     pictures = TrainingPictures(split, Normalization.of(split.images), runtime.device)
     model.to(runtime.device, memory_format=runtime.memory_format)
     steps = math.ceil(images / BATCH)
     plan = Plan(images, BATCH, 1024, None, 1, steps, steps, 0, 0.05, 0.05, 0.05)
-    optimizer = build_optimizer(RATE, ClipConfig(None, None), model, plan.peak_lr)
+    optimizer = build_optimizer(settings, NO_CLIP, model, plan.peak_lr)
     scheduler = build_scheduler(ConstantConfig("constant", 0.0, 0.0, None), plan, optimizer)
-    clip = ClipConfig(None, None)
 
     def epoch() -> None:
         draws = pictures.draw_epoch(0, 0)
-        train_epoch(model, optimizer, scheduler, pictures, draws, plan, clip, runtime, "")
+        train_epoch(
+            model, optimizer, scheduler, pictures, draws, plan, NO_CLIP, runtime, "",
+            log_layers_every,
+        )  # fmt: skip
 
     return Candidate(epoch)
 
