@@ -63,6 +63,8 @@ def exit_status(command: Callable[[], int]) -> int:
 
 def read_command_line(config_name: str, config_type: Any) -> CommandLine:
     """Compose and check every job that sys.argv asks for; raise UserError on a mistake."""
+    if (ranks := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UserError(f"WORLD_SIZE={ranks}: must be 1; several ranks are not supported yet")
     # Hydra prints its own errors over several lines unless it is told to raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     parser = get_args_parser()

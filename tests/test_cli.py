@@ -185,6 +185,13 @@ def test_mistakes_in_an_evaluation(workplace, command, arguments, told):
     assert_refused(command("val.py", *arguments), told, workplace, set())
 
 
+def test_several_ranks_are_refused(small, workplace, command, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    outcome = command("train.py", *small)
+    assert outcome.status == 2 and outcome.err.startswith("error: WORLD_SIZE=2: must be 1")
+    assert not files_below(workplace)
+
+
 def test_in_a_shell_a_mistake_shows_no_traceback(tmp_path):
     made = subprocess.run(
         [sys.executable, PROJECT / "train.py", "batch=abc"],
