@@ -98,6 +98,9 @@ def test_with_ghost_groups_the_result_does_not_depend_on_the_micro_batch():
             results[0].state_dict().items(), other.state_dict().values(), strict=True
         ):
             assert torch.allclose(a.double(), b.double(), rtol=1e-9, atol=1e-9), name
+    for name, buffer in results[0].named_buffers():
+        moved = buffer == 3 if name.endswith("num_batches_tracked") else buffer.abs() > 0
+        assert moved.all(), f"{name} moves at each of the epoch's three steps"
 
 
 def test_loss_and_accuracy_weigh_every_example_once():
