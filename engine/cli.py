@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.parse import UserError, closest, key_error, known_keys, parse
+from engine.resolvers import register_resolvers, without_absent
 
 T = TypeVar("T")
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -67,6 +68,8 @@ def read_command_line(config_name: str, config_type: Any) -> CommandLine:
         raise UserError(f"WORLD_SIZE={ranks}: must be 1; several ranks are not supported yet")
     # Hydra prints its own errors over several lines unless it is told to raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Hydra's own --cfg job --resolve needs them too.
+    register_resolvers()
     parser = get_args_parser()
     parser.error = _refuse_flags  # type: ignore[method-assign]
     flags = parser.parse_args()
@@ -108,12 +111,19 @@ def read_arguments(config_type: type[T], usage: str | None) -> T:
 
 def plain_config(composed: DictConfig) -> dict[str, Any]:
     """Turn Hydra's configuration into plain dictionaries, interpolations resolved."""
+    # A launcher's worker comes here first; only then has it the experiments' resolvers.
+    register_resolvers()
     try:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise cause from None
         raise UserError(f"{error.full_key}: {_one_line(error)}") from error
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return without_absent({str(key): value for key, value in plain.items()})
 
 
 def _make_job(config_name: str, config_type: Any, overrides: list[str]) -> Job:

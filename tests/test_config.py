@@ -7,10 +7,9 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from engine.build import build_optimizer
-from engine.cli import CONF
+from engine.cli import CONF, plain_config
 from engine.config import Config, Variant, choices, run_name
 from engine.parse import UserError, known_keys
 from lars import PRESETS
@@ -20,7 +19,7 @@ GROUPS = ("model", "data", "optimizer", "scheduler")
 
 def composed(*overrides: str) -> dict:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
+        return plain_config(compose("train", list(overrides)))
 
 
 def config(*overrides: str) -> Config:

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# One whole attempt of the study, both tables: scripts/sweep.sh attempt2 [key=value ...]
+# What follows the attempt goes to train.py as it is: seed=0,1,2 or model=resnet50_imagenet_stem.
+set -euo pipefail
+if [[ $# -eq 0 || $1 == -* || $1 == *=* ]]; then
+    echo "error: say which attempt: scripts/sweep.sh attempt1 [key=value ...]" >&2
+    exit 2
+fi
+attempt=$1
+shift
+exec "${PYTHON:-python}" "$(dirname "$0")/../train.py" -m "+experiment=$attempt" \
+    batch=128,256,512,1024,2048,4096,8192 optimizer=sgd,lars "$@"
