@@ -21,8 +21,9 @@ def train(config: Config, overrides: list[str]) -> None:
     from engine.loop import evaluate, train_epoch
     from engine.memory import describe_memory
     from engine.plan import make_plan
-    from engine.record import Run, epoch_row
+    from engine.record import Run
     from engine.runtime import facts, peak_memory_bytes, start_runtime
+    from engine.summary import epoch_row
 
     run = Run(config)
     if config.resume and not config.plan and run.finished():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from engine.files import write_atomically
 
 if TYPE_CHECKING:
-    from engine.report import Row
+    from engine.rows import Row
 
 COLOURS = {"sgd": "#1f6f8b", "lars": "#d1495b"}
 

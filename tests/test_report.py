@@ -6,7 +6,8 @@ import pytest
 
 from engine.config import choices
 from engine.parse import UserError
-from engine.report import load_records, make_rows, write_report
+from engine.report import write_report
+from engine.rows import load_records, make_rows
 from tests.test_config import config
 
 HISTORY = [

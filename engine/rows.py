@@ -1,0 +1,200 @@
+"""A group's runs, gathered into the rows of its table: each number is read from the runs.
+
+A group's runs are its directories under results/runs/<group>, and the lines of a published
+results/<group>/runs.jsonl whose runs are not on this machine. A run that was claimed and left no
+summary is `missing`; no run that was asked for is left out.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.config import Config, check_group_name, choices
+from engine.parse import UserError
+from engine.record import RESULTS, runs_directory
+from engine.summary import read_json_lines
+
+# What a row or a column of its own already says.
+NAMED = ("optimizer.name", "batch", "seed", "model.name", "data.name", "epochs")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run as the report sees it; `status` missing: it was planned and has no summary."""
+
+    summary: dict[str, Any]
+    history: list[dict[str, Any]]
+
+    @property
+    def status(self) -> str:
+        """Return completed, diverged, failed, interrupted or missing."""
+        return str(self.summary["status"])
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Return what was chosen for the run, by dotted key."""
+        return dict(self.summary["choices"])
+
+    @property
+    def counted(self) -> bool:
+        """Tell whether the run has an accuracy that enters a mean."""
+        return self.status in ("completed", "diverged")
+
+    def seconds_to(self, target: float) -> float | None:
+        """Return the training seconds at the first evaluation at or above `target` %."""
+        seconds = 0.0
+        for row in self.history:
+            seconds += row["train_seconds"]
+            if row["test_accuracy"] is not None and row["test_accuracy"] >= target:
+                return seconds
+        return None
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs that differ in nothing but the seed."""
+
+    optimizer: str
+    batch: int
+    settings: str
+    records: Sequence[Record]
+
+    def of(self, *statuses: str) -> list[Record]:
+        """Return the row's runs of the given statuses."""
+        return [record for record in self.records if record.status in statuses]
+
+    def mean(self, key: str) -> float | None:
+        """Return the mean of a summary's figure over the runs that count and have it."""
+        values = [r.summary[key] for r in self.records if r.counted]
+        values = [value for value in values if value is not None]
+        return statistics.fmean(values) if values else None
+
+    def accuracies(self) -> list[float]:
+        """Return the final accuracies, % each; a diverged run's is chance."""
+        return [r.summary["test_accuracy"] for r in self.records if r.counted]
+
+    def spread(self) -> float | None:
+        """Return the sample standard deviation of the accuracies, given two or more."""
+        accuracies = self.accuracies()
+        return statistics.stdev(accuracies) if len(accuracies) > 1 else None
+
+    def seconds_to(self, target: float | None) -> float | None:
+        """Return the mean time to target of the runs that reach it; None if any does not."""
+        if target is None or not self.accuracies():
+            return None
+        times = [record.seconds_to(target) for record in self.records if record.counted]
+        reached = [time for time in times if time is not None]
+        return statistics.fmean(reached) if len(reached) == len(times) else None
+
+
+def load_records(group: str) -> list[Record]:
+    """Read every run of a group, sorted by optimizer, batch, seed and name."""
+    check_group_name(group)
+    records = {}
+    for line in read_json_lines(RESULTS / group / "runs.jsonl"):
+        history = line.pop("history")
+        records[line["run"]] = Record(line, history)
+    for directory in sorted(runs_directory(group).glob("*/.hydra/config.yaml")):
+        record = _load_record(directory.parent.parent)
+        # A run that this machine has only planned may be published by another.
+        if record.counted or record.summary["run"] not in records:
+            records[record.summary["run"]] = record
+
+    def place(record: Record) -> tuple[str, int, int, str]:
+        s = record.summary
+        return (_optimizer_order(s["optimizer"]), s["batch"], s["seed"], s["run"])
+
+    return sorted(records.values(), key=place)
+
+
+def _load_record(directory: Path) -> Record:
+    try:
+        summary = json.loads((directory / "summary.json").read_text())
+    except (OSError, ValueError):
+        try:
+            raw = yaml.safe_load((directory / ".hydra" / "config.yaml").read_text())
+            config = Config.from_hydra(raw)
+        except (OSError, yaml.YAMLError, UserError, AttributeError) as error:
+            raise UserError(f"{directory}: its .hydra/config.yaml cannot be read") from error
+        summary = {
+            "status": "missing",
+            "run": directory.name,
+            "model": config.model.name,
+            "data": config.data.name,
+            "optimizer": config.optimizer.name,
+            "batch": config.batch,
+            "seed": config.seed,
+            "epochs": config.epochs,
+            "target_accuracy": config.target_accuracy,
+            "choices": choices(config),
+        }
+    return Record(summary, list(read_json_lines(directory / "metrics.jsonl")))
+
+
+def _optimizer_order(name: str) -> str:
+    """Put the baseline's optimizer first."""
+    return "" if name == "sgd" else name
+
+
+def make_rows(records: Sequence[Record]) -> list[Row]:
+    """Gather the runs that differ in nothing but the seed; order as `load_records`."""
+    rows: dict[str, list[Record]] = {}
+    for record in records:
+        chosen = {key: value for key, value in record.choices.items() if key != "seed"}
+        rows.setdefault(json.dumps(chosen, sort_keys=True), []).append(record)
+    return [
+        Row(
+            members[0].summary["optimizer"],
+            members[0].summary["batch"],
+            _settings(members, records),
+            members,
+        )
+        for members in rows.values()
+    ]
+
+
+def _settings(members: Sequence[Record], records: Sequence[Record]) -> str:
+    """Name what tells a row from others of its optimizer and batch, and what it mixes."""
+    own = members[0].choices
+    rivals = [
+        record.choices
+        for record in records
+        if all(record.choices[key] == own[key] for key in ("optimizer.name", "batch"))
+    ]
+    keys = sorted({key for rival in rivals for key in rival} - set(NAMED))
+    told = [
+        f"{key}={_value(own.get(key))}"
+        for key in keys
+        if any(rival.get(key) != own.get(key) for rival in rivals)
+    ]
+    mixed = [
+        key
+        for key in ("commit", "device", "torch")
+        if len({record.summary.get(key) for record in members if record.counted}) > 1
+    ]
+    return " ".join(told + ([f"(mixed {', '.join(mixed)})"] if mixed else []))
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def baseline_row(rows: Sequence[Row]) -> Row | None:
+    """Return the smallest-batch SGD row."""
+    sgd = [row for row in rows if row.optimizer == "sgd"]
+    return min(sgd, key=lambda row: row.batch, default=None)
+
+
+def target_accuracy(rows: Sequence[Row]) -> float | None:
+    """Return the accuracy whose time is told, %: as configured, else the baseline less 0.5."""
+    asked = {r.summary.get("target_accuracy") for row in rows for r in row.records} - {None}
+    if len(asked) == 1:
+        return next(iter(asked))
+    baseline = baseline_row(rows)
+    accuracy = baseline.mean("test_accuracy") if baseline else None
+    return None if accuracy is None else accuracy - 0.5

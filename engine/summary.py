@@ -1,0 +1,110 @@
+"""What is written of a run, as plain values: an epoch's row, the summary, JSON without NaN.
+
+Where and when they are written is record.py's.
+"""
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.config import choices
+
+if TYPE_CHECKING:
+    from engine.loop import Evaluated, TrainedEpoch
+    from engine.record import Run
+
+
+def epoch_row(
+    epoch: int,
+    trained: "TrainedEpoch",
+    tested: "Evaluated | None",
+    held: "Evaluated | None",
+    wall_seconds: float,
+) -> dict[str, Any]:
+    """Make an epoch's line of metrics.jsonl; what was not measured is null."""
+    return {
+        "epoch": epoch,
+        "step": trained.last_step,
+        "train_loss": trained.loss,
+        "train_accuracy": trained.accuracy,
+        "test_loss": tested.loss if tested else None,
+        "test_accuracy": tested.accuracy if tested else None,
+        "holdout_loss": held.loss if held else None,
+        "holdout_accuracy": held.accuracy if held else None,
+        "learning_rate": trained.rates[-1],
+        "gradient_norm": trained.gradient_norms[-1],
+        "images": trained.images,
+        "train_seconds": trained.seconds,
+        "wall_seconds": wall_seconds,
+        "images_per_second": trained.images / trained.seconds,
+    }
+
+
+def summarize(run: "Run", status: str) -> dict[str, Any]:
+    """Gather a run's outcome from its history; the headline is the final model's accuracy."""
+    config, history = run.config, run.history
+    last = history[-1] if history else {}
+    tested = [row for row in history if row["test_accuracy"] is not None]
+    best = max(tested, key=lambda row: row["test_accuracy"], default={})
+    train_seconds = sum(row["train_seconds"] for row in history)
+    images = sum(row["images"] for row in history)
+    return {
+        "status": status,
+        "run": run.name,
+        "group": config.group,
+        "model": config.model.name,
+        "data": config.data.name,
+        "optimizer": config.optimizer.name,
+        "batch": config.batch,
+        "micro_batch": config.micro_batch,
+        "seed": config.seed,
+        "epochs": config.epochs,
+        "steps": last.get("step", 0),
+        "base_lr": None,
+        "peak_lr": None,
+        "final_lr": None,
+        "test_accuracy": last.get("test_accuracy"),
+        "test_loss": last.get("test_loss"),
+        "best_test_accuracy": best.get("test_accuracy"),
+        "best_epoch": best.get("epoch"),
+        "holdout_accuracy": last.get("holdout_accuracy"),
+        "train_loss": last.get("train_loss"),
+        "train_seconds": train_seconds,
+        "wall_seconds": sum(row["wall_seconds"] for row in history),
+        "images_per_second": images / train_seconds if train_seconds else None,
+        "target_accuracy": config.target_accuracy,
+        "command": shlex.join(["python", "train.py", *run.overrides]),
+        "choices": choices(config),
+    } | run.found
+
+
+def plain(value: Any) -> Any:
+    """Replace what JSON has no word for, NaN and the infinities, by null, at any depth."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """Write one line of JSON without NaN."""
+    return json.dumps(plain(row), allow_nan=False) + "\n"
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Read a file of JSON lines; a last line that is still being written is left out."""
+    try:
+        text = path.read_text()
+    except OSError:
+        return
+    for line in text.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return

@@ -1,0 +1,99 @@
+"""Rows to table.csv and table.md, in the columns that others rely on."""
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+
+from engine.rows import Row, baseline_row
+
+COLUMNS = (
+    "optimizer,batch,settings,model,data,epochs,base_lr,peak_lr,runs,diverged,failed,missing,"
+    "accuracy_mean,accuracy_std,best_accuracy_mean,train_seconds_mean,seconds_to_target_mean,"
+    "images_per_second_mean"
+).split(",")
+
+
+def comma_separated(rows: Sequence[Row], target: float | None) -> str:
+    """Write the table with one line for each row and a column for each figure."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        first = row.records[0].summary
+        rated = next((r.summary for r in row.records if r.summary.get("peak_lr") is not None), {})
+        writer.writerow(
+            {
+                "optimizer": row.optimizer,
+                "batch": row.batch,
+                "settings": row.settings,
+                "model": first["model"],
+                "data": first["data"],
+                "epochs": first["epochs"],
+                "base_lr": rated.get("base_lr"),
+                "peak_lr": rated.get("peak_lr"),
+                "runs": len(row.records),
+                "diverged": len(row.of("diverged")),
+                "failed": len(row.of("failed")),
+                "missing": len(row.of("missing", "interrupted")),
+                "accuracy_mean": row.mean("test_accuracy"),
+                "accuracy_std": row.spread(),
+                "best_accuracy_mean": row.mean("best_test_accuracy"),
+                "train_seconds_mean": row.mean("train_seconds"),
+                "seconds_to_target_mean": row.seconds_to(target),
+                "images_per_second_mean": row.mean("images_per_second"),
+            }
+        )
+    return buffer.getvalue()
+
+
+def markdown(group: str, rows: Sequence[Row], target: float | None) -> str:
+    """Write one table for each optimizer, every run of the group accounted for."""
+    scope = {
+        (r.summary["model"], r.summary["data"], r.summary["epochs"])
+        for row in rows
+        for r in row.records
+    }
+    lines = [f"# {group}", ""]
+    lines += [f"{model} on {data}, {epochs} epochs." for model, data, epochs in sorted(scope)]
+    baseline = baseline_row(rows)
+    for optimizer in dict.fromkeys(row.optimizer for row in rows):
+        lines += ["", f"## {optimizer.upper()}", ""]
+        lines += ["| Batch | Base LR | top-1 Accuracy, % | Time to train |", "|---|---|---|---|"]
+        for row in rows:
+            if row.optimizer != optimizer:
+                continue
+            rates = {r.summary["base_lr"] for r in row.records if r.summary.get("base_lr")}
+            seconds = row.mean("train_seconds")
+            cells = [
+                f"{row.batch}" + (f" {row.settings}" if row.settings else ""),
+                ", ".join(f"{rate:.4g}" for rate in sorted(rates)) or "-",
+                accuracy_cell(row) + (" (base line)" if row is baseline else ""),
+                "-" if seconds is None else f"{seconds:.1f} s",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Accuracy is the final model's; ± is the standard deviation over seeds."]
+    return "\n".join(lines) + "\n"
+
+
+def accuracy_cell(row: Row) -> str:
+    """Write a row's accuracy with its spread, and how many of its runs did not end well."""
+    accuracies, total = row.accuracies(), len(row.records)
+    notes = []
+    diverged = len(row.of("diverged"))
+    if diverged == total:
+        notes.append("nan")
+    elif diverged:
+        notes.append(f"{diverged} of {total} nan")
+    for name, statuses in (("failed", ["failed"]), ("missing", ["missing", "interrupted"])):
+        count = len(row.of(*statuses))
+        if count:
+            notes.append(name if count == total else f"{count} of {total} {name}")
+    if not accuracies:
+        return ", ".join(notes)
+    mean, spread = statistics.fmean(accuracies), row.spread()
+    digits = 1 if diverged == total else 2
+    cell = f"{mean:.{digits}f}" + (
+        f" ± {spread:.2f}" if spread is not None and diverged < total else ""
+    )
+    return cell + (f" ({', '.join(notes)})" if notes else "")
