@@ -1,5 +1,6 @@
 """Train a ResNet at a given batch, or with -m a sweep of them: `python train.py --help`."""
 
+import os
 import sys
 import time
 
@@ -46,18 +47,20 @@ def train(config: Config, overrides: list[str]) -> None:
         scheduler = build_scheduler(config.scheduler, plan, optimizer)
         run.found |= plan.rates() | facts(runtime)
         run.found["parameters"] = sum(p.numel() for p in model.parameters())
+        diverged = False
         if config.resume and run.checkpoint.exists():
             saved = load_checkpoint(run.checkpoint, runtime.device)
             saved.restore(model, optimizer, scheduler)
-            run.history = saved.history
+            run.history, diverged = saved.history, saved.diverged
             print(f"going on after epoch {saved.epoch} of {config.epochs}")
         run.start(plan.describe())
         normalization = Normalization.of(data.train.images)
         pictures = TrainingPictures(data.train, normalization, runtime.device)
         network = runtime.compile(model) if config.compile else model
 
-        diverged = False
         for epoch in range(len(run.history) + 1, config.epochs + 1):
+            if diverged:
+                break
             started = time.perf_counter()
             draws = pictures.draw_epoch(config.seed, epoch)
             title = f"epoch {epoch}/{config.epochs}"
@@ -68,7 +71,8 @@ def train(config: Config, overrides: list[str]) -> None:
             diverged = trained.diverged
             tested = held = None
             if not diverged and (epoch % config.eval_every == 0 or epoch == config.epochs):
-                tested = evaluate(network, data.test, normalization, len(data.classes), runtime)
+                if len(data.test):
+                    tested = evaluate(network, data.test, normalization, len(data.classes), runtime)
                 if data.holdout is not None:
                     held = evaluate(
                         network, data.holdout, normalization, len(data.classes), runtime
@@ -79,33 +83,38 @@ def train(config: Config, overrides: list[str]) -> None:
                 run.checkpoint, config, data.classes, normalization, run.history, diverged,
                 model, optimizer, scheduler,
             )  # fmt: skip
-            if diverged:
-                break
         run.found["peak_memory_bytes"] = peak_memory_bytes(runtime.device)
         run.finish("diverged" if diverged else "completed", chance=100.0 / len(data.classes))
     print(run.describe())
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def sweep_job(composed: DictConfig) -> None:
-    """Train one run of a sweep; what stops it is in its summary and stops no other run."""
+    """Train one run of a sweep, where its launcher put it; what stops it stops no other run."""
     from engine.sweep import report_failure
 
+    hydra_config = HydraConfig.get()
+    # Workers of some launchers start in a folder of their own.
+    os.chdir(hydra_config.runtime.cwd)
     config = Config.from_hydra(plain_config(composed))
-    with report_failure():
-        train(config, list(HydraConfig.get().overrides.task))
+    with report_failure(config):
+        train(config, list(hydra_config.overrides.task))
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def show_configuration(composed: DictConfig) -> None:
+    """Let Hydra answer --help and --cfg."""
 
 
 def main() -> int:
     """Do what the command line asks for; return the exit status."""
     command = read_command_line("train", Config)
     if command.jobs is None:
-        sweep_job()
+        show_configuration()
         return 0
     if command.multirun:
         from engine.sweep import run_sweep
 
-        return run_sweep(command.jobs, sweep_job)
+        return run_sweep(command, sweep_job)
     (job,) = command.jobs
     train(job.config, job.overrides)
     return 0

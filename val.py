@@ -47,6 +47,8 @@ def validate(config: EvaluationConfig) -> dict[str, Any]:
         "per_class_accuracy": None,
         "history": best_epochs(saved.history),
     }
+    if not len(data.test):
+        raise key_error("data.test_size", 0, "the checkpoint's run had no test split")
     if not saved.diverged:
         measured = evaluate(model, data.test, saved.normalization, len(data.classes), runtime)
         result["test_accuracy"] = measured.accuracy

@@ -8,7 +8,7 @@ and nothing is made by then. Imports no torch: `--help` and mistakes answer at o
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -40,10 +40,14 @@ class Job:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What the command line asks for; `jobs` is None where Hydra answers itself (--help, --cfg)."""
+    """What the command line asks for; `jobs` is None where Hydra answers itself (--help, --cfg).
+
+    hydra_overrides: those of Hydra's own keys, such as the launcher's, which name no run.
+    """
 
     jobs: list[Job] | None
     multirun: bool
+    hydra_overrides: list[str]
 
 
 def exit_status(command: Callable[[], int]) -> int:
@@ -81,15 +85,25 @@ def read_command_line(config_name: str, config_type: Any) -> CommandLine:
         if not os.path.isdir(flags.config_dir):
             raise UserError(f"--config-dir={flags.config_dir}: must be a directory")
         overrides.append(f"hydra.searchpath=[file://{os.path.abspath(flags.config_dir)}]")
-    with initialize_config_dir(str(CONF), version_base="1.3", job_name=config_name):
+    with _hydra(config_name):
         if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.cfg:
             if flags.cfg:
                 _compose(config_name, config_type, overrides)
-            return CommandLine(None, False)
+            return CommandLine(None, False, [])
         _check_grammar(overrides)
+        for override in overrides:
+            if re.match(r"[+~]*hydra[./]sweeper", override):
+                raise UserError(f"{override}: not used here; -m trains every combination")
         lists = _split(overrides) if flags.multirun else [overrides]
         jobs = [_make_job(config_name, config_type, job) for job in lists]
-    return CommandLine(jobs, flags.multirun)
+    hydra_overrides = [o for o in overrides if _is_hydras(o)]
+    return CommandLine(jobs, flags.multirun, hydra_overrides)
+
+
+def make_jobs(config_name: str, config_type: Any, lists: Sequence[list[str]]) -> list[Job]:
+    """Compose and check a job for each list of overrides; raise UserError on a mistake."""
+    with _hydra(config_name):
+        return [_make_job(config_name, config_type, overrides) for overrides in lists]
 
 
 def read_arguments(config_type: type[T], usage: str | None) -> T:
@@ -126,9 +140,13 @@ def plain_config(composed: DictConfig) -> dict[str, Any]:
     return without_absent({str(key): value for key, value in plain.items()})
 
 
+def _hydra(config_name: str) -> initialize_config_dir:
+    return initialize_config_dir(str(CONF), version_base="1.3", job_name=config_name)
+
+
 def _make_job(config_name: str, config_type: Any, overrides: list[str]) -> Job:
     composed = _compose(config_name, config_type, overrides)
-    chosen = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
+    chosen = [o for o in overrides if not _is_hydras(o)]
     return Job(config_type.from_hydra(plain_config(composed)), chosen)
 
 
@@ -166,6 +184,9 @@ def _explain(overrides: list[str], keys: set[str], message: str) -> None:
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         options = sorted(path.stem for path in (CONF / key).glob("*.yaml")) if key else []
+        if key == "hydra/launcher" and f"'hydra/launcher/{value}'" in message:
+            extra = value.partition("_")[0].replace("slurm", "submitit")
+            raise key_error(key, value, f"not installed; try pip install -e '.[{extra}]'")
         if key.startswith("hydra") or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", key):
             continue
         if options and value not in options and not _is_sweep(value):
@@ -184,6 +205,10 @@ def _explain(overrides: list[str], keys: set[str], message: str) -> None:
                 (o for o in overrides if o.startswith(f"{group}=")), f"the default {group}"
             )
             raise key_error(key, value, f"{leaf} is no key of {chosen}")
+
+
+def _is_hydras(override: str) -> bool:
+    return re.match(r"[+~]*hydra[./=]", override) is not None
 
 
 def _is_sweep(value: str) -> bool:

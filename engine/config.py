@@ -52,7 +52,7 @@ class DataConfig:
     cache: str | None
     holdout: Annotated[int, Range(low=0)]
     train_size: Count | None
-    test_size: Count | None
+    test_size: Annotated[int, Range(low=0)] | None
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,9 @@ def check_across_keys(config: Config) -> None:
     if ghost is not None and ghost > min(config.micro_batch, config.batch):
         allowed = f"must be at most micro_batch={config.micro_batch} and batch={config.batch}"
         raise key_error("model.ghost_batch", ghost, allowed)
+    if config.data.test_size == 0 and config.data.holdout == 0:
+        allowed = "must be above 0 where data.test_size=0 leaves nothing else to evaluate on"
+        raise key_error("data.holdout", 0, allowed)
     if config.data.name == "image_folder" and config.data.root is None:
         allowed = "image_folder needs a directory that holds train/<class>/* and test/<class>/*"
         raise key_error("data.root", None, allowed)

@@ -1,93 +1,180 @@
-"""Plots of a group: accuracy and time against the batch, accuracy against the epoch."""
+"""Plots of groups: accuracy and time against the batch, accuracy as training goes on."""
 
 import io
-import statistics
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from engine.files import write_atomically
 
 if TYPE_CHECKING:
     from engine.rows import Row
 
-COLOURS = {"sgd": "#1f6f8b", "lars": "#d1495b"}
+COLOURS = {"SGD": "#1f6f8b", "LARS": "#d1495b"}
+# More panels than this would not be read; the lines of one optimizer then share one.
+MOST_PANELS = 4
 
 
-def write_plots(folder: Path, group: str, rows: Sequence["Row"]) -> list[Path]:
-    """Draw what the rows allow; return the paths of the PNG files written."""
-    import matplotlib
+def write_plots(
+    folder: Path, group: str, rows: Sequence["Row"], target: float | None
+) -> list[Path]:
+    """Draw a group; return the paths of the PNG files written."""
+    lines = gather_lines({"": rows})
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    def accuracy(figure: Any) -> None:
+        axes = figure.subplots()
+        draw_baseline(axes, rows)
+        draw_against_batch(axes, lines, lambda row: row.figures("test_accuracy"))
+        axes.set(ylabel="Final test accuracy, %", title=group)
 
+    def time(figure: Any) -> None:
+        left, right = figure.subplots(1, 2, sharey=True)
+        draw_against_batch(left, lines, lambda row: row.figures("train_seconds"))
+        draw_against_batch(right, lines, lambda row: row.times_to(target))
+        left.set(ylabel="Training time, s", title=f"{group}: time to train", ylim=(0, None))
+        right.set(title="time to target" + (f", {target:.2f} %" if target is not None else ""))
+
+    def curves(figure: Any) -> None:
+        draw_curves(figure, group, lines)
+
+    panels = len({title for title in panel_titles(lines).values()})
     drawn = {
-        "accuracy.png": lambda axes: _against_batch(axes, rows, "test_accuracy"),
-        "time.png": lambda axes: _against_batch(axes, rows, "train_seconds"),
-        "curves.png": lambda axes: _curves(axes, rows),
+        "accuracy.png": (accuracy, (7.2, 4.2)),
+        "time.png": (time, (8.4, 3.6)),
+        "curves.png": (curves, (8.4, 0.6 + 2.8 * panels)),
     }
-    labels = {
-        "accuracy.png": ("Batch", "Final test accuracy, %"),
-        "time.png": ("Batch", "Training time, s"),
-        "curves.png": ("Epoch", "Test accuracy, %"),
-    }
-    paths = []
-    for name, draw in drawn.items():
-        figure, axes = pyplot.subplots(figsize=(7.2, 4.2), dpi=120, layout="constrained")
-        draw(axes)
-        axes.set(xlabel=labels[name][0], ylabel=labels[name][1], title=group)
+    return [save(folder / name, draw, size) for name, (draw, size) in drawn.items()]
+
+
+def write_comparison(path: Path, groups: Mapping[str, Sequence["Row"]]) -> Path:
+    """Draw several groups in one plot: accuracy and training time against the batch."""
+    lines = gather_lines(groups)
+
+    def draw(figure: Any) -> None:
+        left, right = figure.subplots(1, 2)
+        draw_against_batch(left, lines, lambda row: row.figures("test_accuracy"))
+        draw_against_batch(right, lines, lambda row: row.figures("train_seconds"))
+        left.set(title="Final test accuracy, %")
+        right.set(title="Training time, s", ylim=(0, None))
+
+    return save(path, draw, (9.6, 4.2))
+
+
+def save(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> Path:
+    """Make a figure, let `draw` fill it, write it; the same runs give the same file."""
+    # Figure by itself, without pyplot, needs no display and keeps no state between plots.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    draw(figure)
+    for axes in figure.axes:
         axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, frameon=False)
-        buffer = io.BytesIO()
-        # Without dates and versions the same runs give the same file.
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-        pyplot.close(figure)
-        write_atomically(folder / name, partial(_copy, buffer))
-        paths.append(folder / name)
-    return paths
+    buffer = io.BytesIO()
+    # Dates and versions would make two files of the same runs differ.
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    return path
 
 
-def _copy(buffer: io.BytesIO, file: BinaryIO) -> None:
-    file.write(buffer.getbuffer())
+def gather_lines(groups: Mapping[str, Sequence["Row"]]) -> dict[str, list["Row"]]:
+    """Gather the rows that differ in the batch alone under their label."""
+    lines: dict[str, list[Row]] = {}
+    for group, rows in groups.items():
+        for row in sorted(rows, key=lambda row: row.batch):
+            label = " ".join(filter(None, [group, row.optimizer.upper(), row.settings]))
+            lines.setdefault(label, []).append(row)
+    return lines
 
 
-def _against_batch(axes: Any, rows: Sequence["Row"], key: str) -> None:
-    """Draw each optimizer's mean against the batch, every run a dot, a diverged one a cross."""
-    batches = sorted({row.batch for row in rows})
-    lines: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        lines.setdefault((row.optimizer, row.settings), []).append(row)
-    for (optimizer, settings), members in lines.items():
-        points = [(row.batch, row.mean(key)) for row in members]
-        points = [(batch, mean) for batch, mean in points if mean is not None]
+def draw_baseline(axes: Any, rows: Sequence["Row"]) -> None:
+    """Draw the smallest-batch SGD row as a band of a standard deviation to each side."""
+    from engine.rows import baseline_row
+
+    row = baseline_row(rows)
+    mean = row.mean("test_accuracy") if row else None
+    if row is None or mean is None:
+        return
+    label = f"base line: SGD {row.batch}"
+    axes.axhline(mean, color="grey", linewidth=1, linestyle=":", label=label)
+    spread = row.spread()
+    if spread:
+        axes.axhspan(mean - spread, mean + spread, color="grey", alpha=0.15, linewidth=0)
+
+
+def draw_against_batch(
+    axes: Any, lines: Mapping[str, Sequence["Row"]], figures: Callable[["Row"], list[Any]]
+) -> None:
+    """Draw each line's mean and spread against the batch, every run a dot, a diverged one a cross.
+
+    figures: a row's (status, figure) pairs.
+    """
+    import statistics
+
+    batches = sorted({row.batch for rows in lines.values() for row in rows})
+    for number, (label, rows) in enumerate(lines.items()):
+        found = [(row.batch, figures(row)) for row in rows]
+        points = [(batch, [value for _, value in pairs]) for batch, pairs in found if pairs]
         if not points:
             continue
-        label = optimizer.upper() + (f" {settings}" if settings else "")
-        shade = {} if settings else {"color": COLOURS.get(optimizer)}
-        (line,) = axes.plot(*zip(*points, strict=True), label=label, **shade)
+        x = [batch for batch, _ in points]
+        means = [statistics.fmean(values) for _, values in points]
+        spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in points]
+        colour = COLOURS.get(label, f"C{number}")
+        axes.plot(x, means, label=label, color=colour, linewidth=1.5)
+        axes.fill_between(
+            x,
+            [m - s for m, s in zip(means, spreads, strict=True)],
+            [m + s for m, s in zip(means, spreads, strict=True)],
+            color=colour, alpha=0.15, linewidth=0,
+        )  # fmt: skip
         for status, marker in (("completed", "o"), ("diverged", "x")):
-            dots = [(row.batch, r.summary[key]) for row in members for r in row.of(status)]
+            dots = [(batch, v) for batch, pairs in found for s, v in pairs if s == status]
             if dots:
-                axes.scatter(*zip(*dots, strict=True), 20, color=line.get_color(), marker=marker)
+                axes.scatter(*zip(*dots, strict=True), 18, color=colour, marker=marker, zorder=3)
     axes.set_xscale("log", base=2)
     axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.minorticks_off()
-    if key == "train_seconds":
-        axes.set_ylim(bottom=0)
+    axes.set_xlim(batches[0] / 1.3, batches[-1] * 1.3)
+    axes.set_xlabel("Batch (cross: diverged, counted as chance)" if crossed(lines) else "Batch")
 
 
-def _curves(axes: Any, rows: Sequence["Row"]) -> None:
-    """Draw each row's test accuracy over the epochs, the mean over its seeds."""
-    for row in rows:
-        by_epoch: dict[int, list[float]] = {}
-        for record in row.records:
-            for line in record.history:
-                if line["test_accuracy"] is not None:
-                    by_epoch.setdefault(line["epoch"], []).append(line["test_accuracy"])
-        if by_epoch:
-            label = f"{row.optimizer.upper()} {row.batch} {row.settings}".strip()
-            style = "-" if row.optimizer == "sgd" else "--"
-            means = [statistics.fmean(values) for _, values in sorted(by_epoch.items())]
-            axes.plot(sorted(by_epoch), means, style, label=label, marker=".", linewidth=1.2)
+def crossed(lines: Mapping[str, Sequence["Row"]]) -> bool:
+    """Tell whether any run diverged."""
+    return any(row.of("diverged") for rows in lines.values() for row in rows)
+
+
+def panel_titles(lines: Mapping[str, Sequence["Row"]]) -> dict[str, str]:
+    """Choose the panel that each line's learning curves go to."""
+    many = len(lines) > MOST_PANELS
+    return {label: rows[0].optimizer.upper() if many else label for label, rows in lines.items()}
+
+
+def draw_curves(figure: Any, group: str, lines: Mapping[str, Sequence["Row"]]) -> None:
+    """Draw every run's test accuracy over the epochs and over wall time, a colour a batch."""
+    from matplotlib import colormaps
+
+    titles = panel_titles(lines)
+    panels = figure.subplots(len(set(titles.values())), 2, sharey=True, sharex="col", squeeze=False)
+    place = {title: number for number, title in enumerate(dict.fromkeys(titles.values()))}
+    batches = sorted({row.batch for rows in lines.values() for row in rows})
+    for label, rows in lines.items():
+        left, right = panels[place[titles[label]]]
+        left.set(title=f"{group}: {titles[label]}", ylabel="Test accuracy, %")
+        for row in rows:
+            colour = colormaps["viridis"](
+                0.92 * batches.index(row.batch) / max(1, len(batches) - 1)
+            )
+            name: str | None = f"batch {row.batch}"
+            if name in right.get_legend_handles_labels()[1]:
+                name = None
+            for record in row.records:
+                epochs, seconds, accuracies = record.curve()
+                style = {"color": colour, "linewidth": 1.2, "marker": ".", "markersize": 4}
+                left.plot(epochs, accuracies, **style)
+                right.plot(seconds, accuracies, label=name if accuracies else None, **style)
+                name = None if accuracies else name
+    panels[-1][0].set_xlabel("Epoch")
+    panels[-1][1].set_xlabel("Wall time, s")

@@ -6,12 +6,14 @@ in it keeps a second process out until this one ends, however it ends.
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
@@ -19,7 +21,7 @@ from engine.config import Config, run_name
 from engine.files import write_text_atomically
 from engine.parse import UserError, key_error
 from engine.runtime import is_out_of_memory
-from engine.summary import json_line, plain, summarize
+from engine.summary import json_line, plain, read_json_lines, summarize
 
 if TYPE_CHECKING:
     from engine.loop import TrainedEpoch
@@ -42,6 +44,36 @@ def runs_directory(group: str) -> Path:
     return RESULTS / "runs" / group
 
 
+def published_runs(group: str) -> dict[str, dict[str, Any]]:
+    """Read a group's runs.jsonl: the runs that are finished here or on another machine, by name."""
+    path = (RESULTS / group / "runs.jsonl").absolute()
+    try:
+        status = path.stat()
+    except OSError:
+        return {}
+    return _read_published(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_published(path: Path, _modified: int, _size: int) -> dict[str, dict[str, Any]]:
+    # A sweep asks for each of its runs; the file is read again only once it has changed.
+    return {line["run"]: line for line in read_json_lines(path)}
+
+
+def holder(directory: Path) -> str | None:
+    """Name the process that trains the run in this directory now, or None."""
+    with contextlib.suppress(OSError), open(directory / ".lock") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return " ".join(lock.read().split()) or "another process"
+    return None
+
+
+class RunBusy(UserError):
+    """The run is being trained by another process."""
+
+
 class Run:
     """One run's directory and the files in it.
 
@@ -54,36 +86,52 @@ class Run:
         self.name = run_name(config)
         self.directory = runs_directory(config.group) / self.name
         self.checkpoint = self.directory / "checkpoint.pt"
+        self.log = self.directory / "error.log"
         self.history: list[dict[str, Any]] = []
         self.found: dict[str, Any] = {}
         self.overrides: list[str] = []
         self.writer: Any = None
 
     def summary(self) -> dict[str, Any] | None:
-        """Return summary.json, or None where there is none."""
-        try:
-            return dict(json.loads((self.directory / "summary.json").read_text()))
-        except (OSError, ValueError):
-            return None
+        """Return summary.json, or the line of a published one, or None where there is neither."""
+        summary = None
+        with contextlib.suppress(OSError, ValueError):
+            summary = dict(json.loads((self.directory / "summary.json").read_text()))
+        if summary is None or summary["status"] not in FINISHED:
+            summary = published_runs(self.config.group).get(self.name, summary)
+        return summary
 
     def finished(self) -> bool:
         """Tell whether the run has an outcome that training again would only repeat."""
         summary = self.summary()
         return summary is not None and summary["status"] in FINISHED
 
-    def describe(self) -> str:
-        """Write the outcome in one line or two: accuracy, time, and where everything is."""
+    def outcome(self) -> str:
+        """Write the outcome in one line: accuracy and time."""
         summary = self.summary()
         assert summary is not None
-        accuracy = f"test accuracy {summary['test_accuracy']:.2f} %"
+        kind = "holdout" if summary["test_accuracy"] is None else "test"
+        accuracy = f"{kind} accuracy {summary[f'{kind}_accuracy']:.2f} %"
         if summary["status"] == "diverged":
             accuracy = f"diverged after {summary['steps']} steps, {accuracy} (chance)"
         speed = summary["images_per_second"]
-        return (
-            f"{accuracy}, trained in {summary['train_seconds']:.1f} s"
-            + (f" ({speed:,.0f} images/s)" if speed else "")
-            + f"\nin        {self.directory}"
+        return f"{accuracy}, trained in {summary['train_seconds']:.1f} s" + (
+            f" ({speed:,.0f} images/s)" if speed else ""
         )
+
+    def describe(self) -> str:
+        """Write the outcome and where everything is, in two lines."""
+        here = (self.directory / "summary.json").exists()
+        place = self.directory if here else RESULTS / self.config.group / "runs.jsonl"
+        return f"{self.outcome()}\nin        {place}"
+
+    def settled_at(self) -> int:
+        """Return when the run last came to an outcome, in ns since the epoch; 0: never."""
+        times = [0]
+        for path in (self.directory / "summary.json", self.log):
+            with contextlib.suppress(OSError):
+                times.append(path.stat().st_mtime_ns)
+        return max(times)
 
     def claim(self, overrides: list[str]) -> None:
         """Make the run's place, unless it is there; raise UserError where it cannot be written.
@@ -107,37 +155,47 @@ class Run:
         """Hold the run for this process alone; what stops the run is written to its summary."""
         self.claim(overrides)
         with open(self.directory / ".lock", "a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.seek(0)
-                holder = " ".join(lock.read().split()) or "another process"
-                raise UserError(f"run {self.directory}: is being trained by {holder}") from None
+            self._take(lock)
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             lock.flush()
             self._write_configuration()
             try:
                 yield
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):
+                # Ctrl-C, or a launcher that hands the job back to its queue.
                 self.finish("interrupted")
                 raise
             except BaseException as error:
                 if is_out_of_memory(error):
                     error = key_error("micro_batch", self.config.micro_batch, OUT_OF_MEMORY)
                 reason = " ".join(str(error).split()) or type(error).__name__
-                self.finish("failed", error=f"{type(error).__name__}: {reason}")
+                # What stopped the run may be a full disk, which would hide itself here.
+                with contextlib.suppress(OSError):
+                    self.finish("failed", error=f"{type(error).__name__}: {reason}")
                 raise error
             finally:
                 if self.writer is not None:
                     self.writer.close()
+
+    def _take(self, lock: IO[str]) -> None:
+        """Lock the run's file; raise RunBusy where another process has it."""
+        # `holder` looks by taking the lock for a moment, which must not pass for a training.
+        for attempt in range(10):
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                time.sleep(0.02 * attempt)
+        trainer = holder(self.directory) or "another process"
+        raise RunBusy(f"run {self.directory}: is being trained by {trainer}")
 
     def start(self, plan: str) -> None:
         """Bring the records to where the run goes on from: after the epochs of `history`.
 
         Without a history the run starts afresh, and what an earlier one left is removed.
         """
-        leftovers = [self.directory / "summary.json"]
+        # Files with a dot before their name are the halves that a killed process left.
+        leftovers = [self.directory / "summary.json", self.log, *self.directory.glob(".*.*")]
         if not self.history:
             leftovers += [self.checkpoint, *self.directory.glob("events.out.tfevents.*")]
         for path in leftovers:

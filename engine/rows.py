@@ -16,7 +16,7 @@ import yaml
 
 from engine.config import Config, check_group_name, choices
 from engine.parse import UserError
-from engine.record import RESULTS, runs_directory
+from engine.record import published_runs, runs_directory
 from engine.summary import read_json_lines
 
 # What a row or a column of its own already says.
@@ -45,14 +45,25 @@ class Record:
         """Tell whether the run has an accuracy that enters a mean."""
         return self.status in ("completed", "diverged")
 
-    def seconds_to(self, target: float) -> float | None:
-        """Return the training seconds at the first evaluation at or above `target` %."""
+    def first_at(self, target: float) -> tuple[int, float] | None:
+        """Return epoch and training seconds of the first evaluation at or above `target` %."""
         seconds = 0.0
         for row in self.history:
             seconds += row["train_seconds"]
             if row["test_accuracy"] is not None and row["test_accuracy"] >= target:
-                return seconds
+                return row["epoch"], seconds
         return None
+
+    def curve(self) -> tuple[list[int], list[float], list[float]]:
+        """Return epochs, wall seconds since the start and test accuracies, where evaluated."""
+        epochs, seconds, accuracies, passed = [], [], [], 0.0
+        for row in self.history:
+            passed += row["wall_seconds"]
+            if row["test_accuracy"] is not None:
+                epochs.append(row["epoch"])
+                seconds.append(passed)
+                accuracies.append(row["test_accuracy"])
+        return epochs, seconds, accuracies
 
 
 @dataclass(frozen=True)
@@ -76,29 +87,44 @@ class Row:
 
     def accuracies(self) -> list[float]:
         """Return the final accuracies, % each; a diverged run's is chance."""
-        return [r.summary["test_accuracy"] for r in self.records if r.counted]
+        return [value for _, value in self.figures("test_accuracy")]
 
     def spread(self) -> float | None:
         """Return the sample standard deviation of the accuracies, given two or more."""
         accuracies = self.accuracies()
         return statistics.stdev(accuracies) if len(accuracies) > 1 else None
 
-    def seconds_to(self, target: float | None) -> float | None:
-        """Return the mean time to target of the runs that reach it; None if any does not."""
+    def figures(self, key: str) -> list[tuple[str, float]]:
+        """Return status and a summary's figure for each run that counts and has it."""
+        found = [(r.status, r.summary[key]) for r in self.records if r.counted]
+        return [(status, value) for status, value in found if value is not None]
+
+    def times_to(self, target: float | None) -> list[tuple[str, float]]:
+        """Return status and seconds to the target for each run that reaches it."""
+        if target is None:
+            return []
+        found = [(r.status, r.first_at(target)) for r in self.records if r.counted]
+        return [(status, first[1]) for status, first in found if first is not None]
+
+    def first_at(self, target: float | None) -> tuple[float, float] | None:
+        """Return mean epoch and training seconds to the target; None if any run misses it."""
         if target is None or not self.accuracies():
             return None
-        times = [record.seconds_to(target) for record in self.records if record.counted]
-        reached = [time for time in times if time is not None]
-        return statistics.fmean(reached) if len(reached) == len(times) else None
+        firsts = [record.first_at(target) for record in self.records if record.counted]
+        reached = [first for first in firsts if first is not None]
+        if len(reached) < len(firsts):
+            return None
+        epochs, seconds = zip(*reached, strict=True)
+        return statistics.fmean(epochs), statistics.fmean(seconds)
 
 
 def load_records(group: str) -> list[Record]:
     """Read every run of a group, sorted by optimizer, batch, seed and name."""
     check_group_name(group)
     records = {}
-    for line in read_json_lines(RESULTS / group / "runs.jsonl"):
-        history = line.pop("history")
-        records[line["run"]] = Record(line, history)
+    for name, line in published_runs(group).items():
+        summary = {key: value for key, value in line.items() if key != "history"}
+        records[name] = Record(summary, line["history"])
     for directory in sorted(runs_directory(group).glob("*/.hydra/config.yaml")):
         record = _load_record(directory.parent.parent)
         # A run that this machine has only planned may be published by another.

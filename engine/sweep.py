@@ -1,65 +1,128 @@
 """Several runs from one command: claimed first, launched by Hydra, reported whatever happened.
 
-Hydra's launcher decides where the runs go; their outcomes are read from their summaries, so a job
-that died, in this process or elsewhere, costs neither the other runs nor the table.
+Hydra's launcher decides where the runs go; their outcomes are read from their directories, so a
+job that died, in this process or elsewhere, costs neither the other runs nor the table.
 """
 
 import contextlib
+import signal
 import sys
-import tempfile
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
-from engine.cli import Job
+from engine.cli import CommandLine, Job
+from engine.config import Config
 from engine.data import load_data
+from engine.launch import Task, launch_jobs
 from engine.parse import UserError
 from engine.plan import make_plan
-from engine.record import FINISHED, Run
+from engine.record import FINISHED, Run, RunBusy, holder
 from engine.report import write_report
 
+# A run whose worker died without a word may have been the victim of another's death.
+LAUNCHES = 2
+POLL_SECONDS = 2.0
 
-def run_sweep(jobs: Sequence[Job], launch: Callable[[], object]) -> int:
-    """Check and claim every run, launch them, write each group's tables; return the exit status.
+
+def run_sweep(command: CommandLine, task: Task) -> int:
+    """Check and claim every run, train what is missing, write the tables; return the exit status.
 
     Raises UserError, before anything is made, where any of the runs cannot be.
     """
+    jobs = list({Run(job.config).directory: job for job in command.jobs or []}.values())
     plans = [make_plan(job.config, len(load_data(job.config.data).train)) for job in jobs]
     if any(job.config.plan for job in jobs):
         for job, plan in zip(jobs, plans, strict=True):
             print(f"{Run(job.config).name}\n{plan.describe()}\n")
         return 0
-    runs = [Run(job.config) for job in jobs]
-    done = sum(job.config.resume and run.finished() for job, run in zip(jobs, runs, strict=True))
-    for job, run in zip(jobs, runs, strict=True):
+    try:
+        train_missing(jobs, command.hydra_overrides, task)
+    finally:
+        # Also after Ctrl-C: what is done by then is worth its table.
+        reported = report(dict.fromkeys(job.config.group for job in jobs))
+    failures = [text for job in jobs if (text := failure(Run(job.config)))]
+    for text in failures:
+        print(text, file=sys.stderr)
+    return 1 if failures or not reported else 0
+
+
+def train_missing(jobs: Sequence[Job], hydra_overrides: Sequence[str], task: Task) -> None:
+    """Launch the jobs whose runs are not finished; return when each has an outcome, or none left.
+
+    A run that another process trains is waited for, and taken over if that process dies.
+    """
+    # SIGTERM, as a scheduler or `kill` sends it, then ends like Ctrl-C: with the tables written.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    waiting = {}
+    for job in jobs:
+        run = Run(job.config)
+        if job.config.resume and run.finished():
+            print(f"finished  {run.name}: {run.outcome()}")
+        else:
+            waiting[run] = job
+    print(f"sweep     {len(jobs)} runs, {len(jobs) - len(waiting)} finished already", flush=True)
+    for run, job in waiting.items():
         run.claim(job.overrides)
-    print(f"sweep     {len(runs)} runs, {done} finished already")
-    # Hydra writes multirun.yaml; the runs' own configurations are in their directories.
-    with tempfile.TemporaryDirectory(prefix="sweep-") as scratch:
-        if not any(argument.startswith("hydra.sweep.dir=") for argument in sys.argv):
-            sys.argv.append(f"hydra.sweep.dir={scratch}")
+    before = {run: run.settled_at() for run in waiting}
+    launches: Counter[Run] = Counter()
+    told = False
+    while waiting:
+        held = [run for run in waiting if holder(run.directory)]
+        free = [run for run in waiting if run not in held and launches[run] < LAUNCHES]
+        # All at once first; whatever that left undone alone, so that no run is another's victim.
+        free = free if not launches else free[:1]
+        if free:
+            launches.update(free)
+            try:
+                launch_jobs(task, [waiting[run] for run in free], hydra_overrides)
+            except Exception as error:
+                # A launcher that lost a worker raises for all jobs; their files tell them apart.
+                print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr)
+        elif held:
+            if not told:
+                print(f"waiting   for {len(held)} runs that other processes train", flush=True)
+            told = True
+            time.sleep(POLL_SECONDS)
+        else:
+            return
+        waiting = {r: job for r, job in waiting.items() if r.settled_at() <= before[r]}
+
+
+def report(groups: Iterable[str]) -> bool:
+    """Write and show each group's tables; tell whether that went well."""
+    for group in groups:
         try:
-            launch()
-        except Exception:
-            # A launcher that lost a worker raises for all jobs; the summaries tell them apart.
-            traceback.print_exc()
-        finally:
-            for group in dict.fromkeys(job.config.group for job in jobs):
-                print(write_report(group))
-    failures = 0
-    for run in runs:
-        summary = run.summary() or {"status": "missing", "error": "it left no summary"}
-        if summary["status"] not in FINISHED:
-            failures += 1
-            print(f"{summary['status']}: {run.directory}: {summary['error']}", file=sys.stderr)
-    return 1 if failures else 0
+            print(write_report(group))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return False
+    return True
+
+
+def failure(run: Run) -> str | None:
+    """Word what stopped a run and where its own log is; None where it is finished."""
+    summary = run.summary() or {"status": "missing", "error": None}
+    if summary["status"] in FINISHED:
+        return None
+    place, reason = run.directory, summary["error"]
+    if run.log.exists():
+        place = run.log
+        reason = reason or run.log.read_text().strip().rpartition("\n")[2]
+    return f"{summary['status']}: {place}: {reason or 'it left no summary'}"
 
 
 @contextlib.contextmanager
-def report_failure() -> Iterator[None]:
-    """Print what stopped a run of a sweep, and let the sweep go on to the next."""
+def report_failure(config: Config) -> Iterator[None]:
+    """Write what stops a run of a sweep to the run's own log, and let the sweep go on."""
     try:
         yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except Exception:
-        traceback.print_exc()
+    except RunBusy as error:
+        print(f"waiting   {error}", file=sys.stderr)
+    except Exception as error:
+        run = Run(config)
+        # A full disk may have stopped the run; then the line here is all there is.
+        with contextlib.suppress(OSError):
+            run.log.write_text(traceback.format_exc())
+        print(f"failed    {run.name}: {error}; see {run.log}", file=sys.stderr, flush=True)

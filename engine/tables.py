@@ -20,7 +20,7 @@ def comma_separated(rows: Sequence[Row], target: float | None) -> str:
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        first = row.records[0].summary
+        first, first_at = row.records[0].summary, row.first_at(target)
         rated = next((r.summary for r in row.records if r.summary.get("peak_lr") is not None), {})
         writer.writerow(
             {
@@ -40,14 +40,14 @@ def comma_separated(rows: Sequence[Row], target: float | None) -> str:
                 "accuracy_std": row.spread(),
                 "best_accuracy_mean": row.mean("best_test_accuracy"),
                 "train_seconds_mean": row.mean("train_seconds"),
-                "seconds_to_target_mean": row.seconds_to(target),
+                "seconds_to_target_mean": first_at[1] if first_at else None,
                 "images_per_second_mean": row.mean("images_per_second"),
             }
         )
     return buffer.getvalue()
 
 
-def markdown(group: str, rows: Sequence[Row], target: float | None) -> str:
+def markdown(group: str, rows: Sequence[Row]) -> str:
     """Write one table for each optimizer, every run of the group accounted for."""
     scope = {
         (r.summary["model"], r.summary["data"], r.summary["epochs"])
@@ -56,6 +56,14 @@ def markdown(group: str, rows: Sequence[Row], target: float | None) -> str:
     }
     lines = [f"# {group}", ""]
     lines += [f"{model} on {data}, {epochs} epochs." for model, data, epochs in sorted(scope)]
+    lines += [markdown_tables(rows), ""]
+    lines += ["Accuracy is the final model's; ± is the standard deviation over seeds."]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_tables(rows: Sequence[Row]) -> str:
+    """Write the tables alone, each under its optimizer's name."""
+    lines = []
     baseline = baseline_row(rows)
     for optimizer in dict.fromkeys(row.optimizer for row in rows):
         lines += ["", f"## {optimizer.upper()}", ""]
@@ -64,16 +72,19 @@ def markdown(group: str, rows: Sequence[Row], target: float | None) -> str:
             if row.optimizer != optimizer:
                 continue
             rates = {r.summary["base_lr"] for r in row.records if r.summary.get("base_lr")}
-            seconds = row.mean("train_seconds")
             cells = [
                 f"{row.batch}" + (f" {row.settings}" if row.settings else ""),
                 ", ".join(f"{rate:.4g}" for rate in sorted(rates)) or "-",
                 accuracy_cell(row) + (" (base line)" if row is baseline else ""),
-                "-" if seconds is None else f"{seconds:.1f} s",
+                shown_seconds(row.mean("train_seconds")),
             ]
             lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Accuracy is the final model's; ± is the standard deviation over seeds."]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+def shown_seconds(seconds: float | None) -> str:
+    """Write a time for a cell."""
+    return "-" if seconds is None else f"{seconds:.1f} s"
 
 
 def accuracy_cell(row: Row) -> str:
@@ -90,7 +101,7 @@ def accuracy_cell(row: Row) -> str:
         if count:
             notes.append(name if count == total else f"{count} of {total} {name}")
     if not accuracies:
-        return ", ".join(notes)
+        return ", ".join(notes) or "-"
     mean, spread = statistics.fmean(accuracies), row.spread()
     digits = 1 if diverged == total else 2
     cell = f"{mean:.{digits}f}" + (

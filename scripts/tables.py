@@ -1,26 +1,30 @@
-"""Rebuild a group's tables and plots from its runs: `python -m scripts.tables group=NAME`.
+"""Rebuild groups' pages, tables and plots from their runs: `python -m scripts.tables group=NAME`.
 
-It only reads the runs, so it may be used while a sweep is under way.
+With group=A,B it also draws the groups in one plot, results/A+B.png. It only reads the runs, so it
+may be used while a sweep is under way.
 """
 
 import sys
 from dataclasses import dataclass
 
 from engine.cli import exit_status, read_arguments
-from engine.report import write_report
+from engine.report import compare, write_report
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """group: the group whose tables are rebuilt, results/<group>."""
+    """group: the groups to rebuild, results/<group>, separated by commas."""
 
     group: str = "default"
 
 
 def main() -> int:
     """Write the tables; return the exit status."""
-    arguments = read_arguments(Arguments, __doc__)
-    print(write_report(arguments.group))
+    groups = read_arguments(Arguments, __doc__).group.split(",")
+    for group in groups:
+        print(write_report(group))
+    if len(groups) > 1:
+        print(f"written   {compare(groups)}")
     return 0
 
 

@@ -1,0 +1,175 @@
+"""A group's page, results/<group>/README.md: what was asked, what came out, how to repeat it."""
+
+import math
+import shlex
+from collections.abc import Iterable, Sequence
+
+from engine.rows import Record, Row, baseline_row
+from engine.tables import accuracy_cell, markdown_tables, shown_seconds
+
+# A page names so many runs that are missing, and counts the others.
+NAMED_MISSING = 20
+
+
+def page(group: str, rows: Sequence[Row], target: float | None, plots: Iterable[str]) -> str:
+    """Write the page of a group; the same runs give the same page."""
+    records = [record for row in rows for record in row.records]
+    parts = [
+        f"# {group}",
+        question(rows),
+        answer(rows, target),
+        markdown_tables(rows).strip(),
+        "Accuracy is the final model's, on the whole test split; ± is the standard deviation over "
+        "seeds. A diverged run counts as chance and is marked nan.",
+        *(f"![{name.removesuffix('.png')}]({name})" for name in plots),
+        "## On the way",
+        on_the_way(rows, target),
+        "## How it was made",
+        how_made(records),
+        "## What is missing",
+        missing(records),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def question(rows: Sequence[Row]) -> str:
+    """Word the question that these rows answer."""
+    batches = sorted({row.batch for row in rows})
+    optimizers = " and with ".join(dict.fromkeys(row.optimizer.upper() for row in rows))
+    if len(batches) == 1:
+        return f"**What is the final accuracy at batch {batches[0]} with {optimizers}?**"
+    return (
+        f"**Does accuracy hold as the batch grows from {batches[0]} to {batches[-1]}, "
+        f"with {optimizers}?**"
+    )
+
+
+def answer(rows: Sequence[Row], target: float | None) -> str:
+    """Say up to which batch each optimizer's mean stays at or above the target."""
+    baseline = baseline_row(rows)
+    lines = []
+    if baseline is not None and baseline.accuracies():
+        lines.append(
+            f"- The base line, SGD at batch {baseline.batch}: {accuracy_cell(baseline)} %."
+        )
+    if target is not None:
+        lines.append(f"- The target is {target:.2f} %; a row holds if its mean is not below it.")
+        for title, members in by_line(rows).items():
+            held = None
+            for row in members:
+                mean = row.mean("test_accuracy")
+                if mean is None or mean < target:
+                    break
+                held = row.batch
+            told = "at no batch" if held is None else f"up to batch {held}"
+            lines.append(f"- {title} holds {told}.")
+    return "\n".join(lines)
+
+
+def by_line(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Gather rows that differ in the batch alone, smallest first, under a title."""
+    lines: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.batch):
+        lines.setdefault(f"{row.optimizer.upper()} {row.settings}".strip(), []).append(row)
+    return lines
+
+
+def on_the_way(rows: Sequence[Row], target: float | None) -> str:
+    """Write the history beside the final accuracy: best epoch, first time at the target."""
+    goal = "the target" if target is None else f"{target:.2f} %"
+    lines = [
+        f"| Optimizer | Batch | Final, % | Best epoch, % | First at {goal} | Time to it "
+        "| Time to train | Images/s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        best, epoch = row.mean("best_test_accuracy"), row.mean("best_epoch")
+        first, speed = row.first_at(target), row.mean("images_per_second")
+        cells = [
+            row.optimizer.upper(),
+            f"{row.batch} {row.settings}".strip(),
+            accuracy_cell(row),
+            "-" if best is None or epoch is None else f"{best:.2f} (epoch {epoch:.4g})",
+            "-" if first is None else f"epoch {first[0]:.4g}",
+            shown_seconds(first[1] if first else None),
+            shown_seconds(row.mean("train_seconds")),
+            "-" if speed is None else f"{speed:,.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Means over seeds. The best epoch was found on the test split, so it is history and no "
+        "result. A row is at the target only if each of its seeds gets there; times are training "
+        "steps alone.",
+    ]
+    return "\n".join(lines)
+
+
+def how_made(records: Sequence[Record]) -> str:
+    """Write the commands, and what the figures must be cited with."""
+    summaries = [record.summary for record in records]
+    commands = [s["command"] for s in summaries if s.get("command")]
+    sizes = ("data.train_size", "data.test_size", "data.holdout")
+    data = [
+        " ".join(
+            [
+                record.summary["data"],
+                *(f"{k}={record.choices[k]}" for k in sizes if record.choices.get(k)),
+            ]
+        )
+        for record in records
+    ]
+    models = [
+        s["model"] + (f" ({s['parameters']:,} parameters)" if s.get("parameters") else "")
+        for s in summaries
+    ]
+    facts = {
+        "Model": models,
+        "Data": data,
+        "Epochs": [s["epochs"] for s in summaries],
+        "Seeds": sorted(s["seed"] for s in summaries),
+        "Hardware": [s.get("device") for s in summaries],
+        "Threads": [s.get("threads") for s in summaries],
+        "Precision": [s.get("precision") for s in summaries],
+        "torch": [s.get("torch") for s in summaries],
+        "Commit": [s.get("commit") for s in summaries],
+    }
+    lines = ["```", *merge_commands(commands), "```", ""]
+    for name, values in facts.items():
+        told = dict.fromkeys(str(value) for value in values if value is not None)
+        lines.append(f"- {name}: {', '.join(told) or 'not known'}")
+    return "\n".join(lines)
+
+
+def merge_commands(commands: Sequence[str]) -> list[str]:
+    """Write commands that are all combinations of some values as the one sweep they came from."""
+    by_keys: dict[tuple[str, ...], list[list[str]]] = {}
+    for command in dict.fromkeys(commands):
+        overrides = shlex.split(command)[2:]
+        by_keys.setdefault(tuple(o.partition("=")[0] for o in overrides), []).append(overrides)
+    merged = []
+    for keys, lists in by_keys.items():
+        values = [list(dict.fromkeys(column)) for column in zip(*lists, strict=True)]
+        if len(lists) == 1 or math.prod(map(len, values)) != len(lists):
+            merged += [shlex.join(["python", "train.py", *overrides]) for overrides in lists]
+            continue
+        joined = [
+            f"{key}={','.join(override.partition('=')[2] for override in column)}"
+            for key, column in zip(keys, values, strict=True)
+        ]
+        merged.append(shlex.join(["python", "train.py", "-m", *joined]))
+    return merged
+
+
+def missing(records: Sequence[Record]) -> str:
+    """Name the runs that have no accuracy, and why."""
+    left = [record for record in records if not record.counted]
+    if not left:
+        return "Nothing: every run that was asked for has an outcome."
+    lines = []
+    for record in left[:NAMED_MISSING]:
+        error = record.summary.get("error")
+        lines.append(f"- `{record.summary['run']}`: {record.status}{f', {error}' if error else ''}")
+    if len(left) > NAMED_MISSING:
+        lines.append(f"- and {len(left) - NAMED_MISSING} more")
+    return "\n".join(lines)

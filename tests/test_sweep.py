@@ -1,0 +1,200 @@
+import errno
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import engine.checkpoint
+import engine.loop
+import engine.sweep
+from tests.test_cli import rows_of
+
+HOLD = (
+    "import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX);"
+    "print('held', flush=True); time.sleep(float(sys.argv[2]))"
+)
+
+
+def directories(work: Path, group: str = "default") -> dict[int, Path]:
+    """Return a group's run directories by batch."""
+    found = {}
+    for path in (work / "results" / "runs" / group).glob("*/.hydra/config.yaml"):
+        found[int(path.parent.parent.name.split("-b")[1].split("-")[0])] = path.parent.parent
+    return found
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[int]:
+    """Record the batch of every epoch that is trained, and let a test interfere."""
+    batches: list[int] = []
+    train_epoch = engine.loop.train_epoch
+
+    def counted(model, optimizer, scheduler, pictures, draws, plan, *rest):
+        batches.append(plan.batch)
+        return train_epoch(model, optimizer, scheduler, pictures, draws, plan, *rest)
+
+    monkeypatch.setattr(engine.loop, "train_epoch", counted)
+    return batches
+
+
+def test_the_same_command_again_trains_only_what_is_missing(small, workplace, command, trained):
+    assert command("train.py", "-m", *small, "batch=32,64").status == 0
+    del trained[:]
+    longer = command("train.py", "-m", *small, "batch=32,64,96", "seed=0")
+    assert longer.status == 0 and "3 runs, 2 finished already" in longer.out
+    assert longer.out.count("finished  resnet8-") == 2
+    assert trained == [96, 96]
+    rows = rows_of(workplace / "results" / "default" / "table.csv")
+    assert [row["batch"] for row in rows] == ["32", "64", "96"]
+    again = command("train.py", "-m", *small, "batch=96,32", "seed=1,0")
+    assert again.status == 0 and trained == [96, 96, 96, 96, 32, 32]
+    rows = rows_of(workplace / "results" / "default" / "table.csv")
+    assert [(row["batch"], row["runs"]) for row in rows] == [("32", "2"), ("64", "1"), ("96", "2")]
+
+
+def test_one_raises_one_diverges_one_finds_the_disk_full(
+    small, workplace, command, trained, monkeypatch
+):
+    train_epoch, save_checkpoint = engine.loop.train_epoch, engine.checkpoint.save_checkpoint
+
+    def interfere(model, optimizer, scheduler, pictures, draws, plan, *rest):
+        if plan.batch == 16:
+            raise RuntimeError("the device\nfell off")
+        if plan.batch == 48:
+            next(model.parameters()).data.fill_(float("inf"))
+        return train_epoch(model, optimizer, scheduler, pictures, draws, plan, *rest)
+
+    def fill_the_disk(path, config, *rest):
+        if config.batch == 64:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_checkpoint(path, config, *rest)
+
+    sweep = ("-m", *small, "batch=16,32,48,64")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.loop, "train_epoch", interfere)
+        patch.setattr(engine.checkpoint, "save_checkpoint", fill_the_disk)
+        outcome = command("train.py", *sweep)
+    assert outcome.status == 1
+    place = directories(workplace)
+    assert outcome.err.splitlines()[-2:] == [
+        f"failed: {(place[16] / 'error.log').relative_to(workplace)}: "
+        "RuntimeError: the device fell off",
+        f"failed: {(place[64] / 'error.log').relative_to(workplace)}: "
+        "OSError: [Errno 28] No space left on device",
+    ]
+    assert "Traceback" in (place[16] / "error.log").read_text()
+    assert "Traceback" not in outcome.err
+    table = (workplace / "results" / "default" / "table.md").read_text()
+    for row in ("| 16 | 0.0125 | failed (base line) | - |", "| 48 | 0.0375 | 33.3 (nan) |",
+                "| 64 | 0.05 | failed | - |"):  # fmt: skip
+        assert row in table
+    before = len(trained)
+    assert command("train.py", *sweep).status == 0
+    # Failed ones are tried again, the diverged one is kept.
+    assert trained[before:] == [16, 16, 64, 64]
+    assert not (place[16] / "error.log").exists()
+    assert "failed" not in (workplace / "results" / "default" / "table.md").read_text()
+
+
+def test_a_run_killed_between_divergence_and_summary_stays_diverged(
+    small, workplace, command, trained
+):
+    wild = ["optimizer.lr_scaling=none", "optimizer.base_lr=1e30", "scheduler=constant"]
+    assert command("train.py", *small, *wild, "epochs=4").status == 0
+    (directory,) = directories(workplace).values()
+    before = json.loads((directory / "summary.json").read_text())
+    (directory / "summary.json").unlink()
+    del trained[:]
+    assert command("train.py", *small, *wild, "epochs=4").status == 0
+    after = json.loads((directory / "summary.json").read_text())
+    assert trained == [] and after["status"] == "diverged" and after["steps"] == before["steps"]
+
+
+def test_published_runs_are_not_trained_again(small, workplace, command, trained):
+    sweep = ("-m", *small, "batch=32,64", "group=pub")
+    assert command("train.py", *sweep).status == 0
+    table = (workplace / "results" / "pub" / "table.csv").read_text()
+    (workplace / "results" / "runs").rename(workplace / "elsewhere")
+    del trained[:]
+    again = command("train.py", *sweep)
+    assert again.status == 0 and "2 runs, 2 finished already" in again.out
+    assert trained == [] and not directories(workplace, "pub")
+    assert (workplace / "results" / "pub" / "table.csv").read_text() == table
+    alone = command("train.py", *small, "batch=32", "group=pub")
+    assert "finished already" in alone.out and "results/pub/runs.jsonl" in alone.out
+    assert command("train.py", *small, "batch=32", "group=other").status == 0
+    assert trained == [32, 32]
+
+
+def test_a_run_that_another_process_trains_is_waited_for(
+    small, workplace, command, trained, monkeypatch
+):
+    monkeypatch.setattr(engine.sweep, "POLL_SECONDS", 0.05)
+    assert command("train.py", *small, "batch=32", "epochs=1").status == 0
+    place = directories(workplace)[32]
+    (place / "summary.json").unlink()
+    (place / "checkpoint.pt").unlink()
+    del trained[:]
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, place / ".lock", "3"], stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        outcome = command("train.py", "-m", *small, "batch=32,64", "epochs=1")
+    assert outcome.status == 0
+    assert "waiting   for 1 runs" in outcome.out
+    # The other died without an outcome, so its run was taken over, after our own.
+    assert trained == [64, 32]
+
+
+def test_a_launcher_that_loses_its_workers_costs_no_run(
+    small, workplace, command, trained, monkeypatch
+):
+    launch_jobs, launched = engine.sweep.launch_jobs, []
+
+    def lose_workers(task, jobs, hydra_overrides):
+        launched.append([job.config.batch for job in jobs])
+        if len(jobs) > 1:
+            launch_jobs(task, jobs[:1], hydra_overrides)
+            raise RuntimeError("a worker was killed")
+        if jobs[0].config.batch != 64:
+            launch_jobs(task, jobs, hydra_overrides)
+
+    monkeypatch.setattr(engine.sweep, "launch_jobs", lose_workers)
+    outcome = command("train.py", "-m", *small, "batch=32,64,96", "epochs=1")
+    assert launched == [[32, 64, 96], [64], [96]]
+    assert outcome.status == 1 and "launcher: RuntimeError: a worker was killed" in outcome.err
+    assert outcome.err.splitlines()[-1].startswith("missing: results/runs/default/resnet8-")
+    table = (workplace / "results" / "default" / "table.md").read_text()
+    assert "| 64 | - | missing | - |" in table and table.count("missing") == 1
+
+
+def test_two_sweeps_at_once_share_the_runs_and_the_table(small, workplace, tmp_path):
+    overrides = ["-m", *small, "batch=16,32,48,64", "epochs=1"]
+    train = Path(engine.sweep.__file__).parent.parent / "train.py"
+    outputs = []
+
+    def sweep():
+        made = subprocess.run(
+            [sys.executable, train, *overrides], capture_output=True, text=True, cwd=workplace
+        )
+        outputs.append(made)
+
+    threads = [threading.Thread(target=sweep) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [made.returncode for made in outputs] == [0, 0], [made.stderr for made in outputs]
+    lines = [line for made in outputs for line in made.stdout.splitlines()]
+    # Each run printed its plan once it was to be trained; nobody trained one after another had.
+    assert sum(line.startswith("test accuracy") for line in lines) >= 4
+    rows = rows_of(workplace / "results" / "default" / "table.csv")
+    assert [(row["batch"], row["missing"]) for row in rows] == [
+        ("16", "0"), ("32", "0"), ("48", "0"), ("64", "0"),
+    ]  # fmt: skip
+    for directory in directories(workplace).values():
+        assert len((directory / "metrics.jsonl").read_text().splitlines()) == 1
+        assert json.loads((directory / "summary.json").read_text())["status"] == "completed"
