@@ -1,0 +1,154 @@
+"""Choose rates for several optimizers and batches, fairly, on held-out training images.
+
+    python -m scripts.tune optimizer=sgd,lars batch=128,4096 model=resnet8 epochs=15 group=tune8
+
+Each optimizer at each batch gets the same number of trials on a geometric grid of
+optimizer.base_lr around the recipe's own; the grid widens while the best lies on its edge. Other
+keys go to train.py as they are; with several seeds a trial is their mean. The same command again
+runs only what is missing. Its own keys:
+
+    tune.points        rates in the first grid                              [5]
+    tune.decay_points  weight decays in the first grid; 1: not tuned        [1]
+    tune.factor        ratio of neighbours                                  [2]
+    tune.most          most values of a key in a grid                       [13]
+
+data.holdout is 5000 unless it is given. results/<group> gets a page, rates.png, runs.jsonl and
+experiment/<group>.yaml, which the final sweep trains with.
+"""
+
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from engine.cli import CommandLine, Job, exit_status, make_jobs, read_command_line
+from engine.config import Config, Count
+from engine.data import load_data
+from engine.files import write_text_atomically
+from engine.parse import Range, UserError, key_error, parse
+from engine.plan import make_plan
+from engine.record import FINISHED, RESULTS, Run
+from engine.report import runs_lines
+from engine.sweep import failure, train_missing
+from engine.tune import Cell, geometric, search
+from engine.tune_report import draw_rates, experiment, tuning_page
+
+# The tuner launches the very job that train.py -m launches; nothing in engine may import it.
+from train import sweep_job
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The tuner's own keys."""
+
+    points: Annotated[int, Range(low=3)] = 5
+    decay_points: Count = 1
+    factor: Annotated[float, Range(low=1, low_open=True)] = 2.0
+    most: Annotated[int, Range(low=3)] = 13
+
+
+def main() -> int:
+    """Search, then write what was found; return the exit status."""
+    given = sys.argv[1:]
+    if {"--help", "-h"} & set(given):
+        print((__doc__ or "").strip())
+        return 0
+    own = {g[5:].partition("=")[0]: g.partition("=")[2] for g in given if g.startswith("tune.")}
+    arguments = parse(Arguments, {key: number(value) for key, value in own.items()}, "tune.")
+    asked = [g for g in given if not g.startswith(("tune.", "data.test_size=", "data.holdout="))]
+    held = next((g for g in given if g.startswith("data.holdout=")), "data.holdout=5000")
+    sys.argv = [sys.argv[0], "-m", *asked, held, "data.test_size=0"]
+    command = read_command_line("train", Config)
+    cells, seeds = make_cells(command.jobs or [], arguments)
+    searched = shlex.join(["python", "-m", "scripts.tune", *given])
+    config = (command.jobs or [])[0].config
+    search(cells, lambda cells: measure(cells, seeds, command), arguments.factor, arguments.most)
+    write(cells, seeds, config, searched, [g for g in given if not g.startswith("tune.")])
+    return 0
+
+
+def number(text: str) -> int | float | str:
+    """Read a number as YAML would; leave anything else for the check to refuse."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def make_cells(jobs: Sequence[Job], arguments: Arguments) -> tuple[list[Cell], list[int]]:
+    """Make a cell of each optimizer at each batch, its grid around the recipe's own values."""
+    cells: dict[tuple[str, int], Cell] = {}
+    for job in jobs:
+        optimizer = job.config.optimizer
+        overrides = [o for o in job.overrides if not o.startswith("seed=")]
+        axes = {
+            "optimizer.base_lr": geometric(optimizer.base_lr, arguments.points, arguments.factor)
+        }
+        if arguments.decay_points > 1:
+            if not optimizer.weight_decay:
+                raise key_error("optimizer.weight_decay", 0.0, "must be above 0 to be tuned")
+            axes["optimizer.weight_decay"] = geometric(
+                optimizer.weight_decay, arguments.decay_points, arguments.factor
+            )
+        cell = Cell(optimizer.name, job.config.batch, overrides, axes)
+        if cells.setdefault((cell.optimizer, cell.batch), cell).overrides != overrides:
+            raise UserError("scripts.tune: only optimizer, batch and seed may have several values")
+    return list(cells.values()), sorted({job.config.seed for job in jobs})
+
+
+def measure(cells: Sequence[Cell], seeds: Sequence[int], command: CommandLine) -> None:
+    """Train the trials that have no score, and score them by their hold-out accuracy."""
+    trials = [
+        (cell, point) for cell in cells for point in cell.points() if point not in cell.scores
+    ]
+    lists = [trial_overrides(c, p, s) for c, p in trials for s in seeds]
+    jobs = make_jobs("train", Config, [[*o, *command.hydra_overrides] for o in lists])
+    for job in jobs:
+        make_plan(job.config, len(load_data(job.config.data).train))
+    train_missing(jobs, command.hydra_overrides, sweep_job)
+    failures = [text for job in jobs if (text := failure(Run(job.config)))]
+    if failures:
+        raise UserError(f"{len(failures)} trials failed, of them {failures[0]}")
+    summaries = iter([Run(job.config).summary() or {} for job in jobs])
+    for cell, point in trials:
+        results = [next(summaries) for _ in seeds]
+        diverged = any(result["status"] == FINISHED[1] for result in results)
+        scores = [result["holdout_accuracy"] for result in results]
+        cell.scores[point] = None if diverged else statistics.fmean(scores)
+
+
+def trial_overrides(cell: Cell, point: Sequence[float], seed: int) -> list[str]:
+    """Write a trial's overrides."""
+    values = [f"{key}={value!r}" for key, value in zip(cell.axes, point, strict=True)]
+    return [*cell.overrides, *values, f"seed={seed}"]
+
+
+def write(
+    cells: Sequence[Cell], seeds: Sequence[int], config: Config, searched: str, given: list[str]
+) -> None:
+    """Write the experiment file, the page and the plot; show the page's table."""
+    folder = RESULTS / config.group
+    scored = f"{config.data.holdout} held-out training images"
+    if len(seeds) > 1:
+        scored += f", the mean of {len(seeds)} seeds"
+    (folder / "experiment").mkdir(parents=True, exist_ok=True)
+    kept = [g for g in given if not g.startswith(("group=", "data.holdout="))]
+    final = shlex.join(
+        ["python", "train.py", "-m", "--config-dir", str(folder),
+         f"+experiment={config.group}", *kept, f"group={config.group}-final"]
+    )  # fmt: skip
+    path = folder / "experiment" / f"{config.group}.yaml"
+    write_text_atomically(path, experiment(cells, searched, scored))
+    text = tuning_page(config.group, cells, searched, final, scored)
+    write_text_atomically(folder / "README.md", text)
+    write_text_atomically(folder / "runs.jsonl", runs_lines(config.group))
+    draw_rates(folder / "rates.png", cells)
+    print(text[: text.index("![rates]")] + f"experiment  {path}\nthen        {final}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

@@ -1,0 +1,145 @@
+import sys
+
+import pytest
+import yaml
+
+import scripts.tune
+from engine.cli import exit_status
+from engine.tune import Cell, geometric, search
+from tests.conftest import files_below
+
+
+def cell(peak, batch=128, **axes):
+    """A cell whose accuracy falls with the distance, in octaves, from a best rate."""
+    return Cell("sgd", batch, [], axes or {"optimizer.base_lr": geometric(0.1, 5, 2.0)}), peak
+
+
+def run_search(pairs, most=13):
+    import math
+
+    measured = []
+
+    def measure(cells):
+        for one, peak in zip(cells, (peak for _, peak in pairs), strict=True):
+            for point in one.points():
+                if point not in one.scores:
+                    measured.append(point)
+                    distance = sum(abs(math.log2(v / p)) for v, p in zip(point, peak, strict=True))
+                    one.scores[point] = 90.0 - distance
+        sizes = {len(one.points()) for one in cells}
+        assert len(sizes) == 1, "every cell must have as many trials as the others"
+
+    search([one for one, _ in pairs], measure, 2.0, most)
+    return measured
+
+
+def test_a_geometric_grid_lies_around_its_centre():
+    assert geometric(0.1, 5, 2.0) == [0.025, 0.05, 0.1, 0.2, 0.4]
+    assert geometric(3.0, 4, 10.0) == [0.03, 0.3, 3.0, 30.0]
+
+
+def test_the_grid_stays_where_its_best_is_inside():
+    one = cell((0.2,))
+    run_search([one])
+    assert one[0].axes["optimizer.base_lr"] == [0.025, 0.05, 0.1, 0.2, 0.4]
+    assert one[0].best() == (0.2,)
+
+
+def test_the_grid_widens_while_its_best_is_on_the_edge_and_all_cells_grow_alike():
+    wide, inside = cell((1.6,)), cell((0.1,), batch=256)
+    run_search([wide, inside])
+    assert wide[0].axes["optimizer.base_lr"] == [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2]
+    assert wide[0].best() == (1.6,)
+    # The other spends its trials beside its best.
+    assert len(inside[0].points()) == 8 and inside[0].best() == (0.1,)
+    assert min(inside[0].axes["optimizer.base_lr"]) == 0.025
+    low = cell((0.001,))
+    run_search([low])
+    assert low[0].axes["optimizer.base_lr"][:2] == [0.000390625, 0.00078125]
+
+
+def test_a_bound_on_the_grid_holds_and_the_edge_is_told():
+    one = cell((1000.0,))
+    run_search([one], most=7)
+    assert len(one[0].points()) == 7 and one[0].edge("optimizer.base_lr") == 1
+
+
+def test_two_keys_make_a_grid_that_grows_along_each():
+    axes = {"optimizer.base_lr": [0.05, 0.1, 0.2], "optimizer.weight_decay": [1e-4, 2e-4, 4e-4]}
+    one = cell((0.1, 8e-4), **axes)
+    run_search([one])
+    assert one[0].best() == (0.1, 8e-4)
+    assert one[0].axes["optimizer.weight_decay"] == [1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3]
+
+
+def test_where_everything_diverges_smaller_rates_are_tried():
+    one, _ = cell((0.1,))
+    one.scores = dict.fromkeys(one.points())
+    one.grow("optimizer.base_lr", 2.0)
+    assert one.axes["optimizer.base_lr"][0] == 0.0125
+
+
+@pytest.fixture
+def tune(capsys, monkeypatch):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tune", *map(str, arguments)])
+        capsys.readouterr()
+        status = exit_status(scripts.tune.main)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def test_a_search_writes_an_experiment_that_the_final_sweep_runs(
+    small, workplace, tune, command, monkeypatch
+):
+    import engine.loop
+
+    evaluated = []
+    evaluate = engine.loop.evaluate
+
+    def noted(model, split, *rest):
+        evaluated.append(len(split))
+        return evaluate(model, split, *rest)
+
+    monkeypatch.setattr(engine.loop, "evaluate", noted)
+    asked = [o for o in small if not o.startswith("batch=")]
+    asked += ["optimizer=sgd,lars", "batch=32,64", "epochs=1", "group=tuned", "data.holdout=30"]
+    status, out, err = tune(*asked, "tune.points=3", "tune.factor=10", "tune.most=4")
+    assert status == 0, err
+    assert set(evaluated) == {30}, "the test split was evaluated"
+    folder = workplace / "results" / "tuned"
+    assert {"README.md", "rates.png", "runs.jsonl"} <= files_below(folder)
+    page = (folder / "README.md").read_text()
+    trials = {line.split("|")[5].strip() for line in page.splitlines() if line.startswith("| SGD")
+              or line.startswith("| LARS")} & {"3", "4"}  # fmt: skip
+    assert len(trials) == 1
+    chosen = yaml.safe_load((folder / "experiment" / "tuned.yaml").read_text())
+    assert set(chosen) == {"optimizer"} and set(chosen["optimizer"]) == {"base_lr"}
+    again = tune(*asked, "tune.points=3", "tune.factor=10", "tune.most=4")
+    assert again[0] == 0 and (folder / "README.md").read_text() == page
+    assert "0 finished already" not in again[1]
+    (final,) = [line for line in out.splitlines() if line.startswith("then ")]
+    words = final.split()[1:]
+    assert words[:3] == ["python", "train.py", "-m"]
+    monkeypatch.setattr(engine.loop, "evaluate", evaluate)
+    outcome = command("train.py", *words[2:])
+    assert outcome.status == 0, outcome.err
+    assert "holdout" not in final and (workplace / "results" / "tuned-final" / "table.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["tune.points=2"], "tune.points=2: must be a whole number at least 3"),
+        (["tune.factor=1"], "tune.factor=1: must be a number above 1"),
+        (["tune.pionts=3"], "tune.pionts=3: unknown key; did you mean tune.points"),
+        (["data.holdout=0"], "data.holdout=0: must be above 0"),
+        (["optimizer.momentum=0,0.9"], "only optimizer, batch and seed may have several"),
+    ],
+)
+def test_mistakes_are_told(small, workplace, tune, arguments, told):
+    status, out, err = tune(*small, *arguments)
+    assert status == 2 and told in err and err.count("\n") == 1 and out == ""
+    assert files_below(workplace) == set()
