@@ -70,7 +70,7 @@ def by_line(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Gather rows that differ in the batch alone, smallest first, under a title."""
     lines: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.batch):
-        lines.setdefault(f"{row.optimizer.upper()} {row.settings}".strip(), []).append(row)
+        lines.setdefault(row.line, []).append(row)
     return lines
 
 
@@ -87,7 +87,7 @@ def on_the_way(rows: Sequence[Row], target: float | None) -> str:
         first, speed = row.first_at(target), row.mean("images_per_second")
         cells = [
             row.optimizer.upper(),
-            f"{row.batch} {row.settings}".strip(),
+            row.title,
             accuracy_cell(row),
             "-" if best is None or epoch is None else f"{best:.2f} (epoch {epoch:.4g})",
             "-" if first is None else f"epoch {first[0]:.4g}",

@@ -84,7 +84,7 @@ def gather_lines(groups: Mapping[str, Sequence["Row"]]) -> dict[str, list["Row"]
     lines: dict[str, list[Row]] = {}
     for group, rows in groups.items():
         for row in sorted(rows, key=lambda row: row.batch):
-            label = " ".join(filter(None, [group, row.optimizer.upper(), row.settings]))
+            label = f"{group} {row.line}".strip()
             lines.setdefault(label, []).append(row)
     return lines
 

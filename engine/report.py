@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from engine.files import locked, write_text_atomically
+from engine.files import write_text_atomically
 from engine.page import page
-from engine.parse import key_error
+from engine.parse import UserError, key_error
 from engine.plots import write_comparison, write_plots
 from engine.record import RESULTS, runs_directory
-from engine.rows import Row, load_records, make_rows, target_accuracy
+from engine.rows import Record, Row, load_records, make_rows, target_accuracy
 from engine.summary import json_line
 from engine.tables import comma_separated, markdown
 
@@ -22,19 +23,17 @@ def write_report(group: str) -> str:
     folder = RESULTS / group
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Of several sweeps that end together, the last to write must have read the others' runs.
-        with locked(folder):
-            rows = load_rows(group)
-            target = target_accuracy(rows)
-            write_text_atomically(folder / "runs.jsonl", runs_lines(group))
-            table = markdown(group, rows)
-            write_text_atomically(folder / "table.md", table)
-            write_text_atomically(folder / "table.csv", comma_separated(rows, target))
-            plots = [path.name for path in write_plots(folder, group, rows, target)]
-            write_text_atomically(folder / "README.md", page(group, rows, target, plots))
+        # Of several sweeps that end together each may write last, so each looks again after it
+        # has written. A lock would do, but network file systems refuse it on a folder.
+        while True:
+            records = load_records(group)
+            names = _write_files(folder, group, records)
+            if _outcomes(load_records(group)) == _outcomes(records):
+                break
     except OSError as error:
-        raise _cannot_write(folder, error) from error
-    return _with_paths(table, [folder / n for n in ("README.md", "table.md", "table.csv", *plots)])
+        raise cannot_write(folder, error) from error
+    written = "\n          ".join(str(folder / name) for name in names)
+    return f"{(folder / 'table.md').read_text()}\nwritten   {written}"
 
 
 def compare(groups: Sequence[str]) -> Path:
@@ -43,12 +42,12 @@ def compare(groups: Sequence[str]) -> Path:
     try:
         return write_comparison(path, {group: load_rows(group) for group in groups})
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
-def runs_lines(group: str) -> str:
-    """Write a group's finished runs with their histories, a line of JSON each."""
-    counted = [record for record in load_records(group) if record.counted]
+def runs_lines(records: Sequence[Record]) -> str:
+    """Write the finished runs with their histories, a line of JSON each."""
+    counted = [record for record in records if record.counted]
     return "".join(json_line(r.summary | {"history": r.history}) for r in counted)
 
 
@@ -60,10 +59,27 @@ def load_rows(group: str) -> list[Row]:
     return rows
 
 
-def _with_paths(table: str, paths: Sequence[Path]) -> str:
-    return f"{table}\nwritten   " + "\n          ".join(map(str, paths))
+def _write_files(folder: Path, group: str, records: Sequence[Record]) -> list[str]:
+    """Write the report of these runs; return the names of the files a reader looks at."""
+    rows = make_rows(records)
+    target = target_accuracy(rows)
+    write_text_atomically(folder / "runs.jsonl", runs_lines(records))
+    write_text_atomically(folder / "table.md", markdown(group, rows))
+    write_text_atomically(folder / "table.csv", comma_separated(rows, target))
+    plots = [path.name for path in write_plots(folder, group, rows, target)]
+    # The page of a search for rates is the tuner's.
+    if (folder / "experiment").is_dir():
+        return ["table.md", "table.csv", *plots]
+    write_text_atomically(folder / "README.md", page(group, rows, target, plots))
+    return ["README.md", "table.md", "table.csv", *plots]
 
 
-def _cannot_write(path: Path, error: OSError) -> Exception:
+def _outcomes(records: Sequence[Record]) -> list[dict[str, Any]]:
+    # Not the histories: those of running runs never stand still.
+    return [record.summary for record in records]
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """Word that a report's file or folder cannot be written."""
     allowed = f"cannot be written ({error.strerror}); needs a folder you may write to"
     return key_error("results", path, allowed)

@@ -17,10 +17,12 @@ import yaml
 from engine.config import Config, check_group_name, choices
 from engine.parse import UserError
 from engine.record import published_runs, runs_directory
-from engine.summary import read_json_lines
+from engine.summary import command_of, read_json_lines
 
+# What tells the rows of a group apart where it mixes them; table.csv has a column for each.
+SCOPE = ("model.name", "data.name", "epochs")
 # What a row or a column of its own already says.
-NAMED = ("optimizer.name", "batch", "seed", "model.name", "data.name", "epochs")
+NAMED = ("optimizer.name", "batch", "seed", *SCOPE)
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,33 @@ class Record:
 
 @dataclass(frozen=True)
 class Row:
-    """The runs that differ in nothing but the seed."""
+    """The runs that differ in nothing but the seed.
+
+    scope: model, data and epochs where the group has several; told: other choices that differ from
+    those of its optimizer and batch; mixed: a note where its runs should not be averaged lightly.
+    """
 
     optimizer: str
     batch: int
-    settings: str
+    scope: str
+    told: str
+    mixed: str
     records: Sequence[Record]
+
+    @property
+    def settings(self) -> str:
+        """Return the column of table.csv: what no other column says."""
+        return _joined(self.told, self.mixed)
+
+    @property
+    def line(self) -> str:
+        """Return what rows have in common that differ in the batch alone."""
+        return _joined(self.optimizer.upper(), self.scope, self.told)
+
+    @property
+    def title(self) -> str:
+        """Return what a table of one optimizer calls the row."""
+        return _joined(str(self.batch), self.scope, self.settings)
 
     def of(self, *statuses: str) -> list[Record]:
         """Return the row's runs of the given statuses."""
@@ -157,9 +180,19 @@ def _load_record(directory: Path) -> Record:
             "seed": config.seed,
             "epochs": config.epochs,
             "target_accuracy": config.target_accuracy,
+            "command": _command(directory),
             "choices": choices(config),
         }
     return Record(summary, list(read_json_lines(directory / "metrics.jsonl")))
+
+
+def _command(directory: Path) -> str | None:
+    """Return the command of a run that left no summary; None where it was killed before that."""
+    try:
+        overrides = yaml.safe_load((directory / ".hydra" / "overrides.yaml").read_text())
+    except (OSError, yaml.YAMLError):
+        return None
+    return command_of(overrides)
 
 
 def _optimizer_order(name: str) -> str:
@@ -177,33 +210,43 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
         Row(
             members[0].summary["optimizer"],
             members[0].summary["batch"],
-            _settings(members, records),
+            _differences(members, records, SCOPE),
+            _told(members, records),
+            _mixed(members),
             members,
         )
         for members in rows.values()
     ]
 
 
-def _settings(members: Sequence[Record], records: Sequence[Record]) -> str:
-    """Name what tells a row from others of its optimizer and batch, and what it mixes."""
+def _told(members: Sequence[Record], records: Sequence[Record]) -> str:
+    """Name what tells a row from others of its optimizer, batch and scope."""
     own = members[0].choices
-    rivals = [
-        record.choices
-        for record in records
-        if all(record.choices[key] == own[key] for key in ("optimizer.name", "batch"))
-    ]
-    keys = sorted({key for rival in rivals for key in rival} - set(NAMED))
-    told = [
+    alike = ("optimizer.name", "batch", *SCOPE)
+    rivals = [r for r in records if all(r.choices[key] == own[key] for key in alike)]
+    keys = sorted({key for rival in rivals for key in rival.choices} - set(NAMED))
+    return _differences(members, rivals, keys)
+
+
+def _differences(members: Sequence[Record], rivals: Sequence[Record], keys: Sequence[str]) -> str:
+    """Write the row's value of each key that is not the same for all the rivals."""
+    own = members[0].choices
+    return " ".join(
         f"{key}={_value(own.get(key))}"
         for key in keys
-        if any(rival.get(key) != own.get(key) for rival in rivals)
-    ]
-    mixed = [
-        key
-        for key in ("commit", "device", "torch")
-        if len({record.summary.get(key) for record in members if record.counted}) > 1
-    ]
-    return " ".join(told + ([f"(mixed {', '.join(mixed)})"] if mixed else []))
+        if any(rival.choices.get(key) != own.get(key) for rival in rivals)
+    )
+
+
+def _mixed(members: Sequence[Record]) -> str:
+    """Mark a row whose runs were not all made by the same means."""
+    counted = [record.summary for record in members if record.counted]
+    keys = [k for k in ("commit", "device", "torch") if len({s.get(k) for s in counted}) > 1]
+    return f"(mixed {', '.join(keys)})" if keys else ""
+
+
+def _joined(*parts: str) -> str:
+    return " ".join(filter(None, parts))
 
 
 def _value(value: Any) -> str:

@@ -6,11 +6,12 @@ Where and when they are written is record.py's.
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.config import choices
+from engine.parse import UserError
 
 if TYPE_CHECKING:
     from engine.loop import Evaluated, TrainedEpoch
@@ -76,9 +77,14 @@ def summarize(run: "Run", status: str) -> dict[str, Any]:
         "wall_seconds": sum(row["wall_seconds"] for row in history),
         "images_per_second": images / train_seconds if train_seconds else None,
         "target_accuracy": config.target_accuracy,
-        "command": shlex.join(["python", "train.py", *run.overrides]),
+        "command": command_of(run.overrides),
         "choices": choices(config),
     } | run.found
+
+
+def command_of(overrides: Sequence[str]) -> str:
+    """Write the command that trains a run of these overrides."""
+    return shlex.join(["python", "train.py", *overrides])
 
 
 def plain(value: Any) -> Any:
@@ -98,13 +104,18 @@ def json_line(row: Mapping[str, Any]) -> str:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Read a file of JSON lines; a last line that is still being written is left out."""
+    """Read a file of JSON lines; a last line that is still being written is left out.
+
+    Raises UserError for any other that is damaged: a report without its runs would lose them.
+    """
     try:
-        text = path.read_text()
+        lines = path.read_text().splitlines(keepends=True)
     except OSError:
         return
-    for line in text.splitlines():
+    for number, line in enumerate(lines, 1):
         try:
             yield json.loads(line)
-        except ValueError:
-            return
+        except ValueError as error:
+            if number == len(lines) and not line.endswith("\n"):
+                return
+            raise UserError(f"{path}: line {number} is no JSON; mend or remove it") from error

@@ -73,7 +73,7 @@ def markdown_tables(rows: Sequence[Row]) -> str:
                 continue
             rates = {r.summary["base_lr"] for r in row.records if r.summary.get("base_lr")}
             cells = [
-                f"{row.batch}" + (f" {row.settings}" if row.settings else ""),
+                row.title,
                 ", ".join(f"{rate:.4g}" for rate in sorted(rates)) or "-",
                 accuracy_cell(row) + (" (base line)" if row is baseline else ""),
                 shown_seconds(row.mean("train_seconds")),

@@ -31,6 +31,7 @@ from engine.parse import Range, UserError, key_error, parse
 from engine.plan import make_plan
 from engine.record import FINISHED, RESULTS, Run
 from engine.report import runs_lines
+from engine.rows import load_records
 from engine.sweep import failure, train_missing
 from engine.tune import Cell, geometric, search
 from engine.tune_report import draw_rates, experiment, tuning_page
@@ -145,7 +146,7 @@ def write(
     write_text_atomically(path, experiment(cells, searched, scored))
     text = tuning_page(config.group, cells, searched, final, scored)
     write_text_atomically(folder / "README.md", text)
-    write_text_atomically(folder / "runs.jsonl", runs_lines(config.group))
+    write_text_atomically(folder / "runs.jsonl", runs_lines(load_records(config.group)))
     draw_rates(folder / "rates.png", cells)
     print(text[: text.index("![rates]")] + f"experiment  {path}\nthen        {final}")
 

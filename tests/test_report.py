@@ -7,6 +7,7 @@ import sys
 import pytest
 import yaml
 
+import engine.report
 import scripts.status
 import scripts.tables
 from engine.cli import exit_status
@@ -227,6 +228,53 @@ def test_the_same_runs_give_the_same_files(workplace):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     write_report("g")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_models_of_one_group_and_mixed_commits_keep_their_lines_apart(workplace):
+    for batch in (128, 256):
+        put(workplace, f"batch={batch}", "model=resnet8", accuracy=70.0)
+        put(workplace, f"batch={batch}", "model=resnet20", accuracy=80.0)
+    put(workplace, "batch=256", "model=resnet20", "seed=1", commit="def")
+    text, rows = table(workplace)
+    assert "| 128 model.name=resnet8 | 0.1 | 70.00" in text
+    assert "| 256 model.name=resnet20 (mixed commit) | 0.1 | 80.00" in text
+    assert [row["settings"] for row in rows] == ["", "", "", "(mixed commit)"]
+    lines = {row.line for row in make_rows(load_records("g"))}
+    assert lines == {"SGD model.name=resnet8", "SGD model.name=resnet20"}
+
+
+def test_a_run_that_left_no_summary_keeps_its_command_on_the_page(workplace):
+    put(workplace, "batch=128")
+    put(workplace, "batch=256", status="missing")
+    folder = workplace / "results" / "runs" / "g" / "run-1" / ".hydra"
+    assert "python train.py batch=128\n" in page_of(workplace)
+    (folder / "overrides.yaml").write_text("- batch=256\n")
+    assert "python train.py -m batch=128,256\n" in page_of(workplace)
+
+
+def test_a_damaged_published_file_is_told_and_kept(workplace):
+    put(workplace, "batch=128")
+    table(workplace)
+    published = workplace / "results" / "g" / "runs.jsonl"
+    damaged = "<<<<<<< ours\n" + published.read_text()
+    published.write_text(damaged)
+    with pytest.raises(UserError, match=r"results/g/runs\.jsonl: line 1 is no JSON"):
+        write_report("g")
+    assert published.read_text() == damaged
+
+
+def test_runs_that_end_while_a_report_is_written_are_in_it(workplace, monkeypatch):
+    put(workplace, "batch=128")
+    write_plots = engine.report.write_plots
+
+    def slow(*arguments):
+        if not (workplace / "results" / "runs" / "g" / "run-1").exists():
+            put(workplace, "batch=256")
+        return write_plots(*arguments)
+
+    monkeypatch.setattr(engine.report, "write_plots", slow)
+    text, rows = table(workplace)
+    assert [row["batch"] for row in rows] == ["128", "256"] and "| 256 |" in text
 
 
 def test_several_groups_in_one_plot(workplace, monkeypatch, capsys):
