@@ -126,9 +126,13 @@ class Run:
         return f"{self.outcome()}\nin        {place}"
 
     def settled_at(self) -> int:
-        """Return when the run last came to an outcome, in ns since the epoch; 0: never."""
-        times = [0]
-        for path in (self.directory / "summary.json", self.log):
+        """Return when the run last came to an outcome, in ns since the epoch; 0: never.
+
+        Interrupted is no outcome: another sweep that waits for the run then goes on with it.
+        """
+        times, summary = [0], self.summary()
+        paths = [self.directory / "summary.json", self.log]
+        for path in paths[1:] if summary and summary["status"] == "interrupted" else paths:
             with contextlib.suppress(OSError):
                 times.append(path.stat().st_mtime_ns)
         return max(times)

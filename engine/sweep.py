@@ -92,13 +92,14 @@ def train_missing(jobs: Sequence[Job], hydra_overrides: Sequence[str], task: Tas
 
 def report(groups: Iterable[str]) -> bool:
     """Write and show each group's tables; tell whether that went well."""
+    well = True
     for group in groups:
         try:
             print(write_report(group))
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            return False
-    return True
+            well = False
+    return well
 
 
 def failure(run: Run) -> str | None:

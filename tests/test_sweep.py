@@ -13,8 +13,10 @@ import engine.sweep
 from tests.test_cli import rows_of
 
 HOLD = (
-    "import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX);"
-    "print('held', flush=True); time.sleep(float(sys.argv[2]))"
+    "import fcntl, sys, time; place, seconds, summary = sys.argv[1:]; "
+    "f = open(place + '/.lock', 'a+'); fcntl.flock(f, fcntl.LOCK_EX); "
+    "print('held', flush=True); time.sleep(float(seconds)); "
+    "summary and open(place + '/summary.json', 'w').write(summary)"
 )
 
 
@@ -129,8 +131,9 @@ def test_published_runs_are_not_trained_again(small, workplace, command, trained
     assert trained == [32, 32]
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
 def test_a_run_that_another_process_trains_is_waited_for(
-    small, workplace, command, trained, monkeypatch
+    small, workplace, command, trained, monkeypatch, interrupted
 ):
     monkeypatch.setattr(engine.sweep, "POLL_SECONDS", 0.05)
     assert command("train.py", *small, "batch=32", "epochs=1").status == 0
@@ -138,14 +141,15 @@ def test_a_run_that_another_process_trains_is_waited_for(
     (place / "summary.json").unlink()
     (place / "checkpoint.pt").unlink()
     del trained[:]
+    summary = json.dumps({"status": "interrupted"}) if interrupted else ""
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, place / ".lock", "3"], stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLD, place, "3", summary], stdout=subprocess.PIPE
     ) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
         outcome = command("train.py", "-m", *small, "batch=32,64", "epochs=1")
     assert outcome.status == 0
     assert "waiting   for 1 runs" in outcome.out
-    # The other died without an outcome, so its run was taken over, after our own.
+    # The other was stopped without an outcome, so its run was taken over, after our own.
     assert trained == [64, 32]
 
 
