@@ -8,12 +8,16 @@ from engine.plots import COLOURS, save
 from engine.tune import Cell
 
 
-def experiment(cells: Sequence[Cell], command: str, scored: str) -> str:
-    """Write the chosen values as an experiment that any of the cells can be trained with."""
+def experiment(cells: Sequence[Cell], command: str, scored: str, recipe: str | None) -> str:
+    """Write the chosen values as an experiment that any of the cells can be trained with.
+
+    recipe: the experiment they were searched upon.
+    """
     lines = [
         "# @package _global_",
         f"# Chosen on {scored}, {len(cells[0].points())} trials for each optimizer and batch, by:",
         f"#   {command}",
+        *(["defaults:", f"  - {recipe}", "  - _self_"] if recipe else []),
         "optimizer:",
     ]
     for place, key in enumerate(cells[0].axes):

@@ -12,8 +12,8 @@ runs only what is missing. Its own keys:
     tune.factor        ratio of neighbours                                  [2]
     tune.most          most values of a key in a grid                       [13]
 
-data.holdout is 5000 unless it is given. results/<group> gets a page, rates.png, runs.jsonl and
-experiment/<group>.yaml, which the final sweep trains with.
+data.holdout is 5000 and group is tune unless they are given. results/<group> gets a page,
+rates.png, runs.jsonl and experiment/<group>.yaml, which the final sweep trains with.
 """
 
 import shlex
@@ -30,7 +30,7 @@ from engine.files import write_text_atomically
 from engine.parse import Range, UserError, key_error, parse
 from engine.plan import make_plan
 from engine.record import FINISHED, RESULTS, Run
-from engine.report import runs_lines
+from engine.report import cannot_write, runs_lines
 from engine.rows import load_records
 from engine.sweep import failure, train_missing
 from engine.tune import Cell, geometric, search
@@ -58,15 +58,20 @@ def main() -> int:
         return 0
     own = {g[5:].partition("=")[0]: g.partition("=")[2] for g in given if g.startswith("tune.")}
     arguments = parse(Arguments, {key: number(value) for key, value in own.items()}, "tune.")
-    asked = [g for g in given if not g.startswith(("tune.", "data.test_size=", "data.holdout="))]
+    asked = [
+        g
+        for g in given
+        if not g.startswith(("tune.", "group=", "data.test_size=", "data.holdout="))
+    ]
     held = next((g for g in given if g.startswith("data.holdout=")), "data.holdout=5000")
-    sys.argv = [sys.argv[0], "-m", *asked, held, "data.test_size=0"]
+    # An experiment's own group is for its results on the test split, not for trials.
+    group = next((g for g in given if g.startswith("group=")), "group=tune")
+    sys.argv = [sys.argv[0], "-m", *asked, group, held, "data.test_size=0"]
     command = read_command_line("train", Config)
     cells, seeds = make_cells(command.jobs or [], arguments)
-    searched = shlex.join(["python", "-m", "scripts.tune", *given])
     config = (command.jobs or [])[0].config
     search(cells, lambda cells: measure(cells, seeds, command), arguments.factor, arguments.most)
-    write(cells, seeds, config, searched, [g for g in given if not g.startswith("tune.")])
+    write(cells, seeds, config, given)
     return 0
 
 
@@ -85,6 +90,8 @@ def make_cells(jobs: Sequence[Job], arguments: Arguments) -> tuple[list[Cell], l
     cells: dict[tuple[str, int], Cell] = {}
     for job in jobs:
         optimizer = job.config.optimizer
+        if job.config.plan:
+            raise key_error("plan", True, "scripts.tune has no dry run")
         overrides = [o for o in job.overrides if not o.startswith("seed=")]
         axes = {
             "optimizer.base_lr": geometric(optimizer.base_lr, arguments.points, arguments.factor)
@@ -102,7 +109,10 @@ def make_cells(jobs: Sequence[Job], arguments: Arguments) -> tuple[list[Cell], l
 
 
 def measure(cells: Sequence[Cell], seeds: Sequence[int], command: CommandLine) -> None:
-    """Train the trials that have no score, and score them by their hold-out accuracy."""
+    """Train the trials that have no score, and score them by their hold-out accuracy.
+
+    Leaves with status 1 where any failed: a choice among fewer trials would not be fair.
+    """
     trials = [
         (cell, point) for cell in cells for point in cell.points() if point not in cell.scores
     ]
@@ -113,7 +123,8 @@ def measure(cells: Sequence[Cell], seeds: Sequence[int], command: CommandLine) -
     train_missing(jobs, command.hydra_overrides, sweep_job)
     failures = [text for job in jobs if (text := failure(Run(job.config)))]
     if failures:
-        raise UserError(f"{len(failures)} trials failed, of them {failures[0]}")
+        print(*failures, "the same command tries them again", sep="\n", file=sys.stderr)
+        raise SystemExit(1)
     summaries = iter([Run(job.config).summary() or {} for job in jobs])
     for cell, point in trials:
         results = [next(summaries) for _ in seeds]
@@ -129,25 +140,31 @@ def trial_overrides(cell: Cell, point: Sequence[float], seed: int) -> list[str]:
 
 
 def write(
-    cells: Sequence[Cell], seeds: Sequence[int], config: Config, searched: str, given: list[str]
+    cells: Sequence[Cell], seeds: Sequence[int], config: Config, given: Sequence[str]
 ) -> None:
     """Write the experiment file, the page and the plot; show the page's table."""
     folder = RESULTS / config.group
+    searched = shlex.join(["python", "-m", "scripts.tune", *given])
     scored = f"{config.data.holdout} held-out training images"
     if len(seeds) > 1:
         scored += f", the mean of {len(seeds)} seeds"
-    (folder / "experiment").mkdir(parents=True, exist_ok=True)
-    kept = [g for g in given if not g.startswith(("group=", "data.holdout="))]
+    recipe = next((g.partition("=")[2] for g in given if g.startswith("+experiment=")), None)
+    own = ("tune.", "group=", "data.holdout=", "+experiment=")
+    kept = [g for g in given if not g.startswith(own)]
     final = shlex.join(
         ["python", "train.py", "-m", "--config-dir", str(folder),
          f"+experiment={config.group}", *kept, f"group={config.group}-final"]
     )  # fmt: skip
     path = folder / "experiment" / f"{config.group}.yaml"
-    write_text_atomically(path, experiment(cells, searched, scored))
     text = tuning_page(config.group, cells, searched, final, scored)
-    write_text_atomically(folder / "README.md", text)
-    write_text_atomically(folder / "runs.jsonl", runs_lines(load_records(config.group)))
-    draw_rates(folder / "rates.png", cells)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(path, experiment(cells, searched, scored, recipe))
+        write_text_atomically(folder / "README.md", text)
+        write_text_atomically(folder / "runs.jsonl", runs_lines(load_records(config.group)))
+        draw_rates(folder / "rates.png", cells)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     print(text[: text.index("![rates]")] + f"experiment  {path}\nthen        {final}")
 
 

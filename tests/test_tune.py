@@ -5,6 +5,7 @@ import yaml
 
 import scripts.tune
 from engine.cli import exit_status
+from engine.report import write_report
 from engine.tune import Cell, geometric, search
 from tests.conftest import files_below
 
@@ -129,12 +130,47 @@ def test_a_search_writes_an_experiment_that_the_final_sweep_runs(
     assert "holdout" not in final and (workplace / "results" / "tuned-final" / "table.md").exists()
 
 
+def test_a_search_upon_an_experiment_keeps_its_recipe_and_its_group_clean(
+    small, workplace, tune, command
+):
+    asked = [*small, "+experiment=attempt2", "optimizer=lars", "epochs=1", "data.holdout=30"]
+    status, out, err = tune(*asked, "tune.points=3", "tune.most=3")
+    assert status == 0, err
+    assert not (workplace / "results" / "runs" / "attempt2").exists()
+    (final,) = [line for line in out.splitlines() if line.startswith("then ")]
+    outcome = command("train.py", *final.split()[3:])
+    assert outcome.status == 0, outcome.err
+    (path,) = (workplace / "results" / "runs" / "tune-final").glob("*/.hydra/config.yaml")
+    made = yaml.safe_load(path.read_text())
+    assert made["model"]["init"] == "he" and made["optimizer"]["trust_coefficient"] == 0.1
+    chosen = {0.00625, 0.0125, 0.025}
+    assert made["optimizer"]["base_lr"] in chosen and made["data"]["holdout"] == 0
+    # Tables of the trials leave the search's page alone.
+    page = workplace / "results" / "tune" / "README.md"
+    before = page.read_text()
+    write_report("tune")
+    assert page.read_text() == before
+
+
+def test_a_trial_that_fails_stops_the_choice(small, workplace, tune, monkeypatch):
+    import engine.loop
+
+    def fail(*rest):
+        raise RuntimeError("the device fell off")
+
+    monkeypatch.setattr(engine.loop, "train_epoch", fail)
+    with pytest.raises(SystemExit) as leave:
+        tune(*small, "epochs=1", "data.holdout=30", "tune.points=3")
+    assert leave.value.code == 1 and not (workplace / "results" / "tune").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["tune.points=2"], "tune.points=2: must be a whole number at least 3"),
         (["tune.factor=1"], "tune.factor=1: must be a number above 1"),
         (["tune.pionts=3"], "tune.pionts=3: unknown key; did you mean tune.points"),
+        (["plan=true", "data.holdout=30"], "plan=true: scripts.tune has no dry run"),
         (["data.holdout=0"], "data.holdout=0: must be above 0"),
         (["optimizer.momentum=0,0.9"], "only optimizer, batch and seed may have several"),
     ],
