@@ -19,7 +19,7 @@ def page(group: str, rows: Sequence[Row], target: float | None, plots: Iterable[
         question(rows),
         answer(rows, target),
         markdown_tables(rows).strip(),
-        "Accuracy is the final model's, on the whole test split; ± is the standard deviation over "
+        "Accuracy is the final model's, on the test split; ± is the standard deviation over "
         "seeds. A diverged run counts as chance and is marked nan.",
         *(f"![{name.removesuffix('.png')}]({name})" for name in plots),
         "## On the way",

@@ -1,6 +1,7 @@
 """Plots of groups: accuracy and time against the batch, accuracy as training goes on."""
 
 import io
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,16 +110,19 @@ def draw_against_batch(
 ) -> None:
     """Draw each line's mean and spread against the batch, every run a dot, a diverged one a cross.
 
-    figures: a row's (status, figure) pairs.
+    figures: a row's (status, figure) pairs; a row of which a run has none, since it never reached
+    the target, has no mean.
     """
-    import statistics
-
     batches = sorted({row.batch for rows in lines.values() for row in rows})
     for number, (label, rows) in enumerate(lines.items()):
         found = [(row.batch, figures(row)) for row in rows]
-        points = [(batch, [value for _, value in pairs]) for batch, pairs in found if pairs]
-        if not points:
+        if not any(pairs for _, pairs in found):
             continue
+        points = [
+            (row.batch, [value for _, value in pairs])
+            for row, (_, pairs) in zip(rows, found, strict=True)
+            if pairs and len(pairs) == len(row.of("completed", "diverged"))
+        ]
         x = [batch for batch, _ in points]
         means = [statistics.fmean(values) for _, values in points]
         spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in points]

@@ -14,6 +14,7 @@ from engine.cli import exit_status
 from engine.config import choices
 from engine.page import merge_commands
 from engine.parse import UserError
+from engine.plots import draw_against_batch, gather_lines
 from engine.report import write_report
 from engine.rows import load_records, make_rows
 from tests.test_config import config
@@ -218,6 +219,21 @@ def test_every_kind_of_group_makes_a_whole_report(workplace, runs, status):
         put(workplace, *overrides, status=status, accuracy=10.0, history=history)
     text = page_of(workplace)
     assert text.startswith("# g\n") and "![curves](curves.png)" in text
+
+
+def test_the_time_to_target_has_no_mean_where_a_seed_misses_it(workplace):
+    from matplotlib.figure import Figure
+
+    for seed in (0, 1):
+        put(workplace, f"seed={seed}")
+        put(workplace, "batch=256", f"seed={seed}", history=HISTORY[: 3 - seed])
+    rows = make_rows(load_records("g"))
+    axes = Figure().subplots()
+    draw_against_batch(axes, gather_lines({"": rows}), lambda row: row.times_to(79.5))
+    (line,) = axes.lines
+    assert list(line.get_xdata()) == [128]
+    dots = [tuple(place) for marks in axes.collections for place in marks.get_offsets()]
+    assert dots.count((256, 30.0)) == 1 and dots.count((128, 30.0)) == 2
 
 
 def test_the_same_runs_give_the_same_files(workplace):
