@@ -93,7 +93,9 @@ def read_command_line(config_name: str, config_type: Any) -> CommandLine:
         _check_grammar(overrides)
         for override in overrides:
             if re.match(r"[+~]*hydra[./]sweeper", override):
-                raise UserError(f"{override}: not used here; -m trains every combination")
+                raise UserError(
+                    f"{override}: not used here; -m trains every combination, scripts.tune searches"
+                )
         lists = _split(overrides) if flags.multirun else [overrides]
         jobs = [_make_job(config_name, config_type, job) for job in lists]
     hydra_overrides = [o for o in overrides if _is_hydras(o)]

@@ -1,15 +1,18 @@
-"""The search for fair rates: a geometric grid for each optimizer and batch, grown alike for all.
+"""The search for fair rates: the same number of trials for each optimizer and batch.
 
-Every cell (an optimizer at a batch) has the same number of trials at every moment. While the best
+Every cell (an optimizer at a batch) has a geometric grid, and all grow alike. While the best
 of any cell lies on the edge of a grid, every cell gets one more value on that axis: beyond the edge
-where its best is on one, else between its best and the better neighbour. Trials are scored on
-held-out training images alone; the test split is not even evaluated.
+where its best is on one, else between its best and the better neighbour. With a budget of trials,
+Optuna chooses them inside the first grid's bounds instead. Trials are scored on held-out training
+images alone; the test split is not even evaluated.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+from engine.parse import key_error
 
 Point = tuple[float, ...]
 Measure = Callable[[Sequence["Cell"]], None]
@@ -20,7 +23,7 @@ class Cell:
     """One optimizer at one batch: what is tried for it and how that did.
 
     axes: the values of each tuned key, ascending; scores: hold-out accuracy in %, the mean over
-    seeds, of each point of the grid, None where a seed diverged.
+    seeds, of each point tried, None where a seed diverged; asked: the points that Optuna chose.
     """
 
     optimizer: str
@@ -28,10 +31,11 @@ class Cell:
     overrides: list[str]
     axes: dict[str, list[float]]
     scores: dict[Point, float | None] = field(default_factory=dict)
+    asked: list[Point] = field(default_factory=list)
 
     def points(self) -> list[Point]:
-        """List the grid's points, a value for each key in the order of `axes`."""
-        return list(itertools.product(*self.axes.values()))
+        """List what is tried, the grid unless Optuna chose: a value for each key of `axes`."""
+        return self.asked or list(itertools.product(*self.axes.values()))
 
     def score(self, point: Point) -> float:
         """Return a point's score; one that diverged is below all others."""
@@ -99,3 +103,34 @@ def search(cells: Sequence[Cell], measure: Measure, factor: float, most: int) ->
         for cell in cells:
             cell.grow(growing[0], factor)
         measure(cells)
+
+
+def search_by_optuna(cells: Sequence[Cell], measure: Measure, trials: int) -> None:
+    """Let Optuna choose each cell's trials, inside the bounds of its grid.
+
+    Its sampler is seeded, so the same command asks for the same trials again and finds them done.
+    Raises UserError where Optuna is not installed.
+    """
+    try:
+        import optuna
+    except ModuleNotFoundError as error:
+        raise key_error("tune.trials", trials, "needs pip install -e '.[optuna]'") from error
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    studies = [
+        optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
+        for _ in cells
+    ]
+    bounds = [{key: (values[0], values[-1]) for key, values in cell.axes.items()} for cell in cells]
+    for _ in range(trials):
+        asked = [study.ask() for study in studies]
+        for cell, trial, limits in zip(cells, asked, bounds, strict=True):
+            point = tuple(
+                rounded(trial.suggest_float(key, *ends, log=True)) for key, ends in limits.items()
+            )
+            cell.asked.append(point)
+            for place, key in enumerate(cell.axes):
+                cell.axes[key] = sorted({tried[place] for tried in cell.asked})
+        measure(cells)
+        for cell, study, trial in zip(cells, studies, asked, strict=True):
+            study.tell(trial, cell.score(cell.asked[-1]))

@@ -36,12 +36,13 @@ def tuning_page(group: str, cells: Sequence[Cell], command: str, final: str, sco
     """Write the page of a search: what was chosen, how, and every trial."""
     keys = list(cells[0].axes)
     names = [key.removeprefix("optimizer.") for key in keys]
+    chosen = "a grid for each optimizer and batch, all grown alike while any best lay on an edge"
+    if cells[0].asked:
+        chosen = "Optuna's trials, as many for each optimizer and batch"
     lines = [
         f"# {group}",
         "",
-        f"Chosen on {scored}: a grid for each optimizer and batch, all grown alike while any "
-        "best lay on an edge. "
-        "The test split was not evaluated.",
+        f"Chosen on {scored}: {chosen}. The test split was not evaluated.",
         "",
         f"| Optimizer | Batch | {' | '.join(names)} | Hold-out accuracy, % | Trials | Note |",
         "|---|---|" + "---|" * (len(keys) + 3),
@@ -93,14 +94,18 @@ def draw_cell(axes: Any, cell: Cell) -> None:
     """Draw a cell's accuracy against its rate, a line for each value of the other keys."""
     name = cell.optimizer.upper()
     colour = COLOURS.get(name)
-    others = sorted({point[1:] for point in cell.points()})
+    # Points that lie on no grid make no line for each value of the other keys.
+    others = [()] if cell.asked else sorted({point[1:] for point in cell.points()})
     for number, other in enumerate(others):
-        drawn = [(rate, cell.scores[(rate, *other)]) for rate in cell.axes["optimizer.base_lr"]]
+        drawn = [
+            (p[0], cell.scores[p]) for p in sorted(cell.points()) if p[1:] == other or not other
+        ]
         known = [(rate, score) for rate, score in drawn if score is not None]
         label = name if not other else f"{name} weight decay {other[0]:g}"
         alpha = 1.0 - 0.6 * number / len(others)
         if known:
-            axes.plot(*zip(*known, strict=True), marker=".", label=label, color=colour, alpha=alpha)
+            style = {"linestyle": "" if cell.asked else "-", "color": colour, "alpha": alpha}
+            axes.plot(*zip(*known, strict=True), marker=".", label=label, **style)
         lost = [rate for rate, score in drawn if score is None]
         if lost:
             # On the axis itself: a diverged trial has no accuracy.

@@ -11,6 +11,8 @@ runs only what is missing. Its own keys:
     tune.decay_points  weight decays in the first grid; 1: not tuned        [1]
     tune.factor        ratio of neighbours                                  [2]
     tune.most          most values of a key in a grid                       [13]
+    tune.trials        a budget: so many trials for each optimizer and batch, chosen by Optuna
+                       inside the first grid's bounds; null: the grid       [null]
 
 data.holdout is 5000 and group is tune unless they are given. results/<group> gets a page,
 rates.png, runs.jsonl and experiment/<group>.yaml, which the final sweep trains with.
@@ -33,7 +35,7 @@ from engine.record import FINISHED, RESULTS, Run
 from engine.report import cannot_write, runs_lines
 from engine.rows import load_records
 from engine.sweep import failure, train_missing
-from engine.tune import Cell, geometric, search
+from engine.tune import Cell, geometric, search, search_by_optuna
 from engine.tune_report import draw_rates, experiment, tuning_page
 
 # The tuner launches the very job that train.py -m launches; nothing in engine may import it.
@@ -48,6 +50,7 @@ class Arguments:
     decay_points: Count = 1
     factor: Annotated[float, Range(low=1, low_open=True)] = 2.0
     most: Annotated[int, Range(low=3)] = 13
+    trials: Count | None = None
 
 
 def main() -> int:
@@ -70,7 +73,14 @@ def main() -> int:
     command = read_command_line("train", Config)
     cells, seeds = make_cells(command.jobs or [], arguments)
     config = (command.jobs or [])[0].config
-    search(cells, lambda cells: measure(cells, seeds, command), arguments.factor, arguments.most)
+
+    def measured(cells: Sequence[Cell]) -> None:
+        measure(cells, seeds, command)
+
+    if arguments.trials is None:
+        search(cells, measured, arguments.factor, arguments.most)
+    else:
+        search_by_optuna(cells, measured, arguments.trials)
     write(cells, seeds, config, given)
     return 0
 

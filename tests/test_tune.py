@@ -1,3 +1,4 @@
+import math
 import sys
 
 import pytest
@@ -5,8 +6,9 @@ import yaml
 
 import scripts.tune
 from engine.cli import exit_status
+from engine.parse import UserError
 from engine.report import write_report
-from engine.tune import Cell, geometric, search
+from engine.tune import Cell, geometric, search, search_by_optuna
 from tests.conftest import files_below
 
 
@@ -16,8 +18,6 @@ def cell(peak, batch=128, **axes):
 
 
 def run_search(pairs, most=13):
-    import math
-
     measured = []
 
     def measure(cells):
@@ -78,6 +78,35 @@ def test_where_everything_diverges_smaller_rates_are_tried():
     one.scores = dict.fromkeys(one.points())
     one.grow("optimizer.base_lr", 2.0)
     assert one.axes["optimizer.base_lr"][0] == 0.0125
+
+
+def test_optuna_spends_a_budget_alike_for_all_and_asks_the_same_again():
+    pytest.importorskip("optuna")
+
+    def asked():
+        axes = {"optimizer.base_lr": [0.01, 10.0], "optimizer.weight_decay": [1e-5, 1e-2]}
+        cells = [Cell("sgd", batch, [], dict(axes)) for batch in (128, 256)]
+
+        def measure(cells):
+            assert len({len(one.points()) for one in cells}) == 1
+            for one in cells:
+                for rate, decay in one.points():
+                    far = abs(math.log10(rate)) + abs(math.log10(decay) + 4)
+                    one.scores[(rate, decay)] = None if rate > 5 else 90.0 - far
+
+        search_by_optuna(cells, measure, 25)
+        return [one.points() for one in cells], cells[0].best()
+
+    (first, second), best = asked()
+    assert len(first) == len(second) == 25
+    assert all(0.01 <= rate <= 10 and 1e-5 <= decay <= 1e-2 for rate, decay in first)
+    assert 0.2 < best[0] < 5 and asked() == ([first, second], best)
+
+
+def test_without_optuna_a_budget_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"^tune\.trials=5: needs pip install"):
+        search_by_optuna([], lambda cells: None, 5)
 
 
 @pytest.fixture
@@ -150,6 +179,18 @@ def test_a_search_upon_an_experiment_keeps_its_recipe_and_its_group_clean(
     before = page.read_text()
     write_report("tune")
     assert page.read_text() == before
+
+
+def test_a_budget_makes_the_same_report(small, workplace, tune):
+    pytest.importorskip("optuna")
+    asked = [*small, "optimizer=sgd,lars", "epochs=1", "data.holdout=30", "tune.trials=3"]
+    status, _, err = tune(*asked, "tune.decay_points=3")
+    assert status == 0, err
+    folder = workplace / "results" / "tune"
+    assert "rates.png" in files_below(folder)
+    page = (folder / "README.md").read_text()
+    again = tune(*asked, "tune.decay_points=3")
+    assert "run   " not in again[1] and (folder / "README.md").read_text() == page
 
 
 def test_a_trial_that_fails_stops_the_choice(small, workplace, tune, monkeypatch):
