@@ -71,7 +71,7 @@ def save(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> 
     for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_legend_handles_labels()[0]:
+        if axes.get_legend_handles_labels()[0] and axes.get_legend() is None:
             axes.legend(fontsize=8, frameon=False)
     buffer = io.BytesIO()
     # Dates and versions would make two files of the same runs differ.
@@ -180,5 +180,9 @@ def draw_curves(figure: Any, group: str, lines: Mapping[str, Sequence["Row"]]) -
                 left.plot(epochs, accuracies, **style)
                 right.plot(seconds, accuracies, label=name if accuracies else None, **style)
                 name = None if accuracies else name
+    # Beside the panels: seven batches would hide what they name.
+    for right in (right for _, right in panels if right.get_legend_handles_labels()[0]):
+        right.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    panels[-1][0].xaxis.get_major_locator().set_params(integer=True)
     panels[-1][0].set_xlabel("Epoch")
     panels[-1][1].set_xlabel("Wall time, s")
