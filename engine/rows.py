@@ -142,7 +142,7 @@ class Row:
 
 
 def load_records(group: str) -> list[Record]:
-    """Read every run of a group, sorted by optimizer, batch, seed and name."""
+    """Read every run of a group, sorted by optimizer, batch, rate, seed and name."""
     check_group_name(group)
     records = {}
     for name, line in published_runs(group).items():
@@ -154,9 +154,9 @@ def load_records(group: str) -> list[Record]:
         if record.counted or record.summary["run"] not in records:
             records[record.summary["run"]] = record
 
-    def place(record: Record) -> tuple[str, int, int, str]:
-        s = record.summary
-        return (_optimizer_order(s["optimizer"]), s["batch"], s["seed"], s["run"])
+    def place(record: Record) -> tuple[str, int, float, int, str]:
+        s, rate = record.summary, record.choices.get("optimizer.base_lr", 0.0)
+        return (_optimizer_order(s["optimizer"]), s["batch"], rate, s["seed"], s["run"])
 
     return sorted(records.values(), key=place)
 
@@ -254,9 +254,9 @@ def _value(value: Any) -> str:
 
 
 def baseline_row(rows: Sequence[Row]) -> Row | None:
-    """Return the smallest-batch SGD row."""
+    """Return the smallest-batch SGD row; of several, the first that has not diverged."""
     sgd = [row for row in rows if row.optimizer == "sgd"]
-    return min(sgd, key=lambda row: row.batch, default=None)
+    return min(sgd, key=lambda row: (row.batch, not row.of("completed")), default=None)
 
 
 def target_accuracy(rows: Sequence[Row]) -> float | None:

@@ -98,6 +98,15 @@ def test_settings_name_what_else_differs(workplace):
     assert "| 128 optimizer.nesterov=true |" in text
 
 
+def test_of_several_rates_the_baseline_is_one_that_did_not_diverge(workplace):
+    for rate in (1.6, 0.4, 0.1):
+        diverged = {"status": "diverged", "accuracy": 10.0} if rate == 0.1 else {}
+        put(workplace, f"optimizer.base_lr={rate:g}", base_lr=rate, **diverged)
+    text, rows = table(workplace)
+    assert [row["base_lr"] for row in rows] == ["0.1", "0.4", "1.6"]
+    assert "| 0.4 | 80.00 (base line) |" in text and text.count("(base line)") == 1
+
+
 def test_a_row_that_mixes_commits_is_marked(workplace):
     put(workplace, "seed=0")
     put(workplace, "seed=1", commit="def")
