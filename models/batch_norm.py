@@ -19,6 +19,10 @@ class BatchNorm2d(nn.BatchNorm2d):
     `ghost_batch=None` is one group. Evaluation, parameters and state_dict are nn.BatchNorm2d's.
     """
 
+    # On the CPU one call a group is 2 to 4 times as fast as all groups in one, which costs copies;
+    # elsewhere a call for each of many small groups would cost more than the copies do.
+    loop_on = ("cpu",)
+
     def __init__(self, num_features: int, ghost_batch: int | None = None) -> None:
         """Make the layer for `num_features` channels."""
         super().__init__(num_features)
@@ -29,21 +33,47 @@ class BatchNorm2d(nn.BatchNorm2d):
         """Normalise; in training, set each group's statistics aside for the commit."""
         if not self.training:
             return super().forward(input)
-        groups = input.split(group_sizes(len(input), self.ghost_batch))
-        outputs = [self._normalize(group) for group in groups]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        sizes = group_sizes(len(input), self.ghost_batch)
+        if len(sizes) == 1:
+            return self._normalize(input)
+        if input.device.type in self.loop_on:
+            return torch.cat([self._normalize(group) for group in input.split(sizes)])
+        # The last group may be longer; the others go through one kernel.
+        alike = len(sizes) if sizes[-1] == sizes[0] else len(sizes) - 1
+        first, rest = input.tensor_split([alike * sizes[0]])
+        outputs = [self._normalize_together(first, alike)]
+        return torch.cat([*outputs, self._normalize(rest)]) if len(rest) else outputs[0]
 
     def _normalize(self, group: Tensor) -> Tensor:
+        output, statistics = self._batch_norm(group, self.weight, self.bias)
+        self.pending.append(statistics)
+        return output
+
+    def _normalize_together(self, input: Tensor, groups: int) -> Tensor:
+        """Normalise equal groups at once: as one batch whose channels are every group's.
+
+        Channels stay last in memory, so that what moves are whole rows of them.
+        """
+        count, channels, height, width = input.shape
+        rows = input.permute(0, 2, 3, 1).reshape(groups, -1, height, width, channels)
+        rows = rows.permute(1, 2, 3, 0, 4).flatten(3)
+        output, statistics = self._batch_norm(
+            rows.permute(0, 3, 1, 2), self.weight.repeat(groups), self.bias.repeat(groups)
+        )
+        self.pending.extend(statistics.view(2, groups, channels).unbind(1))
+        rows = output.permute(0, 2, 3, 1).unflatten(3, (groups, channels))
+        rows = rows.permute(3, 0, 1, 2, 4).reshape(count, height, width, channels)
+        return rows.permute(0, 3, 1, 2)
+
+    def _batch_norm(self, input: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         assert self.running_mean is not None
         # With momentum 1 torch writes the batch's own mean and variance into these buffers.
         statistics = torch.zeros(
-            2, self.num_features, dtype=self.running_mean.dtype, device=group.device
+            2, input.shape[1], dtype=self.running_mean.dtype, device=input.device
         )
-        self.pending.append(statistics)
         mean, variance = statistics.unbind()
-        return F.batch_norm(
-            group, mean, variance, self.weight, self.bias, True, momentum=1.0, eps=self.eps
-        )
+        output = F.batch_norm(input, mean, variance, weight, bias, True, momentum=1.0, eps=self.eps)
+        return output, statistics
 
     @torch.no_grad()
     def commit(self) -> None:

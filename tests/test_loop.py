@@ -13,13 +13,14 @@ from engine.data import Split
 from engine.loop import NO_CLIP, clip_gradients, evaluate, train_epoch
 from engine.plan import make_plan
 from engine.runtime import start_runtime
+from models import BatchNorm2d
 from tests.test_config import config
 
 
-def pictures_of(count, seed=0):
+def pictures_of(count, seed=0, side=32):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 10, (count,), generator=generator)
-    images = torch.randint(0, 200, (count, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 200, (count, side, side, 3), dtype=torch.uint8, generator=generator)
     return Split(images + labels.view(-1, 1, 1, 1).to(torch.uint8) * 5, labels)
 
 
@@ -43,11 +44,11 @@ class DoublePictures(TrainingPictures):
         return images.double(), labels
 
 
-def trained(model, *overrides, count=90, clip=NO_CLIP, dtype=torch.float32, epochs=1):
+def trained(model, *overrides, count=90, clip=NO_CLIP, dtype=torch.float32, epochs=1, split=None):
     """Train a model for some epochs and return it with the last epoch's outcome."""
     made = config("batch=40", "epochs=2", *overrides)
-    split = pictures_of(count)
-    plan = make_plan(made, count)
+    split = split or pictures_of(count)
+    plan = make_plan(made, len(split))
     runtime = start_runtime("cpu", "fp32", 1, False, 0)
     double = dtype == torch.float64
     kind = DoublePictures if double else TrainingPictures
@@ -101,6 +102,34 @@ def test_with_ghost_groups_the_result_does_not_depend_on_the_micro_batch():
     for name, buffer in results[0].named_buffers():
         moved = buffer == 3 if name.endswith("num_batches_tracked") else buffer.abs() > 0
         assert moved.all(), f"{name} moves at each of the epoch's three steps"
+
+
+class Normalized(nn.Module):
+    """One convolution and one ghost batch norm: large batches of small pictures take no time."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=2)
+        self.norm = BatchNorm2d(4, 128)
+        self.fc = nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.fc(self.norm(self.conv(x)).relu().mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
+def test_ten_large_steps_do_not_depend_on_the_micro_batch(dtype, close):
+    split = pictures_of(4096 + 300, side=8)  # the second step of an epoch: groups of 128 and 172
+    results = []
+    for size in (128, 512, 4096):
+        torch.manual_seed(0)
+        overrides = ["batch=4096", f"micro_batch={size}", "model.ghost_batch=128", "epochs=5"]
+        model, outcome = trained(Normalized(), *overrides, split=split, dtype=dtype, epochs=5)
+        assert outcome.last_step == 10 and int(model.norm.num_batches_tracked) == 10
+        results.append(model.state_dict())
+    for other in results[1:]:
+        for name, value in results[0].items():
+            assert torch.allclose(value, other[name], rtol=close, atol=close), name
 
 
 def test_loss_and_accuracy_weigh_every_example_once():

@@ -65,24 +65,49 @@ def test_group_sizes_join_a_short_last_group_to_its_neighbour():
     assert group_sizes(100, None) == [100]
 
 
-@pytest.mark.parametrize("ghost", [None, 8])
-def test_batch_norm_equals_one_torch_layer_a_group(ghost):
+def moved_by_torch(x, weight, bias, upstream, sizes):
+    """One torch layer a group, from fresh buffers: output, gradients, buffers averaged."""
+    x = x.detach().clone().requires_grad_()
+    layers, outputs = [], []
+    for group in x.split(sizes):
+        layer = nn.BatchNorm2d(x.shape[1]).to(x.dtype)
+        layer.weight, layer.bias = weight, bias
+        outputs.append(layer(group))
+        layers.append(layer)
+    out = torch.cat(outputs)
+    gradients = torch.autograd.grad(out, (x, weight, bias), upstream)
+    buffers = [
+        torch.stack([getattr(layer, name) for layer in layers]).mean(0)
+        for name in ("running_mean", "running_var")
+    ]
+    return [out, *gradients, *buffers]
+
+
+@pytest.mark.parametrize("loop_on", [("cpu",), ()], ids=["loop", "together"])
+@pytest.mark.parametrize(("ghost", "count"), [(None, 20), (8, 16), (8, 24), (8, 30), (3, 20)])
+def test_batch_norm_equals_one_torch_layer_a_group(ghost, count, loop_on, monkeypatch):
+    monkeypatch.setattr(BatchNorm2d, "loop_on", loop_on)
     torch.manual_seed(0)
-    x = torch.randn(20, 5, 4, 4, dtype=torch.float64)
+    x = (torch.randn(count, 5, 4, 3, dtype=torch.float64) * 3 + 1).requires_grad_()
+    upstream = torch.randn_like(x)
     layer = BatchNorm2d(5, ghost).double()
     nn.init.normal_(layer.weight)
-    outputs, means, variances = [], [], []
-    for group in x.split(group_sizes(20, ghost)):
-        reference = nn.BatchNorm2d(5).double()
-        reference.load_state_dict(layer.state_dict())
-        outputs.append(reference(group))
-        means.append(reference.running_mean)
-        variances.append(reference.running_var)
-    assert torch.allclose(layer(x), torch.cat(outputs), atol=1e-12)
+    nn.init.normal_(layer.bias)
+    sizes = group_sizes(count, ghost)
+    expected = moved_by_torch(x, layer.weight, layer.bias, upstream, sizes)
+    out = layer(x.to(memory_format=torch.channels_last))
+    assert out.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(layer.running_mean, torch.zeros(5))  # nothing moves before the step
+    gradients = torch.autograd.grad(out, (x, layer.weight, layer.bias), upstream)
+    assert len(layer.pending) == len(sizes)
     commit_batch_statistics(layer)
-    assert torch.allclose(layer.running_mean, torch.stack(means).mean(0), atol=1e-12)
-    assert torch.allclose(layer.running_var, torch.stack(variances).mean(0), atol=1e-12)
+    for name, made, wanted in zip(
+        ("output", "input's", "weight's", "bias's", "mean", "variance"),
+        [out, *gradients, layer.running_mean, layer.running_var],
+        expected,
+        strict=True,
+    ):
+        assert torch.allclose(made, wanted, rtol=1e-9, atol=1e-9), name
 
 
 def test_running_statistics_move_once_a_step_by_the_mean_over_micro_batches():
