@@ -15,6 +15,7 @@ from schedulers import (
     WarmupCosineLR,
     WarmupLR,
     WarmupMultiStepLR,
+    WarmupOneCycleLR,
     WarmupPolynomialLR,
 )
 
@@ -49,6 +50,7 @@ SCHEDULERS: dict[str, type[WarmupLR]] = {
     "cosine": WarmupCosineLR,
     "polynomial": WarmupPolynomialLR,
     "multistep": WarmupMultiStepLR,
+    "onecycle": WarmupOneCycleLR,
 }
 
 
@@ -98,12 +100,9 @@ def build_scheduler(config: c.ConstantConfig, plan: Plan, optimizer: Optimizer) 
         "start_lr": plan.base_lr,
     }
     if isinstance(config, c.CosineConfig):
-        options |= {"min_lr": config.min_lr}
+        options |= {"min_lr": plan.min_lr}
     if isinstance(config, c.PolynomialConfig):
         options |= {"power": config.power}
     if isinstance(config, c.MultistepConfig):
-        epochs = config.step_size
-        if epochs is None:
-            epochs = config.step_fraction * plan.epochs
-        options |= {"step_size": epochs * plan.steps_per_epoch, "gamma": config.gamma}
+        options |= {"step_size": plan.decay_interval, "gamma": config.gamma}
     return SCHEDULERS[config.name](optimizer, **options)

@@ -10,12 +10,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from engine.parse import Range, key_error, parse
 
 Count = Annotated[int, Range(low=1)]
+NotNegativeCount = Annotated[int, Range(low=0)]
 # Seeds enter a 64-bit hash; the bound keeps them printable and exact in JSON readers.
 Seed = Annotated[int, Range(low=0, high=2**53)]
 NotNegative = Annotated[float, Range(low=0)]
@@ -50,9 +51,9 @@ class DataConfig:
     name: Literal["image_folder", "synthetic"]
     root: str | None
     cache: str | None
-    holdout: Annotated[int, Range(low=0)]
+    holdout: NotNegativeCount
     train_size: Count | None
-    test_size: Annotated[int, Range(low=0)] | None
+    test_size: NotNegativeCount | None
 
 
 @dataclass(frozen=True)
@@ -103,14 +104,16 @@ class ConstantConfig:
     warmup_epochs: NotNegative | None
     warmup_fraction: Fraction
     warmup_multiplier: Positive | None
+    warmup_steps: NotNegativeCount | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
 class CosineConfig(ConstantConfig):
-    """Warm-up, then half a cosine down to `min_lr`."""
+    """Warm-up, then half a cosine down to `min_lr`, or to `final_fraction` of the peak."""
 
     name: Literal["cosine"]  # type: ignore[assignment]
     min_lr: NotNegative
+    final_fraction: Fraction | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,14 @@ class PolynomialConfig(CosineConfig):
 
     name: Literal["polynomial"]  # type: ignore[assignment]
     power: Positive
+
+
+@dataclass(frozen=True)
+class OneCycleConfig(CosineConfig):
+    """Up in a line from `start_fraction` of the peak, then down in a line."""
+
+    name: Literal["onecycle"]  # type: ignore[assignment]
+    start_fraction: Fraction | None
 
 
 @dataclass(frozen=True)
@@ -162,7 +173,7 @@ class Config:
     model: ModelConfig
     data: DataConfig | DownloadedDataConfig
     optimizer: SGDConfig | LARSConfig
-    scheduler: PolynomialConfig | MultistepConfig | CosineConfig | ConstantConfig
+    scheduler: PolynomialConfig | MultistepConfig | OneCycleConfig | CosineConfig | ConstantConfig
 
     @classmethod
     def from_hydra(cls, raw: Mapping[str, Any]) -> "Config":
@@ -213,6 +224,13 @@ def check_across_keys(config: Config) -> None:
     if scheduler.warmup_epochs is not None and scheduler.warmup_epochs > config.epochs:
         allowed = f"must be at most epochs={config.epochs}"
         raise key_error("scheduler.warmup_epochs", scheduler.warmup_epochs, allowed)
+    if scheduler.warmup_epochs is not None and scheduler.warmup_steps is not None:
+        allowed = f"must be null where scheduler.warmup_epochs={scheduler.warmup_epochs:g} is given"
+        raise key_error("scheduler.warmup_steps", scheduler.warmup_steps, allowed)
+    if isinstance(scheduler, CosineConfig) and scheduler.min_lr:
+        if scheduler.final_fraction is not None:
+            allowed = f"must be null where scheduler.min_lr={scheduler.min_lr:g} sets the last rate"
+            raise key_error("scheduler.final_fraction", scheduler.final_fraction, allowed)
     if scheduler.warmup_multiplier is not None and optimizer.lr_scaling != "none":
         allowed = (
             f"needs optimizer.lr_scaling=none (optimizer.lr_scaling={optimizer.lr_scaling} "
@@ -262,12 +280,12 @@ def choices(config: Config) -> dict[str, Any]:
 
 
 def _flatten(config: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+    for key in dataclasses.fields(config):
+        value = getattr(config, key.name)
         if dataclasses.is_dataclass(value):
-            yield from _flatten(value, f"{prefix}{field.name}.")
-        elif field.default is dataclasses.MISSING or value != field.default:
-            yield prefix + field.name, value
+            yield from _flatten(value, f"{prefix}{key.name}.")
+        elif key.default is dataclasses.MISSING or value != key.default:
+            yield prefix + key.name, value
 
 
 def run_name(config: Config) -> str:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from engine.build import build_scheduler
-from engine.config import Config
+from engine.config import (
+    Config,
+    ConstantConfig,
+    CosineConfig,
+    MultistepConfig,
+    OneCycleConfig,
+    PolynomialConfig,
+)
 from engine.parse import key_error
 from models.batch_norm import group_sizes
 from schedulers import SCALING_RULES
@@ -15,7 +22,11 @@ from schedulers import SCALING_RULES
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do. Rates are per optimizer step; `final_lr` is the last step's."""
+    """What a run will do. Rates are per optimizer step; `final_lr` is the last step's.
+
+    min_lr: where the decay ends; decay_interval: steps between a multistep schedule's falls;
+    decay: the rate after warm-up as a formula.
+    """
 
     train_examples: int
     batch: int
@@ -28,6 +39,9 @@ class Plan:
     base_lr: float
     peak_lr: float
     final_lr: float
+    min_lr: float = 0.0
+    decay_interval: float = math.inf
+    decay: str = ""
 
     def micro_batch_sizes(self, examples: int) -> list[int]:
         """Split a batch into forward passes of at most `micro_batch`, as even as can be.
@@ -52,7 +66,7 @@ class Plan:
         return {"base_lr": self.base_lr, "peak_lr": self.peak_lr, "final_lr": self.final_lr}
 
     def describe(self) -> str:
-        """Write the plan in three lines, enough to work out every rate by hand."""
+        """Write the plan in four lines, enough to work out every rate by hand."""
         sizes = self.micro_batch_sizes(self.batch)
         parts = (
             f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 else " + ".join(map(str, sizes))
@@ -64,7 +78,8 @@ class Plan:
             f"{self.train_examples} training images)\n"
             f"passes    {parts} images a step\n"
             f"rates     first {self.base_lr:.6g}, peak {self.peak_lr:.6g} at step "
-            f"{self.warmup_steps}, final {self.final_lr:.6g} at step {self.total_steps - 1}"
+            f"{self.warmup_steps}, final {self.final_lr:.6g} at step {self.total_steps - 1}\n"
+            f"decay     {self.decay}"
         )
 
 
@@ -75,14 +90,25 @@ def make_plan(config: Config, train_examples: int) -> Plan:
         raise key_error("batch", config.batch, allowed)
     scheduler = config.scheduler
     steps_per_epoch = math.ceil(train_examples / config.batch)
-    warmup_epochs = scheduler.warmup_epochs
-    if warmup_epochs is None:
-        warmup_epochs = scheduler.warmup_fraction * config.epochs
+    total_steps = steps_per_epoch * config.epochs
+    warmup_steps = count_warmup_steps(scheduler, config.epochs, steps_per_epoch)
+    if warmup_steps > total_steps:
+        allowed = f"must be at most the run's {total_steps} steps"
+        raise key_error("scheduler.warmup_steps", warmup_steps, allowed)
     base_lr, peak_lr = first_and_peak_rate(config)
-    min_lr = getattr(scheduler, "min_lr", 0.0)
-    if min_lr > peak_lr:
-        raise key_error("scheduler.min_lr", min_lr, f"must be at most the peak rate {peak_lr:.6g}")
-    warmup_steps = round(warmup_epochs * steps_per_epoch)
+    min_lr, decay_interval = 0.0, math.inf
+    if isinstance(scheduler, CosineConfig):
+        min_lr = scheduler.min_lr
+        if scheduler.final_fraction is not None:
+            min_lr = scheduler.final_fraction * peak_lr
+        if min_lr > peak_lr:
+            allowed = f"must be at most the peak rate {peak_lr:.6g}"
+            raise key_error("scheduler.min_lr", min_lr, allowed)
+    if isinstance(scheduler, MultistepConfig):
+        epochs = scheduler.step_size
+        if epochs is None:
+            epochs = scheduler.step_fraction * config.epochs
+        decay_interval = epochs * steps_per_epoch
     plan = Plan(
         train_examples=train_examples,
         batch=config.batch,
@@ -90,16 +116,47 @@ def make_plan(config: Config, train_examples: int) -> Plan:
         ghost_batch=config.model.ghost_batch,
         epochs=config.epochs,
         steps_per_epoch=steps_per_epoch,
-        total_steps=steps_per_epoch * config.epochs,
+        total_steps=total_steps,
         warmup_steps=warmup_steps,
         base_lr=base_lr if warmup_steps else peak_lr,
         peak_lr=peak_lr,
         final_lr=peak_lr,
+        min_lr=min_lr,
+        decay_interval=decay_interval,
     )
     # The schedule's own formula gives the last rate; an optimizer of one number carries it.
     carrier = torch.optim.SGD([torch.zeros(1)], lr=peak_lr)
     schedule = build_scheduler(scheduler, plan, carrier)
-    return dataclasses.replace(plan, final_lr=schedule.lr_at(plan.total_steps - 1, peak_lr))
+    final_lr = schedule.lr_at(plan.total_steps - 1, peak_lr)
+    return dataclasses.replace(plan, final_lr=final_lr, decay=describe_decay(scheduler, plan))
+
+
+def count_warmup_steps(scheduler: ConstantConfig, epochs: int, steps_per_epoch: int) -> int:
+    """Return the optimizer steps of warm-up: as given, from epochs, or from the fraction."""
+    if scheduler.warmup_steps is not None:
+        return scheduler.warmup_steps
+    warmup_epochs = scheduler.warmup_epochs
+    if warmup_epochs is None:
+        warmup_epochs = scheduler.warmup_fraction * epochs
+    return round(warmup_epochs * steps_per_epoch)
+
+
+def describe_decay(scheduler: ConstantConfig, plan: Plan) -> str:
+    """Write the rate after warm-up as a formula in the numbers of the plan."""
+    if isinstance(scheduler, MultistepConfig):
+        return f"peak x {scheduler.gamma:g} ^ floor(step / {plan.decay_interval:.6g})"
+    last = plan.total_steps - 1
+    if not isinstance(scheduler, CosineConfig) or plan.warmup_steps >= last:
+        return "none"
+    factor = "(1 + cos(pi t)) / 2"
+    if isinstance(scheduler, OneCycleConfig):
+        factor = "(1 - t)"
+    if isinstance(scheduler, PolynomialConfig):
+        factor = f"(1 - t)^{scheduler.power:g}"
+    return (
+        f"final + (peak - final) {factor}, t = (step - {plan.warmup_steps}) "
+        f"/ {last - plan.warmup_steps}"
+    )
 
 
 def first_and_peak_rate(config: Config) -> tuple[float, float]:
@@ -107,11 +164,16 @@ def first_and_peak_rate(config: Config) -> tuple[float, float]:
 
     With `lr_scaling=none` the peak is base_lr times the warm-up's multiplier (null is 1). With a
     rule it is base_lr times the rule's scale (Goyal et al. 2017, arXiv 1706.02677); below
-    `base_batch` that is a smaller rate, and warm-up then starts from the peak.
+    `base_batch` that is a smaller rate, and warm-up then starts from the peak. A onecycle schedule
+    starts from its own fraction of the peak.
     """
-    optimizer = config.optimizer
+    optimizer, scheduler = config.optimizer, config.scheduler
     if optimizer.lr_scaling == "none":
-        return optimizer.base_lr, optimizer.base_lr * (config.scheduler.warmup_multiplier or 1.0)
-    scale = SCALING_RULES[optimizer.lr_scaling](config.batch, optimizer.base_batch)
-    peak = optimizer.base_lr * scale
-    return min(optimizer.base_lr, peak), peak
+        first, peak = optimizer.base_lr, optimizer.base_lr * (scheduler.warmup_multiplier or 1.0)
+    else:
+        scale = SCALING_RULES[optimizer.lr_scaling](config.batch, optimizer.base_batch)
+        peak = optimizer.base_lr * scale
+        first = min(optimizer.base_lr, peak)
+    if isinstance(scheduler, OneCycleConfig) and scheduler.start_fraction is not None:
+        first = scheduler.start_fraction * peak
+    return first, peak

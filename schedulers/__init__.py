@@ -1,12 +1,13 @@
 """Learning-rate schedules as torch LRSchedulers, stepped once an optimizer step."""
 
-from schedulers.decay import constant, cosine, multistep, polynomial
+from schedulers.decay import constant, cosine, linear, multistep, polynomial
 from schedulers.scaling import SCALING_RULES, linear_scale, no_scale, sqrt_scale
 from schedulers.warmup import (
     WarmupConstantLR,
     WarmupCosineLR,
     WarmupLR,
     WarmupMultiStepLR,
+    WarmupOneCycleLR,
     WarmupPolynomialLR,
 )
 
@@ -16,9 +17,11 @@ __all__ = [
     "WarmupCosineLR",
     "WarmupLR",
     "WarmupMultiStepLR",
+    "WarmupOneCycleLR",
     "WarmupPolynomialLR",
     "constant",
     "cosine",
+    "linear",
     "linear_scale",
     "multistep",
     "no_scale",

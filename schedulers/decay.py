@@ -1,10 +1,15 @@
 """How the rate falls from its peak: pure functions that give a factor in [0, 1].
 
-`polynomial` and `cosine` take the progress of the decay, 0 at the peak and 1 at the last step;
-`multistep` takes the optimizer step.
+`linear`, `polynomial` and `cosine` take the progress of the decay, 0 at the peak and 1 at the last
+step; `multistep` takes the optimizer step.
 """
 
 import math
+
+
+def linear(progress: float) -> float:
+    """Return 1 - progress."""
+    return 1.0 - progress
 
 
 def polynomial(progress: float, power: float) -> float:

@@ -110,6 +110,18 @@ class WarmupPolynomialLR(WarmupLR):
         return self.min_lr + (peak - self.min_lr) * decay.polynomial(progress, self.power)
 
 
+class WarmupOneCycleLR(WarmupLR):
+    """One triangle: up in a straight line to the peak, down in another to `min_lr`.
+
+    Smith & Topin 2017 (arXiv 1708.07120), without the cycle of the momentum and without a last
+    phase of its own: warm-up is the way up, and `warmup_steps` says where the peak is.
+    """
+
+    def decayed(self, peak: float, progress: float, step: int) -> float:
+        """Return the rate on the way down."""
+        return self.min_lr + (peak - self.min_lr) * decay.linear(progress)
+
+
 class WarmupMultiStepLR(WarmupLR):
     """Warm-up, then the peak times gamma ** n, n whole intervals after the run's first step.
 

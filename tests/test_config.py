@@ -97,6 +97,12 @@ def test_help_explains_every_key():
         ("bacth", 1, "bacth=1: unknown key; did you mean batch"),
         ("clip.norm", 0, "clip.norm=0: must be a number above 0 or null"),
         ("scheduler.warmup_epochs", 201, "warmup_epochs=201: must be at most epochs=200"),
+        (
+            "scheduler.warmup_steps",
+            -1,
+            "warmup_steps=-1: must be a whole number at least 0 or null",
+        ),
+        ("scheduler.final_fraction", 1.5, "must be a number at least 0 and at most 1 or null"),
         ("scheduler.warmup_multiplier", 2, "needs optimizer.lr_scaling=none"),
         ("scheduler.name", "linear", "scheduler.name=linear: must be one of"),
         ("model.name", "vgg", "model.name=vgg: must be one of"),
@@ -154,6 +160,25 @@ def test_every_variant_of_the_package_can_be_chosen():
         text = "null" if value is None else value
         made = config("optimizer=lars", f"optimizer.trust_weight_decay={text}")
         assert made.optimizer.trust_weight_decay == value
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["scheduler.warmup_epochs=5", "scheduler.warmup_steps=20"],
+            "scheduler.warmup_steps=20: must be null where scheduler.warmup_epochs=5 is given",
+        ),
+        (
+            ["scheduler.min_lr=1e-5", "scheduler.final_fraction=0"],
+            "scheduler.final_fraction=0: must be null where scheduler.min_lr=1e-05 sets the",
+        ),
+    ],
+)
+def test_two_keys_that_say_the_same_are_refused(overrides, told):
+    with pytest.raises(UserError) as raised:
+        config(*overrides)
+    assert told in str(raised.value)
 
 
 def test_nesterov_needs_momentum():

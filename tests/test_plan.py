@@ -1,7 +1,10 @@
 import dataclasses
+import math
 
 import pytest
+import torch
 
+from engine.build import build_scheduler
 from engine.parse import UserError
 from engine.plan import make_plan
 from tests.test_config import config
@@ -45,6 +48,78 @@ def test_without_warmup_the_first_rate_is_the_peak():
     assert (made.warmup_steps, made.base_lr, made.peak_lr) == (0, 0.8, 0.8)
 
 
+def test_warmup_steps_stand_in_for_warmup_epochs():
+    made = plan("batch=4096", "epochs=15", "scheduler.warmup_steps=7")
+    assert made.warmup_steps == 7
+    assert plan("batch=4096", "scheduler.warmup_steps=0").base_lr == pytest.approx(3.2)
+    recipe = plan("+experiment=attempt1", "batch=4096", "scheduler.warmup_steps=7")
+    assert recipe.warmup_steps == 7
+
+
+def test_final_fraction_is_a_part_of_the_peak():
+    for scheduler in ("polynomial", "cosine", "onecycle"):
+        keys = [f"scheduler={scheduler}", "scheduler.final_fraction=0.01", "batch=4096"]
+        assert plan(*keys).final_lr == pytest.approx(0.032)
+    assert plan("scheduler.final_fraction=1").final_lr == pytest.approx(0.1)
+    assert plan("scheduler.final_fraction=0").final_lr == 0
+
+
+def planned_rates(made, overrides, steps):
+    """The rates of the first steps of a planned run, as its optimizer sees them."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=made.peak_lr)
+    scheduler = build_scheduler(config(*overrides).scheduler, made, optimizer)
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_one_cycle_starts_from_its_own_fraction_of_the_peak():
+    # 5 steps of 10 images; linear rule: peak 0.1 * 256 / 128.
+    keys = ["scheduler=onecycle", "batch=256", "epochs=5", "scheduler.warmup_steps=2"]
+    made = plan(*keys, examples=256)
+    assert made.rates() == pytest.approx({"base_lr": 0.008, "peak_lr": 0.2, "final_lr": 0.0})
+    expected = [0.008, 0.104, 0.2, 0.1, 0.0]
+    assert planned_rates(made, keys, 5) == pytest.approx(expected)
+    made = plan("scheduler=onecycle", "batch=256", "scheduler.start_fraction=null")
+    assert made.base_lr == 0.1
+    none = ["scheduler=onecycle", "optimizer.lr_scaling=none", "scheduler.warmup_multiplier=4"]
+    assert plan(*none).rates() == pytest.approx({"base_lr": 0.016, "peak_lr": 0.4, "final_lr": 0})
+
+
+def test_polynomial_with_final_fraction_is_the_expected_list():
+    keys = ["batch=128", "epochs=5", "scheduler.warmup_steps=0", "scheduler.final_fraction=0.2"]
+    made = plan(*keys, examples=128)
+    assert planned_rates(made, keys, 5) == pytest.approx([0.1, 0.08, 0.06, 0.04, 0.02])
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "told"),
+    [
+        ("polynomial", "decay     final + (peak - final) (1 - t)^1, t = (step - 20) / 174"),
+        ("cosine", "decay     final + (peak - final) (1 + cos(pi t)) / 2, t = (step - 20) / 174"),
+        ("onecycle", "decay     final + (peak - final) (1 - t), t = (step - 58) / 136"),
+        ("multistep", "decay     peak x 0.1 ^ floor(step / 48.75)"),
+        ("constant", "decay     none"),
+    ],
+)
+def test_the_decay_is_told_as_a_formula_that_holds(scheduler, told):
+    keys = ["batch=4096", "epochs=15", f"scheduler={scheduler}"]
+    made = plan(*keys)
+    assert made.describe().splitlines()[-1] == told
+    step, peak, final = 100, made.peak_lr, made.final_lr
+    formula = told.removeprefix("decay     ").partition(", t = ")
+    t = eval(formula[2], {"step": step}) if formula[2] else None
+    text = formula[0].replace(" x ", " * ").replace("^", "**").replace(") (", ") * (")
+    names = {"peak": peak, "final": final, "step": step, "t": t, "none": peak}
+    names |= {"floor": math.floor, "cos": math.cos}
+    value = eval(text.replace("(pi t)", f"({math.pi} * t)"), names)
+    assert planned_rates(made, keys, 101)[-1] == pytest.approx(value)
+
+
 @pytest.mark.parametrize(
     ("scheduler", "final"),
     [
@@ -81,6 +156,10 @@ def test_with_ghost_groups_a_pass_holds_whole_groups():
     [
         (["batch=50001"], "batch=50001: must be at most the training split's 50000 images"),
         (["scheduler.min_lr=0.2"], "scheduler.min_lr=0.2: must be at most the peak rate 0.1"),
+        (
+            ["batch=50000", "epochs=3", "scheduler.warmup_steps=4"],
+            "scheduler.warmup_steps=4: must be at most the run's 3 steps",
+        ),
     ],
 )
 def test_what_does_not_fit_the_data_is_told(overrides, told):

@@ -38,6 +38,29 @@ def test_cosine_is_the_expected_list():
     assert seen == pytest.approx(expected)
 
 
+def test_one_cycle_is_the_expected_triangle():
+    seen = rates(
+        schedulers.WarmupOneCycleLR, 9, peak=1.0, warmup_steps=3, start_lr=0.1, min_lr=0.05
+    )
+    assert seen == pytest.approx([0.1, 0.4, 0.7, 1.0, 0.81, 0.62, 0.43, 0.24, 0.05])
+    seen = rates(schedulers.WarmupOneCycleLR, 5, peak=2.0, warmup_steps=2, start_lr=0.0)
+    assert seen == [0.0, 1.0, 2.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("warmup", "expected"),
+    [
+        (0, [1.0, 0.5, 0.0]),
+        (1, [0.5, 1.0, 0.0]),
+        (2, [0.5, 0.75, 1.0]),  # the peak is the last step: nothing is left to fall
+        (3, [0.5, 2 / 3, 5 / 6]),
+    ],
+)
+def test_one_cycle_with_its_peak_at_either_end(warmup, expected):
+    seen = rates(schedulers.WarmupOneCycleLR, 3, warmup_steps=warmup, start_lr=0.5)
+    assert seen == pytest.approx(expected)
+
+
 def test_multistep_counts_from_the_start_of_the_run():
     seen = rates(schedulers.WarmupMultiStepLR, 8, step_size=3, warmup_steps=2, start_lr=0.5)
     assert seen == pytest.approx([0.5, 0.75, 1.0, 0.1, 0.1, 0.1, 0.01, 0.01])
@@ -72,17 +95,22 @@ def test_each_group_keeps_its_own_peak():
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5, 1.5])
 
 
-def test_resume_in_mid_curve_is_bit_equal():
+@pytest.mark.parametrize(
+    "kind",
+    [schedulers.WarmupPolynomialLR, schedulers.WarmupCosineLR, schedulers.WarmupOneCycleLR],
+)
+@pytest.mark.parametrize("stop", [5, 9, 23])
+def test_resume_in_mid_curve_is_bit_equal(kind, stop):
     def make():
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.7)
-        return optimizer, schedulers.WarmupPolynomialLR(
-            optimizer, total_steps=50, warmup_steps=9, start_lr=0.03
+        return optimizer, kind(
+            optimizer, total_steps=50, warmup_steps=9, start_lr=0.03, min_lr=0.002
         )
 
     optimizer, scheduler = make()
     expected = []
     for step in range(50):
-        if step == 23:
+        if step == stop:
             saved = optimizer.state_dict(), scheduler.state_dict()
         expected.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -91,11 +119,11 @@ def test_resume_in_mid_curve_is_bit_equal():
     optimizer.load_state_dict(saved[0])
     scheduler.load_state_dict(saved[1])
     resumed = []
-    for _ in range(23, 50):
+    for _ in range(stop, 50):
         resumed.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    assert resumed == expected[23:]
+    assert resumed == expected[stop:]
 
 
 @pytest.mark.parametrize(
