@@ -16,10 +16,10 @@ def train(config: Config, overrides: list[str]) -> None:
     """Train one run to its summary: from its seed, from its checkpoint, or not at all if done."""
     # Imported here, so that --help and a mistyped key answer before torch is loaded.
     from engine.augment import Normalization, TrainingPictures
-    from engine.build import build_model, build_optimizer, build_scheduler
+    from engine.build import build_ema, build_model, build_optimizer, build_scheduler
     from engine.checkpoint import load_checkpoint, save_checkpoint
     from engine.data import load_data
-    from engine.loop import evaluate, train_epoch
+    from engine.loop import evaluate_splits, train_epoch
     from engine.memory import describe_memory
     from engine.plan import make_plan
     from engine.record import Run
@@ -45,12 +45,13 @@ def train(config: Config, overrides: list[str]) -> None:
         model.to(memory_format=runtime.memory_format)
         optimizer = build_optimizer(config.optimizer, config.clip, model, plan.peak_lr)
         scheduler = build_scheduler(config.scheduler, plan, optimizer)
+        ema = build_ema(config.ema, model)
         run.found |= plan.rates() | facts(runtime)
         run.found["parameters"] = sum(p.numel() for p in model.parameters())
         diverged = False
         if config.resume and run.checkpoint.exists():
             saved = load_checkpoint(run.checkpoint, runtime.device)
-            saved.restore(model, optimizer, scheduler)
+            saved.restore(model, optimizer, scheduler, ema)
             run.history, diverged = saved.history, saved.diverged
             print(f"going on after epoch {saved.epoch} of {config.epochs}")
         run.start(plan.describe())
@@ -66,22 +67,17 @@ def train(config: Config, overrides: list[str]) -> None:
             title = f"epoch {epoch}/{config.epochs}"
             trained = train_epoch(
                 network, optimizer, scheduler, pictures, draws, plan, config.clip, runtime, title,
-                config.log_layers_every,
+                config.log_layers_every, config.loss.label_smoothing, ema,
             )  # fmt: skip
             diverged = trained.diverged
-            tested = held = None
+            measured = None
             if not diverged and (epoch % config.eval_every == 0 or epoch == config.epochs):
-                if len(data.test):
-                    tested = evaluate(network, data.test, normalization, len(data.classes), runtime)
-                if data.holdout is not None:
-                    held = evaluate(
-                        network, data.holdout, normalization, len(data.classes), runtime
-                    )
-            row = epoch_row(epoch, trained, tested, held, time.perf_counter() - started)
+                measured = evaluate_splits(network, ema, data, normalization, runtime)
+            row = epoch_row(epoch, trained, measured, time.perf_counter() - started)
             run.record_epoch(row, trained)
             save_checkpoint(
                 run.checkpoint, config, data.classes, normalization, run.history, diverged,
-                model, optimizer, scheduler,
+                model, optimizer, scheduler, ema,
             )  # fmt: skip
         run.found["peak_memory_bytes"] = peak_memory_bytes(runtime.device)
         run.finish("diverged" if diverged else "completed", chance=100.0 / len(data.classes))

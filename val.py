@@ -35,13 +35,14 @@ def validate(config: EvaluationConfig) -> dict[str, Any]:
         allowed = f"holds classes other than the checkpoint's {', '.join(saved.classes)}"
         raise key_error("data.root", config.data.root or run.data.root, allowed)
     model = build_model(run.model, len(data.classes))
-    saved.restore_model(model)
+    saved.restore_evaluated(model)
     model.to(runtime.device, memory_format=runtime.memory_format)
     result: dict[str, Any] = {
         "checkpoint": str(path),
         "epoch": saved.epoch,
         "epochs": run.epochs,
         "diverged": saved.diverged,
+        "ema_decay": run.ema.decay,
         "test_accuracy": 100.0 / len(data.classes),
         "test_loss": None,
         "per_class_accuracy": None,
@@ -75,7 +76,9 @@ def describe(result: dict[str, Any]) -> str:
     if result["diverged"]:
         lines.append(f"diverged: its accuracy counts as chance, {result['test_accuracy']:.2f} %")
     else:
-        lines.append(f"test accuracy  {result['test_accuracy']:.2f} %")
+        decay = result["ema_decay"]
+        note = "" if decay is None else f" (weights averaged, ema.decay={decay:g})"
+        lines.append(f"test accuracy  {result['test_accuracy']:.2f} %{note}")
         lines.append(f"test loss      {result['test_loss']:.4f}")
         width = max(map(len, result["per_class_accuracy"]))
         for name, accuracy in result["per_class_accuracy"].items():

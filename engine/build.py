@@ -1,11 +1,12 @@
-"""Name to model, optimizer and scheduler: plain dictionaries, nothing imported by name."""
+"""Name to model, optimizer, scheduler, average: plain dictionaries, nothing imported by name."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import models
 from engine import config as c
@@ -45,6 +46,7 @@ LARS_OPTIONS = (
     "zero_norm",
     "trust_clip",
 )
+Tensors = tuple[Tensor, ...] | list[Tensor]
 SCHEDULERS: dict[str, type[WarmupLR]] = {
     "constant": WarmupConstantLR,
     "cosine": WarmupCosineLR,
@@ -56,7 +58,11 @@ SCHEDULERS: dict[str, type[WarmupLR]] = {
 
 def build_model(config: c.ModelConfig, num_classes: int) -> nn.Module:
     """Make a network with the initial weights that the present random state gives."""
-    model = MODELS[config.name](num_classes=num_classes, ghost_batch=config.ghost_batch)
+    model = MODELS[config.name](
+        num_classes=num_classes,
+        ghost_batch=config.ghost_batch,
+        zero_init_residual=config.zero_init_residual,
+    )
     if config.init == "he":
         initialize_he(model)
     return model
@@ -90,6 +96,27 @@ def build_optimizer(
     else:
         options |= {"fused": next(model.parameters()).device.type in ("cpu", "cuda", "mps")}
     return OPTIMIZERS[config.name](groups, **options)
+
+
+def build_ema(config: c.EMAConfig, model: nn.Module) -> AveragedModel | None:
+    """Make the moving average of a model's weights and buffers, or None where it is off.
+
+    Batch norm's running statistics are averaged with the weights that they were measured under;
+    measuring them anew would take a pass over the training split at each evaluation. Its count of
+    steps is no quantity to average, and is copied.
+    """
+    if config.decay is None:
+        return None
+    average = get_ema_multi_avg_fn(config.decay)
+
+    def move(averaged: Tensors, present: Tensors, updates: Tensor | int) -> None:
+        if averaged[0].is_floating_point():
+            average(averaged, present, updates)
+        else:
+            for old, new in zip(averaged, present, strict=True):
+                old.copy_(new)
+
+    return AveragedModel(model, multi_avg_fn=move, use_buffers=True)
 
 
 def build_scheduler(config: c.ConstantConfig, plan: Plan, optimizer: Optimizer) -> WarmupLR:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from engine.augment import Normalization
 from engine.config import Config
@@ -37,8 +38,15 @@ class Checkpoint:
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
     random_states: dict[str, Any]
+    ema: dict[str, Any] | None
 
-    def restore(self, model: nn.Module, optimizer: Optimizer, scheduler: WarmupLR) -> None:
+    def restore(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scheduler: WarmupLR,
+        ema: AveragedModel | None = None,
+    ) -> None:
         """Put the state into freshly made objects; raise UserError where they do not fit."""
         self.restore_model(model)
         try:
@@ -46,14 +54,24 @@ class Checkpoint:
         except ValueError as error:
             raise UserError(f"checkpoint.pt is of another optimizer: {error}") from error
         scheduler.load_state_dict(self.scheduler)
+        if ema is not None and self.ema is not None:
+            ema.load_state_dict(self.ema)
         torch.set_rng_state(self.random_states["cpu"])
         if torch.cuda.is_available() and self.random_states["cuda"]:
             torch.cuda.set_rng_state_all(self.random_states["cuda"])
 
-    def restore_model(self, model: nn.Module) -> None:
+    def restore_evaluated(self, model: nn.Module) -> None:
+        """Put in what the run's accuracy is of: the weights' average where it kept one."""
+        if self.ema is None:
+            return self.restore_model(model)
+        prefix = "module."
+        state = {k.removeprefix(prefix): v for k, v in self.ema.items() if k.startswith(prefix)}
+        return self.restore_model(model, state)
+
+    def restore_model(self, model: nn.Module, state: dict[str, Any] | None = None) -> None:
         """Put the weights and buffers into a model; raise UserError where they do not fit."""
         try:
-            model.load_state_dict(self.model)
+            model.load_state_dict(self.model if state is None else state)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             name = self.config.model.name
@@ -70,6 +88,7 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: Optimizer,
     scheduler: WarmupLR,
+    ema: AveragedModel | None = None,
 ) -> None:
     """Write everything a resume needs; the file before stays until this one is whole."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -86,6 +105,7 @@ def save_checkpoint(
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
+        "ema": None if ema is None else ema.state_dict(),
         "random_states": {"cpu": torch.get_rng_state(), "cuda": cuda},
     }
     # torch.save seeks, and a serialised buffer leaves one plain write to the disk.
@@ -124,6 +144,7 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
         model=content["model"],
         optimizer=content["optimizer"],
         scheduler=content["scheduler"],
+        ema=content.get("ema"),
         random_states={
             "cpu": states["cpu"].cpu(),
             "cuda": [state.cpu() for state in states["cuda"]],

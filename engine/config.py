@@ -42,6 +42,7 @@ class ModelConfig:
     name: ModelName
     init: Literal["default", "he"]
     ghost_batch: Count | None
+    zero_init_residual: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,20 @@ class ClipConfig:
 
 
 @dataclass(frozen=True)
+class LossConfig:
+    """What training minimises; evaluation's loss is the plain cross-entropy."""
+
+    label_smoothing: Annotated[float, Range(low=0, high=1, high_open=True)] = 0.0
+
+
+@dataclass(frozen=True)
+class EMAConfig:
+    """The moving average of the weights that is evaluated; null: none."""
+
+    decay: Annotated[float, Range(low=0, high=1, low_open=True, high_open=True)] | None = None
+
+
+@dataclass(frozen=True)
 class Config:
     """One run of the main job; `python train.py --help` says what each key means."""
 
@@ -174,6 +189,8 @@ class Config:
     data: DataConfig | DownloadedDataConfig
     optimizer: SGDConfig | LARSConfig
     scheduler: PolynomialConfig | MultistepConfig | OneCycleConfig | CosineConfig | ConstantConfig
+    loss: LossConfig = LossConfig()
+    ema: EMAConfig = EMAConfig()
 
     @classmethod
     def from_hydra(cls, raw: Mapping[str, Any]) -> "Config":

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from engine.augment import EpochDraws, Normalization, TrainingPictures
 from engine.config import ClipConfig
-from engine.data import Split
+from engine.data import Dataset, Split
 from engine.plan import Plan
 from engine.runtime import Runtime
 from lars import LARS
@@ -55,11 +56,25 @@ class TrainedEpoch:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation's outcome: mean loss; accuracy in %; accuracy of each class in %."""
+    """An evaluation's outcome: mean loss; accuracy in %; accuracy of each class in %.
+
+    losses, predictions: of each example, float32 and int64 [N], on the CPU.
+    """
 
     loss: float
     accuracy: float
     per_class_accuracy: list[float | None]
+    losses: Tensor
+    predictions: Tensor
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """What one epoch measured; `raw` is the weights' own where `test` is their average's."""
+
+    test: Evaluated | None
+    holdout: Evaluated | None
+    raw: "Evaluations | None" = None
 
 
 def train_epoch(
@@ -73,10 +88,13 @@ def train_epoch(
     runtime: Runtime,
     title: str,
     log_layers_every: int | None = None,
+    label_smoothing: float = 0.0,
+    ema: AveragedModel | None = None,
 ) -> TrainedEpoch:
     """Train one pass over the split, the ragged last batch included.
 
-    Every `log_layers_every` steps of the run, LARS' figures for each layer are kept.
+    Every `log_layers_every` steps of the run, LARS' figures for each layer are kept. `ema` follows
+    the weights and buffers after each step.
 
     An update is made from finite gradients only: on the CPU every step is checked before it, on
     CUDA the host looks every `CHECK_EVERY` steps, so as not to wait for the device at each.
@@ -99,13 +117,11 @@ def train_epoch(
             optimizer.zero_grad()
             for index in batch.split(plan.micro_batch_sizes(len(batch))):
                 images, labels = pictures.batch(index, draws)
-                with runtime.autocast():
-                    logits = model(images)
-                # A sum over the batch's own size weighs micro-batches by their examples.
-                loss = F.cross_entropy(logits.float(), labels, reduction="sum") / len(batch)
-                loss.backward()
-                losses[step] += loss.detach()
-                correct += (logits.detach().argmax(dim=1) == labels).sum()
+                loss, right = add_gradients(
+                    model, images, labels, len(batch), runtime, label_smoothing
+                )
+                losses[step] += loss
+                correct += right
             norms[step] = clip_gradients(parameters, clip if loop_clips else NO_CLIP)
             rates.append(float(optimizer.param_groups[0]["lr"]))
             last = step == len(batches) - 1
@@ -120,6 +136,8 @@ def train_epoch(
             if isinstance(optimizer, LARS) and optimizer.telemetry:
                 layers.append((first_step + step + 1, optimizer.layer_statistics()))
             commit_batch_statistics(model)
+            if ema is not None:
+                ema.update_parameters(model)
             scheduler.step()
             if not bar.disable and (step % 10 == 0 or last):
                 show(bar, float(losses[step]), int(correct), (step + 1) * plan.batch)
@@ -142,6 +160,26 @@ def train_epoch(
     )
 
 
+def add_gradients(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    batch: int,
+    runtime: Runtime,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Add a micro-batch's share of the batch's mean gradient; return its loss' and the count right.
+
+    A sum over the batch's own size weighs micro-batches by their examples.
+    """
+    with runtime.autocast():
+        logits = model(images)
+    loss = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=label_smoothing)
+    loss = loss / batch
+    loss.backward()
+    return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()
+
+
 def clip_gradients(parameters: Sequence[nn.Parameter], clip: ClipConfig) -> Tensor:
     """Clip by value, then by global norm; return the global norm before any clipping."""
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -153,6 +191,30 @@ def clip_gradients(parameters: Sequence[nn.Parameter], clip: ClipConfig) -> Tens
     return norm
 
 
+def evaluate_splits(
+    model: nn.Module,
+    ema: AveragedModel | None,
+    data: Dataset,
+    normalization: Normalization,
+    runtime: Runtime,
+) -> Evaluations:
+    """Evaluate on the test split and the hold-out, where there are any.
+
+    With an average of the weights, that is what counts, and the weights are measured beside it.
+    """
+    if ema is not None:
+        averaged = evaluate_splits(ema.module, None, data, normalization, runtime)
+        raw = evaluate_splits(model, None, data, normalization, runtime)
+        return Evaluations(averaged.test, averaged.holdout, raw)
+    classes = len(data.classes)
+    test = held = None
+    if len(data.test):
+        test = evaluate(model, data.test, normalization, classes, runtime)
+    if data.holdout is not None:
+        held = evaluate(model, data.holdout, normalization, classes, runtime)
+    return Evaluations(test, held)
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module, split: Split, normalization: Normalization, classes: int, runtime: Runtime
@@ -162,6 +224,7 @@ def evaluate(
     loss = torch.zeros((), device=runtime.device)
     # One row a class: examples, and those of them classified right.
     counts = torch.zeros(2, classes, dtype=torch.int64, device=runtime.device)
+    losses, predictions = [], []
     for images, labels in zip(
         split.images.split(EVALUATION_BATCH), split.labels.split(EVALUATION_BATCH), strict=True
     ):
@@ -169,8 +232,10 @@ def evaluate(
         with runtime.autocast():
             logits = model(normalization.apply(images.to(runtime.device))).float()
         loss += F.cross_entropy(logits, labels, reduction="sum")
+        predictions.append(logits.argmax(dim=1))
+        losses.append(F.cross_entropy(logits, labels, reduction="none"))
         counts[0] += torch.bincount(labels, minlength=classes)
-        counts[1] += torch.bincount(labels[logits.argmax(dim=1) == labels], minlength=classes)
+        counts[1] += torch.bincount(labels[predictions[-1] == labels], minlength=classes)
     total, right = counts.tolist()
     return Evaluated(
         loss=float(loss) / len(split),
@@ -178,6 +243,8 @@ def evaluate(
         per_class_accuracy=[
             100.0 * r / t if t else None for r, t in zip(right, total, strict=True)
         ],
+        losses=torch.cat(losses).cpu(),
+        predictions=torch.cat(predictions).cpu(),
     )
 
 

@@ -23,8 +23,9 @@ def describe_memory(config: Config, plan: Plan, data: Dataset, runtime: Runtime)
         model = build_model(config.model, len(data.classes))
         activations = saved_bytes(model, largest, runtime)
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    # Weights, gradients, momentum.
-    state = weights * (3 if config.optimizer.momentum else 2)
+    # Weights and gradients; momentum and an average of the weights where there are any.
+    copies = 2 + bool(config.optimizer.momentum) + (config.ema.decay is not None)
+    state = weights * copies
     # Each picture is kept as bytes and once more with its border; float32 copies pass by.
     pictures = data.train.images.numel() * (1 + (40 / 32) ** 2) + data.test.images.numel()
     total = pictures + state + activations

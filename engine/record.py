@@ -33,6 +33,7 @@ TENSORBOARD_TAGS = {
     "accuracy/train": "train_accuracy",
     "accuracy/test": "test_accuracy",
     "accuracy/holdout": "holdout_accuracy",
+    "accuracy/raw_test": "raw_test_accuracy",
     "loss/train_epoch": "train_loss",
     "loss/test": "test_loss",
     "speed/images_per_second": "images_per_second",
@@ -237,7 +238,7 @@ class Run:
                 for name, value in figures.items():
                     self.writer.add_scalar(f"{name}/{layer}", float(value), step)
         for tag, key in TENSORBOARD_TAGS.items():
-            if row[key] is not None:
+            if row.get(key) is not None:
                 self.writer.add_scalar(tag, row[key], trained.last_step)
         self.writer.flush()
 

@@ -14,19 +14,23 @@ from engine.config import choices
 from engine.parse import UserError
 
 if TYPE_CHECKING:
-    from engine.loop import Evaluated, TrainedEpoch
+    from engine.loop import Evaluations, TrainedEpoch
     from engine.record import Run
 
 
 def epoch_row(
     epoch: int,
     trained: "TrainedEpoch",
-    tested: "Evaluated | None",
-    held: "Evaluated | None",
+    measured: "Evaluations | None",
     wall_seconds: float,
 ) -> dict[str, Any]:
-    """Make an epoch's line of metrics.jsonl; what was not measured is null."""
-    return {
+    """Make an epoch's line of metrics.jsonl; what was not measured is null.
+
+    Where an average of the weights is evaluated, the weights' own figures are beside it as raw_*.
+    """
+    tested = measured.test if measured else None
+    held = measured.holdout if measured else None
+    row = {
         "epoch": epoch,
         "step": trained.last_step,
         "train_loss": trained.loss,
@@ -42,6 +46,11 @@ def epoch_row(
         "wall_seconds": wall_seconds,
         "images_per_second": trained.images / trained.seconds,
     }
+    if measured is not None and (raw := measured.raw) is not None:
+        for name, split in (("test", raw.test), ("holdout", raw.holdout)):
+            row[f"raw_{name}_loss"] = split.loss if split else None
+            row[f"raw_{name}_accuracy"] = split.accuracy if split else None
+    return row
 
 
 def summarize(run: "Run", status: str) -> dict[str, Any]:
@@ -52,6 +61,9 @@ def summarize(run: "Run", status: str) -> dict[str, Any]:
     best = max(tested, key=lambda row: row["test_accuracy"], default={})
     train_seconds = sum(row["train_seconds"] for row in history)
     images = sum(row["images"] for row in history)
+    extra = {}
+    if config.ema.decay is not None:
+        extra = {key: last.get(key) for key in ("raw_test_accuracy", "raw_holdout_accuracy")}
     return {
         "status": status,
         "run": run.name,
@@ -72,6 +84,7 @@ def summarize(run: "Run", status: str) -> dict[str, Any]:
         "best_test_accuracy": best.get("test_accuracy"),
         "best_epoch": best.get("epoch"),
         "holdout_accuracy": last.get("holdout_accuracy"),
+        **extra,
         "train_loss": last.get("train_loss"),
         "train_seconds": train_seconds,
         "wall_seconds": sum(row["wall_seconds"] for row in history),

@@ -42,8 +42,17 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """A ResNet of depth 6n + 2 for 32x32 pictures."""
 
-    def __init__(self, depth: int, num_classes: int = 10, ghost_batch: int | None = None) -> None:
-        """Make the network; `depth` is 6n + 2, at least 8."""
+    def __init__(
+        self,
+        depth: int,
+        num_classes: int = 10,
+        ghost_batch: int | None = None,
+        zero_init_residual: bool = False,
+    ) -> None:
+        """Make the network; `depth` is 6n + 2, at least 8.
+
+        zero_init_residual: every block starts as its shortcut (Goyal et al. 2017, section 5.1).
+        """
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
@@ -59,6 +68,10 @@ class CifarResNet(nn.Module):
             channels_in = channels
         self.layer1, self.layer2, self.layer3 = stages
         self.fc = nn.Linear(64, num_classes)
+        if zero_init_residual:
+            for module in self.modules():
+                if isinstance(module, BasicBlock):
+                    nn.init.zeros_(module.bn2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pictures [N, 3, 32, 32] to logits [N, num_classes]."""
@@ -67,31 +80,43 @@ class CifarResNet(nn.Module):
         return self.fc(x.mean(dim=(2, 3)))
 
 
-def resnet8(num_classes: int = 10, ghost_batch: int | None = None) -> CifarResNet:
+def resnet8(
+    num_classes: int = 10, ghost_batch: int | None = None, zero_init_residual: bool = False
+) -> CifarResNet:
     """Make a ResNet-8: 75,290 parameters with 10 classes."""
-    return CifarResNet(8, num_classes, ghost_batch)
+    return CifarResNet(8, num_classes, ghost_batch, zero_init_residual)
 
 
-def resnet20(num_classes: int = 10, ghost_batch: int | None = None) -> CifarResNet:
+def resnet20(
+    num_classes: int = 10, ghost_batch: int | None = None, zero_init_residual: bool = False
+) -> CifarResNet:
     """Make a ResNet-20: 269,722 parameters with 10 classes."""
-    return CifarResNet(20, num_classes, ghost_batch)
+    return CifarResNet(20, num_classes, ghost_batch, zero_init_residual)
 
 
-def resnet32(num_classes: int = 10, ghost_batch: int | None = None) -> CifarResNet:
+def resnet32(
+    num_classes: int = 10, ghost_batch: int | None = None, zero_init_residual: bool = False
+) -> CifarResNet:
     """Make a ResNet-32: 464,154 parameters with 10 classes."""
-    return CifarResNet(32, num_classes, ghost_batch)
+    return CifarResNet(32, num_classes, ghost_batch, zero_init_residual)
 
 
-def resnet44(num_classes: int = 10, ghost_batch: int | None = None) -> CifarResNet:
+def resnet44(
+    num_classes: int = 10, ghost_batch: int | None = None, zero_init_residual: bool = False
+) -> CifarResNet:
     """Make a ResNet-44: 658,586 parameters with 10 classes."""
-    return CifarResNet(44, num_classes, ghost_batch)
+    return CifarResNet(44, num_classes, ghost_batch, zero_init_residual)
 
 
-def resnet56(num_classes: int = 10, ghost_batch: int | None = None) -> CifarResNet:
+def resnet56(
+    num_classes: int = 10, ghost_batch: int | None = None, zero_init_residual: bool = False
+) -> CifarResNet:
     """Make a ResNet-56: 853,018 parameters with 10 classes."""
-    return CifarResNet(56, num_classes, ghost_batch)
+    return CifarResNet(56, num_classes, ghost_batch, zero_init_residual)
 
 
-def resnet110(num_classes: int = 10, ghost_batch: int | None = None) -> CifarResNet:
+def resnet110(
+    num_classes: int = 10, ghost_batch: int | None = None, zero_init_residual: bool = False
+) -> CifarResNet:
     """Make a ResNet-110: 1,727,962 parameters with 10 classes."""
-    return CifarResNet(110, num_classes, ghost_batch)
+    return CifarResNet(110, num_classes, ghost_batch, zero_init_residual)

@@ -40,11 +40,19 @@ def assert_same(left, right):
         assert left == right
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+TOOLBOX = [
+    "optimizer=lars", "scheduler=onecycle", "scheduler.final_fraction=0.01", "ema.decay=0.9",
+    "loss.label_smoothing=0.1", "model.zero_init_residual=true", "model.ghost_batch=8",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "choices", [["optimizer=sgd"], ["optimizer=lars"], TOOLBOX], ids=["sgd", "lars", "toolbox"]
+)
 def test_a_stopped_and_resumed_run_equals_one_left_alone_to_the_bit(
-    small, workplace, command, monkeypatch, optimizer
+    small, workplace, command, monkeypatch, choices
 ):
-    run = [*small, "epochs=4", f"optimizer={optimizer}", "deterministic=true"]
+    run = [*small, "epochs=4", *choices, "deterministic=true"]
     assert command("train.py", *run).status == 0
     directory = only_run(workplace)
     expected = state_of(directory)
@@ -70,7 +78,7 @@ def test_a_stopped_and_resumed_run_equals_one_left_alone_to_the_bit(
     assert "going on after epoch 2 of 4" in resumed.out
 
     got = state_of(directory)
-    for key in ("model", "optimizer", "scheduler", "epoch"):
+    for key in ("model", "optimizer", "scheduler", "ema", "epoch"):
         assert_same(got[0][key], expected[0][key])
     assert got[1] == expected[1]
 

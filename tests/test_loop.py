@@ -44,7 +44,9 @@ class DoublePictures(TrainingPictures):
         return images.double(), labels
 
 
-def trained(model, *overrides, count=90, clip=NO_CLIP, dtype=torch.float32, epochs=1, split=None):
+def trained(
+    model, *overrides, count=90, clip=NO_CLIP, dtype=torch.float32, epochs=1, split=None, **more
+):
     """Train a model for some epochs and return it with the last epoch's outcome."""
     made = config("batch=40", "epochs=2", *overrides)
     split = split or pictures_of(count)
@@ -59,7 +61,7 @@ def trained(model, *overrides, count=90, clip=NO_CLIP, dtype=torch.float32, epoc
     for epoch in range(epochs):
         draws = pictures.draw_epoch(0, epoch)
         outcome = train_epoch(
-            model, optimizer, scheduler, pictures, draws, plan, clip, runtime, "epoch"
+            model, optimizer, scheduler, pictures, draws, plan, clip, runtime, "epoch", **more
         )
     return model, outcome
 

@@ -1,0 +1,143 @@
+"""Training's additions to the loss and the weights: label smoothing, the average, zero blocks."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from engine.build import build_ema, build_model
+from engine.config import EMAConfig, ModelConfig
+from engine.loop import evaluate
+from models import BatchNorm2d, commit_batch_statistics
+from tests.test_checkpoint import only_run
+from tests.test_config import config
+from tests.test_loop import make_plain, trained
+
+ON = ["ema.decay=0.9", "loss.label_smoothing=0.1", "model.zero_init_residual=true"]
+
+
+def test_the_average_follows_weights_and_buffers_by_the_formula():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), BatchNorm2d(4)).double()
+    ema = build_ema(EMAConfig(0.75), model)
+    expected = None
+    for step in range(4):
+        model(torch.randn(5, 3, 6, 6, dtype=torch.float64))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += torch.randn_like(parameter)
+        commit_batch_statistics(model)
+        ema.update_parameters(model)
+        present = {name: value.clone() for name, value in model.state_dict().items()}
+        if expected is None:
+            expected = present
+        expected = {k: 0.75 * expected[k] + 0.25 * present[k] for k in expected}
+        expected["1.num_batches_tracked"] = torch.tensor(step + 1)
+    made = ema.module.state_dict()
+    assert made.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.allclose(made[name], value, rtol=1e-12, atol=1e-12), name
+
+
+def test_without_a_decay_there_is_no_average():
+    assert build_ema(EMAConfig(), make_plain()) is None
+
+
+def test_label_smoothing_is_in_the_training_loss_alone():
+    still = ["optimizer.lr_scaling=none", "optimizer.base_lr=1e-12"]
+    model, plain = trained(make_plain(), *still)
+    _, smoothed = trained(make_plain(), *still, label_smoothing=0.2)
+    # Of a sum over classes: 0.8 of the label's loss and 0.2 of the mean over all classes.
+    logits, labels = logits_of(model)
+    uniform = -logits.log_softmax(1).mean(1).mean()
+    assert smoothed.loss == pytest.approx(0.8 * plain.loss + 0.2 * float(uniform), rel=1e-5)
+    assert plain.loss == pytest.approx(float(nn.functional.cross_entropy(logits, labels)))
+
+
+def logits_of(model):
+    from engine.augment import Normalization, TrainingPictures
+    from tests.test_loop import pictures_of
+
+    split = pictures_of(90)
+    pictures = TrainingPictures(split, Normalization.of(split.images), torch.device("cpu"))
+    draws = pictures.draw_epoch(0, 0)
+    images, labels = pictures.batch(draws.order, draws)
+    return model(images).detach(), labels
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet18", "resnet50"])
+def test_zero_init_residual_zeroes_each_blocks_last_norm_and_nothing_else(name):
+    def make(zero):
+        torch.manual_seed(0)
+        return build_model(ModelConfig(name, "default", None, zero), 10).state_dict()
+
+    plain, zero = make(False), make(True)
+    last = "bn3.weight" if name == "resnet50" else "bn2.weight"
+    blocks = {"resnet8": 3, "resnet18": 8, "resnet50": 16}[name]
+    assert sum(key.endswith(last) for key in zero) == blocks
+    for key, value in zero.items():
+        expected = torch.zeros_like(value) if key.endswith(last) else plain[key]
+        assert torch.equal(value, expected), key
+
+
+def test_a_block_that_starts_at_zero_is_its_shortcut():
+    model = build_model(ModelConfig("resnet8", "he", None, True), 10).eval()
+    x = torch.rand(2, 16, 8, 8)
+    assert torch.equal(model.layer1[0](x), x)
+
+
+def test_the_average_is_the_headline_and_the_weights_stand_beside_it(small, workplace, command):
+    run = [*small, *ON, "data.holdout=30", "eval_every=2", "epochs=3", "deterministic=true"]
+    assert command("train.py", *run).status == 0
+    directory = only_run(workplace)
+    summary = json.loads((directory / "summary.json").read_text())
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["test_accuracy"] is None and "raw_test_accuracy" not in rows[0]
+    for key in ("test_accuracy", "raw_test_accuracy", "holdout_accuracy", "raw_holdout_accuracy"):
+        assert summary[key] == rows[-1][key] is not None
+    assert rows[-1]["raw_test_loss"] != rows[-1]["test_loss"]
+    evaluated = json.loads(command("val.py", f"checkpoint={directory}", "json=true").out)
+    assert evaluated["test_accuracy"] == summary["test_accuracy"]
+    assert evaluated["test_loss"] == summary["test_loss"]
+    assert evaluated["ema_decay"] == 0.9
+    shown = command("val.py", f"checkpoint={directory}").out
+    assert f"{summary['test_accuracy']:.2f} % (weights averaged, ema.decay=0.9)" in shown
+
+    # The same run without the average has the weights' figures for its headline.
+    plain = [o for o in run if not o.startswith("ema")]
+    assert command("train.py", *plain, "group=plain").status == 0
+    (other,) = (workplace / "results" / "runs" / "plain").iterdir()
+    beside = json.loads((other / "metrics.jsonl").read_text().splitlines()[-1])
+    assert "raw_test_accuracy" not in beside
+    for name in ("test_loss", "test_accuracy", "holdout_loss", "holdout_accuracy"):
+        assert rows[-1][f"raw_{name}"] == beside[name]
+
+
+def test_evaluation_keeps_every_examples_loss_and_prediction():
+    from engine.augment import Normalization
+    from engine.runtime import start_runtime
+    from tests.test_loop import pictures_of
+
+    split, runtime = pictures_of(1100), start_runtime("cpu", "fp32", 1, False, 0)
+    made = evaluate(make_plain(), split, Normalization.of(split.images), 10, runtime)
+    assert made.losses.shape == made.predictions.shape == (1100,)
+    assert float(made.losses.mean()) == pytest.approx(made.loss, rel=1e-5)
+    right = (made.predictions == split.labels).float().mean()
+    assert 100 * float(right) == pytest.approx(made.accuracy)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("loss.label_smoothing=1", "loss.label_smoothing=1: must be a number at least 0 and below"),
+        ("ema.decay=0", "ema.decay=0: must be a number above 0 and below 1 or null"),
+        ("model.zero_init_residual=1", "model.zero_init_residual=1: must be true or false"),
+    ],
+)
+def test_wrong_values_are_told(override, told):
+    from engine.parse import UserError
+
+    with pytest.raises(UserError) as raised:
+        config(override)
+    assert told in str(raised.value)
