@@ -21,6 +21,7 @@ def train(config: Config, overrides: list[str]) -> None:
     from engine.data import load_data
     from engine.loop import evaluate_splits, train_epoch
     from engine.memory import describe_memory
+    from engine.noise_scale import NoiseScale
     from engine.plan import make_plan
     from engine.record import Run
     from engine.runtime import facts, peak_memory_bytes, start_runtime
@@ -46,12 +47,13 @@ def train(config: Config, overrides: list[str]) -> None:
         optimizer = build_optimizer(config.optimizer, config.clip, model, plan.peak_lr)
         scheduler = build_scheduler(config.scheduler, plan, optimizer)
         ema = build_ema(config.ema, model)
+        noise = NoiseScale(runtime.device) if config.noise_scale else None
         run.found |= plan.rates() | facts(runtime)
         run.found["parameters"] = sum(p.numel() for p in model.parameters())
         diverged = False
         if config.resume and run.checkpoint.exists():
             saved = load_checkpoint(run.checkpoint, runtime.device)
-            saved.restore(model, optimizer, scheduler, ema)
+            saved.restore(model, optimizer, scheduler, ema, noise)
             run.history, diverged = saved.history, saved.diverged
             print(f"going on after epoch {saved.epoch} of {config.epochs}")
         run.start(plan.describe())
@@ -67,7 +69,7 @@ def train(config: Config, overrides: list[str]) -> None:
             title = f"epoch {epoch}/{config.epochs}"
             trained = train_epoch(
                 network, optimizer, scheduler, pictures, draws, plan, config.clip, runtime, title,
-                config.log_layers_every, config.loss.label_smoothing, ema,
+                config.log_layers_every, config.loss.label_smoothing, ema, noise,
             )  # fmt: skip
             diverged = trained.diverged
             measured = None
@@ -77,7 +79,7 @@ def train(config: Config, overrides: list[str]) -> None:
             run.record_epoch(row, trained)
             save_checkpoint(
                 run.checkpoint, config, data.classes, normalization, run.history, diverged,
-                model, optimizer, scheduler, ema,
+                model, optimizer, scheduler, ema, noise,
             )  # fmt: skip
         run.found["peak_memory_bytes"] = peak_memory_bytes(runtime.device)
         run.finish("diverged" if diverged else "completed", chance=100.0 / len(data.classes))

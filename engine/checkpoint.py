@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from engine.augment import Normalization
 from engine.config import Config
 from engine.files import write_atomically
+from engine.noise_scale import NoiseScale
 from engine.parse import UserError, key_error
 from schedulers import WarmupLR
 
@@ -39,6 +40,7 @@ class Checkpoint:
     scheduler: dict[str, Any]
     random_states: dict[str, Any]
     ema: dict[str, Any] | None
+    noise_scale: dict[str, Any] | None
 
     def restore(
         self,
@@ -46,6 +48,7 @@ class Checkpoint:
         optimizer: Optimizer,
         scheduler: WarmupLR,
         ema: AveragedModel | None = None,
+        noise: NoiseScale | None = None,
     ) -> None:
         """Put the state into freshly made objects; raise UserError where they do not fit."""
         self.restore_model(model)
@@ -56,6 +59,8 @@ class Checkpoint:
         scheduler.load_state_dict(self.scheduler)
         if ema is not None and self.ema is not None:
             ema.load_state_dict(self.ema)
+        if noise is not None and self.noise_scale is not None:
+            noise.load_state_dict(self.noise_scale)
         torch.set_rng_state(self.random_states["cpu"])
         if torch.cuda.is_available() and self.random_states["cuda"]:
             torch.cuda.set_rng_state_all(self.random_states["cuda"])
@@ -89,6 +94,7 @@ def save_checkpoint(
     optimizer: Optimizer,
     scheduler: WarmupLR,
     ema: AveragedModel | None = None,
+    noise: NoiseScale | None = None,
 ) -> None:
     """Write everything a resume needs; the file before stays until this one is whole."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -106,6 +112,7 @@ def save_checkpoint(
         "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
         "ema": None if ema is None else ema.state_dict(),
+        "noise_scale": None if noise is None else noise.state_dict(),
         "random_states": {"cpu": torch.get_rng_state(), "cuda": cuda},
     }
     # torch.save seeks, and a serialised buffer leaves one plain write to the disk.
@@ -145,6 +152,7 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
         optimizer=content["optimizer"],
         scheduler=content["scheduler"],
         ema=content.get("ema"),
+        noise_scale=content.get("noise_scale"),
         random_states={
             "cpu": states["cpu"].cpu(),
             "cuda": [state.cpu() for state in states["cuda"]],

@@ -191,6 +191,7 @@ class Config:
     scheduler: PolynomialConfig | MultistepConfig | OneCycleConfig | CosineConfig | ConstantConfig
     loss: LossConfig = LossConfig()
     ema: EMAConfig = EMAConfig()
+    noise_scale: bool = False
 
     @classmethod
     def from_hydra(cls, raw: Mapping[str, Any]) -> "Config":
@@ -258,6 +259,10 @@ def check_across_keys(config: Config) -> None:
     if ghost is not None and ghost > min(config.micro_batch, config.batch):
         allowed = f"must be at most micro_batch={config.micro_batch} and batch={config.batch}"
         raise key_error("model.ghost_batch", ghost, allowed)
+    if config.noise_scale and config.batch < 2 * (ghost or 1):
+        ghosts = "" if ghost is None else f" of model.ghost_batch={ghost} examples"
+        allowed = f"needs a batch of two groups{ghosts} or more, not batch={config.batch}"
+        raise key_error("noise_scale", True, allowed)
     if config.data.test_size == 0 and config.data.holdout == 0:
         allowed = "must be above 0 where data.test_size=0 leaves nothing else to evaluate on"
         raise key_error("data.holdout", 0, allowed)

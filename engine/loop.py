@@ -20,6 +20,7 @@ from tqdm import tqdm
 from engine.augment import EpochDraws, Normalization, TrainingPictures
 from engine.config import ClipConfig
 from engine.data import Dataset, Split
+from engine.noise_scale import NoiseEstimate, NoiseScale, estimates
 from engine.plan import Plan
 from engine.runtime import Runtime
 from lars import LARS
@@ -38,8 +39,8 @@ class TrainedEpoch:
     """An epoch's outcome; loss and accuracy are None where it diverged.
 
     loss: mean over the examples seen; accuracy: % of them; seconds: training steps alone;
-    last_step: optimizer steps since the start of the run; losses, rates, gradient_norms: one
-    value a step.
+    last_step: optimizer steps since the start of the run; losses, rates, gradient_norms, and noise
+    where it is estimated: one value a step.
     """
 
     loss: float | None
@@ -52,6 +53,7 @@ class TrainedEpoch:
     gradient_norms: list[float]
     diverged: bool
     layers: list[LayerStatistics]
+    noise: list[NoiseEstimate]
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,12 @@ def train_epoch(
     log_layers_every: int | None = None,
     label_smoothing: float = 0.0,
     ema: AveragedModel | None = None,
+    noise: NoiseScale | None = None,
 ) -> TrainedEpoch:
     """Train one pass over the split, the ragged last batch included.
 
     Every `log_layers_every` steps of the run, LARS' figures for each layer are kept. `ema` follows
-    the weights and buffers after each step.
+    the weights and buffers after each step, `noise` the gradients before it.
 
     An update is made from finite gradients only: on the CPU every step is checked before it, on
     CUDA the host looks every `CHECK_EVERY` steps, so as not to wait for the device at each.
@@ -106,6 +109,7 @@ def train_epoch(
     first_step = scheduler.last_epoch
     losses = torch.zeros(len(batches), device=runtime.device)
     norms = torch.zeros(len(batches), device=runtime.device)
+    noise_sums = torch.zeros(len(batches), 3, device=runtime.device)
     correct = torch.zeros((), dtype=torch.int64, device=runtime.device)
     rates = []
     layers: list[LayerStatistics] = []
@@ -115,13 +119,12 @@ def train_epoch(
     with progress(batches, title) as bar:
         for step, batch in enumerate(bar):
             optimizer.zero_grad()
-            for index in batch.split(plan.micro_batch_sizes(len(batch))):
-                images, labels = pictures.batch(index, draws)
-                loss, right = add_gradients(
-                    model, images, labels, len(batch), runtime, label_smoothing
-                )
-                losses[step] += loss
-                correct += right
+            sizes = plan.micro_batch_sizes(len(batch))
+            losses[step], right, first_norm = accumulate_gradients(
+                model, pictures, draws, batch, sizes, runtime, label_smoothing,
+                measured=parameters if noise is not None else (),
+            )  # fmt: skip
+            correct += right
             norms[step] = clip_gradients(parameters, clip if loop_clips else NO_CLIP)
             rates.append(float(optimizer.param_groups[0]["lr"]))
             last = step == len(batches) - 1
@@ -130,6 +133,8 @@ def train_epoch(
                 if not bool(torch.isfinite(losses[seen] + norms[seen]).all()):
                     diverged = True
                     break
+            if noise is not None:
+                noise_sums[step] = noise.update(first_norm, norms[step], sizes[0], len(batch))
             if isinstance(optimizer, LARS) and log_layers_every is not None:
                 optimizer.telemetry = (first_step + step + 1) % log_layers_every == 0
             optimizer.step()
@@ -157,33 +162,53 @@ def train_epoch(
         gradient_norms=norms.tolist()[:done],
         diverged=diverged,
         layers=layers,
+        noise=[] if noise is None else estimates(noise_sums[: done - diverged]),
     )
 
 
-def add_gradients(
+def accumulate_gradients(
     model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    batch: int,
+    pictures: TrainingPictures,
+    draws: EpochDraws,
+    batch: Tensor,
+    sizes: Sequence[int],
     runtime: Runtime,
     label_smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Add a micro-batch's share of the batch's mean gradient; return its loss' and the count right.
+    measured: Sequence[nn.Parameter] = (),
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Add the gradient of a batch's mean loss to p.grad, in passes of the given sizes.
 
-    A sum over the batch's own size weighs micro-batches by their examples.
+    Returns the mean loss, the count of examples classified right, and where parameters to measure
+    are given and there are several passes, the norm of the first pass' own mean gradient.
     """
-    with runtime.autocast():
-        logits = model(images)
-    loss = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=label_smoothing)
-    loss = loss / batch
-    loss.backward()
-    return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()
+    total = torch.zeros((), device=runtime.device)
+    correct = torch.zeros((), dtype=torch.int64, device=runtime.device)
+    first_norm = None
+    for place, index in enumerate(batch.split(list(sizes))):
+        images, labels = pictures.batch(index, draws)
+        with runtime.autocast():
+            logits = model(images)
+        # A sum over the batch's own size weighs micro-batches by their examples.
+        loss = F.cross_entropy(
+            logits.float(), labels, reduction="sum", label_smoothing=label_smoothing
+        )
+        loss = loss / len(batch)
+        loss.backward()
+        total += loss.detach()
+        correct += (logits.detach().argmax(dim=1) == labels).sum()
+        if measured and place == 0 and len(sizes) > 1:
+            first_norm = gradient_norm(measured) * (len(batch) / len(index))
+    return total, correct, first_norm
+
+
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return the norm of all gradients together, 0-d on their device."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], clip: ClipConfig) -> Tensor:
     """Clip by value, then by global norm; return the global norm before any clipping."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = gradient_norm(parameters)
     if clip.value is not None:
         torch.nn.utils.clip_grad_value_(parameters, clip.value)
     if clip.norm is not None:

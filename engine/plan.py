@@ -25,7 +25,8 @@ class Plan:
     """What a run will do. Rates are per optimizer step; `final_lr` is the last step's.
 
     min_lr: where the decay ends; decay_interval: steps between a multistep schedule's falls;
-    decay: the rate after warm-up as a formula.
+    decay: the rate after warm-up as a formula; min_passes: forward passes that a batch is split
+    into at least, where it has the examples.
     """
 
     train_examples: int
@@ -42,6 +43,7 @@ class Plan:
     min_lr: float = 0.0
     decay_interval: float = math.inf
     decay: str = ""
+    min_passes: int = 1
 
     def micro_batch_sizes(self, examples: int) -> list[int]:
         """Split a batch into forward passes of at most `micro_batch`, as even as can be.
@@ -50,12 +52,16 @@ class Plan:
         `micro_batch`; the last group, which takes a remainder in, may exceed it.
         """
         if self.ghost_batch is None:
-            passes = math.ceil(examples / self.micro_batch)
+            passes = max(math.ceil(examples / self.micro_batch), min(self.min_passes, examples))
             small, larger = divmod(examples, passes)
             return [small + 1] * larger + [small] * (passes - larger)
         sizes: list[int] = []
-        for group in group_sizes(examples, self.ghost_batch):
-            if sizes and sizes[-1] + group <= self.micro_batch:
+        groups = group_sizes(examples, self.ghost_batch)
+        most = self.micro_batch
+        if self.min_passes > 1:
+            most = min(most, math.ceil(len(groups) / self.min_passes) * self.ghost_batch)
+        for group in groups:
+            if sizes and sizes[-1] + group <= most:
                 sizes[-1] += group
             else:
                 sizes.append(group)
@@ -123,6 +129,8 @@ def make_plan(config: Config, train_examples: int) -> Plan:
         final_lr=peak_lr,
         min_lr=min_lr,
         decay_interval=decay_interval,
+        # The noise scale compares the first pass with the whole batch.
+        min_passes=2 if config.noise_scale else 1,
     )
     # The schedule's own formula gives the last rate; an optimizer of one number carries it.
     carrier = torch.optim.SGD([torch.zeros(1)], lr=peak_lr)

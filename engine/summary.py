@@ -3,6 +3,7 @@
 Where and when they are written is record.py's.
 """
 
+import dataclasses
 import json
 import math
 import shlex
@@ -50,6 +51,10 @@ def epoch_row(
         for name, split in (("test", raw.test), ("holdout", raw.holdout)):
             row[f"raw_{name}_loss"] = split.loss if split else None
             row[f"raw_{name}_accuracy"] = split.accuracy if split else None
+    if trained.noise:
+        row |= dataclasses.asdict(trained.noise[-1]) | {
+            "noise_scale": trained.noise[-1].noise_scale
+        }
     return row
 
 
@@ -64,6 +69,8 @@ def summarize(run: "Run", status: str) -> dict[str, Any]:
     extra = {}
     if config.ema.decay is not None:
         extra = {key: last.get(key) for key in ("raw_test_accuracy", "raw_holdout_accuracy")}
+    if config.noise_scale:
+        extra["noise_scale"] = last.get("noise_scale")
     return {
         "status": status,
         "run": run.name,
@@ -84,7 +91,6 @@ def summarize(run: "Run", status: str) -> dict[str, Any]:
         "best_test_accuracy": best.get("test_accuracy"),
         "best_epoch": best.get("epoch"),
         "holdout_accuracy": last.get("holdout_accuracy"),
-        **extra,
         "train_loss": last.get("train_loss"),
         "train_seconds": train_seconds,
         "wall_seconds": sum(row["wall_seconds"] for row in history),
@@ -92,6 +98,7 @@ def summarize(run: "Run", status: str) -> dict[str, Any]:
         "target_accuracy": config.target_accuracy,
         "command": command_of(run.overrides),
         "choices": choices(config),
+        **extra,
     } | run.found
 
 

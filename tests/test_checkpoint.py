@@ -43,6 +43,7 @@ def assert_same(left, right):
 TOOLBOX = [
     "optimizer=lars", "scheduler=onecycle", "scheduler.final_fraction=0.01", "ema.decay=0.9",
     "loss.label_smoothing=0.1", "model.zero_init_residual=true", "model.ghost_batch=8",
+    "noise_scale=true",
 ]  # fmt: skip
 
 
@@ -78,7 +79,7 @@ def test_a_stopped_and_resumed_run_equals_one_left_alone_to_the_bit(
     assert "going on after epoch 2 of 4" in resumed.out
 
     got = state_of(directory)
-    for key in ("model", "optimizer", "scheduler", "ema", "epoch"):
+    for key in ("model", "optimizer", "scheduler", "ema", "noise_scale", "epoch"):
         assert_same(got[0][key], expected[0][key])
     assert got[1] == expected[1]
 

@@ -40,6 +40,14 @@ def test_the_average_follows_weights_and_buffers_by_the_formula():
         assert torch.allclose(made[name], value, rtol=1e-12, atol=1e-12), name
 
 
+def test_the_average_moves_at_every_step_of_an_epoch():
+    model = make_plain()
+    ema = build_ema(EMAConfig(0.5), model)
+    trained(model, ema=ema)
+    assert int(ema.n_averaged) == 3
+    assert not torch.equal(ema.module.fc.weight, model.fc.weight)
+
+
 def test_without_a_decay_there_is_no_average():
     assert build_ema(EMAConfig(), make_plain()) is None
 

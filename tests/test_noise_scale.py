@@ -1,0 +1,149 @@
+import json
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from engine.config import ClipConfig
+from engine.noise_scale import SMOOTHING, NoiseEstimate, NoiseScale, estimates
+from engine.parse import UserError
+from engine.plan import make_plan
+from tests.test_checkpoint import only_run
+from tests.test_config import config
+from tests.test_loop import TrainingPictures, make_plain, pictures_of, trained
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("first", "whole"), [(16, 64), (8, 72), (32, 64)])
+def test_on_a_quadratic_the_estimate_is_within_a_tenth_of_the_exact_value(seed, first, whole):
+    # Loss (w - x)' H (w - x) / 2 of an example x: its gradient H (w - x) has mean H (w - mean) and
+    # covariance H C H, all known.
+    generator = torch.Generator().manual_seed(seed)
+    curvature = torch.rand(200, generator=generator) + 0.5
+    spread = torch.rand(200, generator=generator) + 0.5
+    mean = torch.randn(200, generator=generator)
+    weights = torch.nn.Parameter(mean + 0.3 * torch.randn(200, generator=generator))
+    with torch.no_grad():
+        trace = (curvature * spread).square().sum()
+        exact = float(trace / (curvature * (weights - mean)).square().sum())
+    assert 5 < exact < 50
+
+    noise = NoiseScale(CPU)
+    for _ in range(300):
+        x = mean + spread * torch.randn(whole, 200, generator=generator)
+        norms = []
+        for part in (x[:first], x):
+            loss = (curvature * (weights - part).square()).sum(1).mean() / 2
+            (gradient,) = torch.autograd.grad(loss, weights)
+            norms.append(gradient.norm())
+        sums = noise.update(*norms, first, whole)
+    (made,) = estimates(sums[None])
+    assert made.noise_scale == pytest.approx(exact, rel=0.1)
+    assert made.gradient_variance == pytest.approx(float(trace), rel=0.1)
+
+
+def reference(model, batches, first):
+    """The averages after each step by the formulas, from gradients taken one batch at a time."""
+    split = pictures_of(90)
+    from engine.augment import Normalization
+
+    pictures = TrainingPictures(split, Normalization.of(split.images), CPU)
+    draws = pictures.draw_epoch(0, 0)
+    weight = variance = squared = 0.0
+    expected = []
+    for batch, small in zip(draws.order.split(batches), first, strict=True):
+        squares = []
+        for index in (batch[:small], batch):
+            images, labels = pictures.batch(index, draws)
+            loss = F.cross_entropy(model(images), labels)
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+            squares.append(sum(float(g.double().square().sum()) for g in gradients))
+        b, whole = small, len(batch)
+        now_squared = (whole * squares[1] - b * squares[0]) / (whole - b)
+        now_variance = (squares[0] - squares[1]) / (1 / b - 1 / whole)
+        weight = SMOOTHING * weight + 1 - SMOOTHING
+        variance = SMOOTHING * variance + (1 - SMOOTHING) * now_variance
+        squared = SMOOTHING * squared + (1 - SMOOTHING) * now_squared
+        expected.append((variance / weight, squared / weight))
+    return expected
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "first"), [("micro_batch=1024", [20, 20, 5]), ("micro_batch=15", [14, 14, 5])]
+)
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_an_epoch_estimates_it_from_first_pass_and_batch(optimizer, micro_batch, first):
+    # At rate ~0 the weights stand still. Weight decay and clipping leave the estimate alone.
+    keys = [f"optimizer={optimizer}", "optimizer.lr_scaling=none", "optimizer.base_lr=1e-12"]
+    keys += ["optimizer.weight_decay=0.5", "noise_scale=true", micro_batch]
+    model, outcome = trained(
+        make_plain(), *keys, clip=ClipConfig(1e-3, 1e-4), noise=NoiseScale(CPU)
+    )
+    made = [(e.gradient_variance, e.gradient_squared) for e in outcome.noise]
+    expected = reference(model, 40, first)
+    assert len(made) == 3
+    for one, other in zip(made, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+
+
+def test_a_batch_takes_two_passes_at_least():
+    made = make_plan(config("noise_scale=true", "batch=100"), 1000)
+    assert made.micro_batch_sizes(100) == [50, 50]
+    assert made.micro_batch_sizes(1) == [1]
+    assert made.micro_batch_sizes(3) == [2, 1]
+    keys = ["noise_scale=true", "batch=400", "model.ghost_batch=100"]
+    made = make_plan(config(*keys), 1000)
+    assert made.micro_batch_sizes(400) == [200, 200]
+    assert made.micro_batch_sizes(370) == [200, 170]
+    assert made.micro_batch_sizes(250) == [100, 150]
+    assert made.micro_batch_sizes(150) == [150]
+    made = make_plan(config(*keys, "micro_batch=100"), 1000)
+    assert made.micro_batch_sizes(400) == [100] * 4
+    assert make_plan(config("batch=100"), 1000).micro_batch_sizes(100) == [100]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["batch=1"], "noise_scale=true: needs a batch of two groups or more, not batch=1"),
+        (
+            ["batch=100", "model.ghost_batch=64"],
+            "two groups of model.ghost_batch=64 examples or more, not batch=100",
+        ),
+        (["noise_scale=1"], "noise_scale=1: must be true or false"),
+    ],
+)
+def test_what_cannot_be_estimated_is_told(overrides, told):
+    with pytest.raises(UserError) as raised:
+        config("noise_scale=true", *overrides)
+    assert told in str(raised.value)
+
+
+def test_a_step_in_one_pass_changes_nothing():
+    noise = NoiseScale(CPU)
+    one = torch.tensor(2.0), torch.tensor(1.0)
+    before = noise.update(*one, 10, 20).clone()
+    assert torch.equal(noise.update(None, one[1], 20, 20), before)
+    (made,) = estimates(before[None])
+    assert made == NoiseEstimate(pytest.approx(60.0), pytest.approx(-2.0))
+    assert made.noise_scale is None  # noise outweighs the gradient
+    (made,) = estimates(NoiseScale(CPU).sums[None])
+    assert math.isnan(made.gradient_squared) and made.noise_scale is None
+
+
+def test_a_run_writes_it_and_one_without_it_does_not(small, workplace, command):
+    assert command("train.py", *small, "noise_scale=true").status == 0
+    directory = only_run(workplace)
+    summary = json.loads((directory / "summary.json").read_text())
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row["gradient_variance"] > 0
+        expected = row["gradient_variance"] / row["gradient_squared"]
+        assert row["noise_scale"] == (pytest.approx(expected) if expected > 0 else None)
+    assert summary["noise_scale"] == rows[-1]["noise_scale"]
+    assert command("train.py", *small, "group=without").status == 0
+    for path in (workplace / "results" / "runs" / "without").glob("*/*.json*"):
+        assert "noise_scale" not in path.read_text()
