@@ -56,9 +56,9 @@ def train(config: Config, overrides: list[str]) -> None:
             saved.restore(model, optimizer, scheduler, ema, noise)
             run.history, diverged = saved.history, saved.diverged
             print(f"going on after epoch {saved.epoch} of {config.epochs}")
-        run.start(plan.describe())
         normalization = Normalization.of(data.train.images)
         pictures = TrainingPictures(data.train, normalization, runtime.device)
+        run.start(plan.describe(), pictures.samples(config.seed, 64))
         network = runtime.compile(model) if config.compile else model
 
         for epoch in range(len(run.history) + 1, config.epochs + 1):
@@ -77,6 +77,8 @@ def train(config: Config, overrides: list[str]) -> None:
                 measured = evaluate_splits(network, ema, data, normalization, runtime)
             row = epoch_row(epoch, trained, measured, time.perf_counter() - started)
             run.record_epoch(row, trained)
+            if epoch == config.epochs and measured is not None and measured.test is not None:
+                run.record_mistakes(data, measured.test)
             save_checkpoint(
                 run.checkpoint, config, data.classes, normalization, run.history, diverged,
                 model, optimizer, scheduler, ema, noise,

@@ -84,11 +84,19 @@ class TrainingPictures:
 
     def batch(self, index: Tensor, draws: "EpochDraws") -> tuple[Tensor, Tensor]:
         """Return pictures float32 [B, 3, 32, 32], channels_last, and labels int64 [B]."""
+        return self.normalization.apply(self.augment(index, draws)), self.labels[index]
+
+    def augment(self, index: Tensor, draws: "EpochDraws") -> Tensor:
+        """Return pictures cropped and flipped as an epoch has drawn it, uint8 [B, H, W, 3]."""
         rows, columns = draws.crops[:, index]
         crops = self.windows[index, rows, columns].view(len(index), self.side, self.side, -1)
         flips = draws.flips[index].view(-1, 1, 1, 1)
-        pictures = torch.where(flips, crops.flip(2), crops)
-        return self.normalization.apply(pictures), self.labels[index]
+        return torch.where(flips, crops.flip(2), crops)
+
+    def samples(self, seed: int, count: int) -> Tensor:
+        """Return the first pictures of epoch 1 as training sees them, uint8 [B, H, W, 3]."""
+        draws = self.draw_epoch(seed, 1)
+        return self.augment(draws.order[:count], draws)
 
 
 @dataclass(frozen=True)

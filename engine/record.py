@@ -21,23 +21,18 @@ from engine.config import Config, run_name
 from engine.files import write_text_atomically
 from engine.parse import UserError, key_error
 from engine.runtime import is_out_of_memory
-from engine.summary import json_line, plain, read_json_lines, summarize
+from engine.summary import command_of, json_line, plain, read_json_lines, summarize
+from engine.tensorboard import write_epoch, write_mistakes, write_outcome, write_start
 
 if TYPE_CHECKING:
-    from engine.loop import TrainedEpoch
+    from torch import Tensor
+
+    from engine.data import Dataset
+    from engine.loop import Evaluated, TrainedEpoch
 
 RESULTS = Path("results")
 OUT_OF_MEMORY = "the run does not fit into memory; a smaller micro_batch needs less"
 FINISHED = ("completed", "diverged")
-TENSORBOARD_TAGS = {
-    "accuracy/train": "train_accuracy",
-    "accuracy/test": "test_accuracy",
-    "accuracy/holdout": "holdout_accuracy",
-    "accuracy/raw_test": "raw_test_accuracy",
-    "loss/train_epoch": "train_loss",
-    "loss/test": "test_loss",
-    "speed/images_per_second": "images_per_second",
-}
 
 
 def runs_directory(group: str) -> Path:
@@ -194,10 +189,11 @@ class Run:
         trainer = holder(self.directory) or "another process"
         raise RunBusy(f"run {self.directory}: is being trained by {trainer}")
 
-    def start(self, plan: str) -> None:
+    def start(self, plan: str, pictures: "Tensor") -> None:
         """Bring the records to where the run goes on from: after the epochs of `history`.
 
         Without a history the run starts afresh, and what an earlier one left is removed.
+        pictures: a few as training sees them, uint8 [N, H, W, 3].
         """
         # Files with a dot before their name are the halves that a killed process left.
         leftovers = [self.directory / "summary.json", self.log, *self.directory.glob(".*.*")]
@@ -214,39 +210,28 @@ class Run:
         self.writer = SummaryWriter(str(self.directory), purge_step=done + 1)
         if not self.history:
             configuration = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
-            for tag, text in (("plan", plan), ("configuration", configuration)):
-                self.writer.add_text(tag, "    " + text.replace("\n", "\n    "), 0)
+            write_start(self.writer, command_of(self.overrides), plan, configuration, pictures)
 
     def record_epoch(self, row: dict[str, Any], trained: "TrainedEpoch") -> None:
         """Add an epoch to the history, metrics.jsonl and TensorBoard."""
         self.history.append(row)
         with open(self.directory / "metrics.jsonl", "a") as file:
             file.write(json_line(row))
-        per_step = {
-            "loss/train": trained.losses,
-            "rate/learning_rate": trained.rates,
-            "gradient/norm": trained.gradient_norms,
-        }
-        for tag, values in per_step.items():
-            # About twenty points an epoch draw the curve; every step would swamp the file.
-            stride = max(1, len(values) // 20)
-            for place in range((len(values) - 1) % stride, len(values), stride):
-                step = trained.last_step - len(values) + 1 + place
-                self.writer.add_scalar(tag, values[place], step)
-        for step, layers in trained.layers:
-            for layer, figures in layers.items():
-                for name, value in figures.items():
-                    self.writer.add_scalar(f"{name}/{layer}", float(value), step)
-        for tag, key in TENSORBOARD_TAGS.items():
-            if row.get(key) is not None:
-                self.writer.add_scalar(tag, row[key], trained.last_step)
+        write_epoch(self.writer, row, trained)
         self.writer.flush()
+
+    def record_mistakes(self, data: "Dataset", tested: "Evaluated") -> None:
+        """Show in TensorBoard what the final model gets most wrong on the test split."""
+        step = self.history[-1]["step"]
+        write_mistakes(self.writer, data.test, data.classes, tested, step)
 
     def finish(self, status: str, error: str | None = None, chance: float | None = None) -> None:
         """Write summary.json, the last of a run's files; a diverged run's accuracy is `chance`."""
         summary = summarize(self, status) | {"error": error}
         if status == "diverged":
             summary["test_accuracy"] = chance
+        if status in FINISHED and self.writer is not None:
+            write_outcome(self.writer, summary["choices"], summary)
         text = json.dumps(plain(summary), indent=2, allow_nan=False)
         write_text_atomically(self.directory / "summary.json", text + "\n")
 

@@ -1,0 +1,157 @@
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.util.tensor_util import make_ndarray
+
+from engine.augment import Normalization, TrainingPictures
+from engine.data import Split
+from engine.loop import Evaluated
+from engine.tensorboard import GRID_COLUMNS, LAYOUT, MISTAKES, make_grid, worst_mistakes
+from tests.test_checkpoint import only_run
+from tests.test_loop import pictures_of
+
+
+@pytest.fixture
+def events(small, workplace, command):
+    """The events of one run with everything on, and its summary."""
+    run = [*small, "optimizer=lars", "ema.decay=0.9", "noise_scale=true", "log_layers_every=3"]
+    assert command("train.py", *run, "data.holdout=30", "batch=30").status == 0
+    directory = only_run(workplace)
+    assert len(list(directory.glob("events.out.tfevents.*"))) == 1
+    everything = {"tensors": 0, "scalars": 0, "images": 0}
+    made = EventAccumulator(str(directory), size_guidance=everything).Reload()
+    return made, json.loads((directory / "summary.json").read_text())
+
+
+def text_of(events, tag):
+    (event,) = events.Tensors(f"{tag}/text_summary")
+    return make_ndarray(event.tensor_proto)[0].decode()
+
+
+def test_every_curve_has_its_tag_and_the_layout_finds_it(events):
+    import re
+
+    made, summary = events
+    tags = set(made.Tags()["scalars"])
+    layers = {"conv1.weight", "bn1.weight", "layer3.0.conv2.weight", "fc.weight", "fc.bias"}
+    groups = ("trust_ratio", "effective_rate", "weight_norm", "gradient_norm")
+    assert {f"{group}/{layer}" for group in groups for layer in layers} <= tags
+    assert tags >= {
+        "accuracy/train", "accuracy/test", "accuracy/holdout", "accuracy/raw_test",
+        "accuracy/raw_holdout", "loss/train", "loss/train_epoch", "loss/test",
+        "rate/learning_rate", "gradient/norm", "noise/gradient_variance",
+        "noise/gradient_squared", "speed/images_per_second",
+    }  # fmt: skip
+    assert [e.step for e in made.Scalars("loss/train")] == [1, 2, 3, 4, 5, 6]
+    assert [e.step for e in made.Scalars("trust_ratio/conv1.weight")] == [3, 6]
+    assert made.Scalars("accuracy/test")[-1].value == pytest.approx(summary["test_accuracy"])
+    (event,) = made.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(make_ndarray(event.tensor_proto).item())
+    assert [category.title for category in layout.category] == list(LAYOUT)
+    for category in layout.category:
+        for chart in category.chart:
+            for pattern in chart.multiline.tag:
+                noise = pattern == "noise/scale"  # may be undefined in so few steps
+                assert noise or any(re.fullmatch(pattern, tag) for tag in tags), pattern
+
+
+def test_hparams_compare_runs_by_choices_accuracy_and_time(events):
+    made, summary = events
+    content = made.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    chosen = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert chosen["batch"].number_value == 30
+    assert chosen["optimizer.name"].string_value == "lars"
+    assert chosen["peak_lr"].number_value == pytest.approx(summary["peak_lr"])
+    for key in ("test_accuracy", "train_seconds"):
+        (event,) = made.Scalars(f"outcome/{key}")
+        assert event.value == pytest.approx(summary[key])
+
+
+def test_cards_tell_command_and_plan_and_the_worst_mistakes(events):
+    made, summary = events
+    card = text_of(made, "run")
+    assert summary["command"] in card and "    rates     first" in card
+    assert "batch: 30" in text_of(made, "configuration")
+    mistakes = text_of(made, "worst_mistakes")
+    wrong = 30 - round(0.3 * summary["test_accuracy"])
+    assert mistakes.count("\n") == 1 + wrong and "| true | predicted |" in mistakes
+
+
+def test_the_augmented_pictures_are_the_first_that_training_sees(events, tree):
+    from engine.config import DataConfig
+    from engine.data import load_data
+
+    made, _ = events
+    (event,) = made.Images("pictures/augmented")
+    shown = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
+    train = load_data(DataConfig("image_folder", str(tree), None, 30, None, None)).train
+    normalization = Normalization.of(train.images)
+    pictures = TrainingPictures(train, normalization, torch.device("cpu"))
+    draws = pictures.draw_epoch(0, 1)
+    images, _ = pictures.batch(draws.order[:64], draws)
+    mean, std = torch.tensor(normalization.mean), torch.tensor(normalization.std)
+    pixels = (images.permute(0, 2, 3, 1) * std + mean) * 255
+    for place in (0, 9, 63):
+        top, left = (2 + 66 * part for part in divmod(place, GRID_COLUMNS))
+        cell = shown[top : top + 64 : 2, left : left + 64 : 2]
+        assert np.abs(cell - pixels[place].numpy()).max() < 0.6
+
+
+def test_the_worst_mistakes_are_those_of_highest_loss():
+    labels = torch.zeros(100, dtype=torch.int64)
+    predictions = (torch.arange(100) % 2).long()  # every second one is right
+    losses = torch.arange(100).float()
+    made = worst_mistakes(labels, Evaluated(0.0, 0.0, [], losses, predictions))
+    assert made.tolist() == list(range(99, 99 - 2 * MISTAKES, -2))
+    assert not len(worst_mistakes(labels, Evaluated(0.0, 0.0, [], losses, labels)))
+
+
+def test_a_grid_holds_every_picture_in_rows():
+    images = torch.randint(0, 250, (11, 4, 5, 3), dtype=torch.uint8)
+    grid = make_grid(images, scale=3, border=1)
+    assert grid.shape == (2 * 13 + 1, 8 * 16 + 1, 3)
+    assert torch.equal(grid[14:26:3, 33:48:3], images[10])
+    assert (grid[14:, 49:] == 255).all()
+    assert make_grid(images[:2]).shape == (12, 26, 3)
+
+
+def test_a_run_that_resumes_keeps_its_cards_and_writes_its_outcome(
+    small, workplace, command, monkeypatch
+):
+    import engine.record
+
+    finish = engine.record.Run.finish
+    stopped = []
+
+    def stop(self, status, **rest):
+        if status == "completed" and not stopped:
+            stopped.append(status)
+            raise KeyboardInterrupt
+        finish(self, status, **rest)
+
+    monkeypatch.setattr(engine.record.Run, "finish", stop)
+    assert command("train.py", *small).status == 130
+    assert command("train.py", *small).status == 0
+    made = EventAccumulator(str(only_run(workplace))).Reload()
+    assert len(made.Scalars("outcome/test_accuracy")) == 1
+    assert "rates     first" in text_of(made, "run")
+    assert "pictures/worst_mistakes" in made.Tags()["images"] or "no mistakes" in text_of(
+        made, "worst_mistakes"
+    )
+
+
+def test_samples_draw_nothing_from_the_runs_own_stream():
+    split = pictures_of(20)
+    pictures = TrainingPictures(
+        Split(split.images, split.labels), Normalization.of(split.images), torch.device("cpu")
+    )
+    before = torch.get_rng_state()
+    assert pictures.samples(0, 64).shape == (20, 32, 32, 3)
+    assert torch.equal(torch.get_rng_state(), before)
