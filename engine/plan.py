@@ -185,3 +185,8 @@ def first_and_peak_rate(config: Config) -> tuple[float, float]:
     if isinstance(scheduler, OneCycleConfig) and scheduler.start_fraction is not None:
         first = scheduler.start_fraction * peak
     return first, peak
+
+
+def base_lr_for(config: Config, peak_lr: float) -> float:
+    """Return the `optimizer.base_lr` whose peak is the given rate: every rule is a multiple."""
+    return peak_lr * config.optimizer.base_lr / first_and_peak_rate(config)[1]

@@ -1,0 +1,136 @@
+"""Find a learning rate by a range test: one short run whose rate grows at every step.
+
+    python -m scripts.lr_range optimizer=lars batch=4096 model=resnet20
+
+Takes the keys of train.py, and prints a rate between where the loss falls fastest and where it is
+lowest, as the optimizer.base_lr that has it for its peak under the scaling in force. Its own keys:
+
+    range.low      the first rate; null: the recipe's peak / 1000          [null]
+    range.high     the last rate; null: the recipe's peak x 100            [null]
+    range.steps    optimizer steps from low to high                        [100]
+    range.most     stop where the smoothed loss is so many times its best  [4]
+
+group is lr_range unless it is given: results/<group> gets <run>.png and <run>.json. The test split
+is never looked at, and nothing is kept of the weights.
+"""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from engine.cli import exit_status, read_command_line
+from engine.config import Config, Positive, run_name
+from engine.parse import Range, UserError, key_error, parse
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The test's own keys."""
+
+    low: Positive | None = None
+    high: Positive | None = None
+    steps: Annotated[int, Range(low=20)] = 100
+    most: Annotated[float, Range(low=1, low_open=True)] = 4.0
+
+
+def main() -> int:
+    """Run the test, write and tell what it found; return the exit status."""
+    given = sys.argv[1:]
+    if {"--help", "-h"} & set(given):
+        print((__doc__ or "").strip())
+        return 0
+    arguments = parse(Arguments, own_keys([g for g in given if g.startswith("range.")]), "range.")
+    asked = [g for g in given if not g.startswith(("range.", "group="))]
+    # An experiment's own group is for its results.
+    group = next((g for g in given if g.startswith("group=")), "group=lr_range")
+    sys.argv = [sys.argv[0], *asked, group]
+    command = read_command_line("train", Config)
+    if command.jobs is None or command.multirun:
+        raise UserError("scripts.lr_range: tests one choice of keys at a time; see --help")
+    config = command.jobs[0].config
+    if config.plan:
+        raise key_error("plan", True, "scripts.lr_range has no dry run")
+    search(config, arguments, shlex.join(["python", "-m", "scripts.lr_range", *given]))
+    return 0
+
+
+def own_keys(given: list[str]) -> dict[str, Any]:
+    """Read range.* arguments as plain values."""
+    try:
+        plain: Any = OmegaConf.to_container(OmegaConf.from_dotlist(given))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"{' '.join(given)}: must be range.key=value") from error
+    return dict(plain.get("range", {}))
+
+
+def search(config: Config, arguments: Arguments, command: str) -> None:
+    """Run the test of one configuration, and write what it found."""
+    from engine.augment import Normalization, TrainingPictures
+    from engine.build import build_model, build_optimizer
+    from engine.data import load_data
+    from engine.lr_range import growing_rates, run_range_test, write_range
+    from engine.plan import base_lr_for, make_plan
+    from engine.record import RESULTS
+    from engine.report import cannot_write
+    from engine.runtime import facts, start_runtime
+
+    runtime = start_runtime(
+        config.device, config.precision, config.threads, config.deterministic, config.seed
+    )
+    data = load_data(config.data)
+    plan = make_plan(config, len(data.train))
+    low = plan.peak_lr / 1000 if arguments.low is None else arguments.low
+    high = plan.peak_lr * 100 if arguments.high is None else arguments.high
+    if high <= low:
+        raise key_error("range.high", high, f"must be above range.low={low:g}")
+    model = build_model(config.model, len(data.classes)).to(runtime.device)
+    model.to(memory_format=runtime.memory_format)
+    optimizer = build_optimizer(config.optimizer, config.clip, model, plan.peak_lr)
+    normalization = Normalization.of(data.train.images)
+    pictures = TrainingPictures(data.train, normalization, runtime.device)
+    rates = growing_rates(low, high, arguments.steps)
+    made = run_range_test(
+        model, optimizer, pictures, plan, config.clip, runtime, config.seed, rates,
+        arguments.most, config.loss.label_smoothing,
+    )  # fmt: skip
+    if len(made.rates) < 10:
+        raise key_error("range.low", low, f"must be lower: after {len(made.rates)} steps "
+                        f"{made.stopped}")  # fmt: skip
+    peak, steepest = made.suggested(), made.steepest()
+    if peak is None or steepest is None:
+        raise key_error("range.high", high, f"must be higher: the loss never fell from {low:g} on")
+    base_lr = float(f"{base_lr_for(config, peak):.3g}")
+    found = {
+        "suggested_base_lr": base_lr,
+        "suggested_peak_lr": peak,
+        "lr_scaling": config.optimizer.lr_scaling,
+        "model": config.model.name,
+        "data": config.data.name,
+        "optimizer": config.optimizer.name,
+        "batch": config.batch,
+        "seed": config.seed,
+        "command": command,
+    } | facts(runtime)
+    folder = RESULTS / config.group
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = write_range(folder / run_name(config), made, found)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    print(
+        f"tried     {made.rates[0]:.3g} to {made.rates[-1]:.3g} in {len(made.rates)} steps: "
+        f"{made.stopped}\n"
+        f"loss      falls fastest at {made.rates[steepest]:.3g}, is lowest at {made.rates[made.lowest()]:.3g}\n"
+        f"written   " + "\n          ".join(map(str, paths)) + "\n"
+        f"a peak of {peak:.3g} at batch {config.batch}, lr_scaling={config.optimizer.lr_scaling}:\n"
+        f"optimizer.base_lr={base_lr:g}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
