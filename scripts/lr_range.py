@@ -17,7 +17,7 @@ is never looked at, and nothing is kept of the weights.
 import shlex
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -26,6 +26,12 @@ from omegaconf.errors import OmegaConfBaseException
 from engine.cli import exit_status, read_command_line
 from engine.config import Config, Positive, run_name
 from engine.parse import Range, UserError, key_error, parse
+
+if TYPE_CHECKING:
+    from engine.lr_range import RangeTest
+
+# A curve of fewer points has no shape.
+FEWEST_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ def main() -> int:
     asked = [g for g in given if not g.startswith(("range.", "group="))]
     # An experiment's own group is for its results.
     group = next((g for g in given if g.startswith("group=")), "group=lr_range")
-    sys.argv = [sys.argv[0], *asked, group]
+    sys.argv = [sys.argv[0], group, *asked]
     command = read_command_line("train", Config)
     if command.jobs is None or command.multirun:
         raise UserError("scripts.lr_range: tests one choice of keys at a time; see --help")
@@ -69,14 +75,12 @@ def own_keys(given: list[str]) -> dict[str, Any]:
 
 
 def search(config: Config, arguments: Arguments, command: str) -> None:
-    """Run the test of one configuration, and write what it found."""
+    """Run the test of one configuration, and write and tell what it found."""
     from engine.augment import Normalization, TrainingPictures
     from engine.build import build_model, build_optimizer
     from engine.data import load_data
-    from engine.lr_range import growing_rates, run_range_test, write_range
-    from engine.plan import base_lr_for, make_plan
-    from engine.record import RESULTS
-    from engine.report import cannot_write
+    from engine.lr_range import growing_rates, run_range_test
+    from engine.plan import make_plan
     from engine.runtime import facts, start_runtime
 
     runtime = start_runtime(
@@ -98,38 +102,50 @@ def search(config: Config, arguments: Arguments, command: str) -> None:
         model, optimizer, pictures, plan, config.clip, runtime, config.seed, rates,
         arguments.most, config.loss.label_smoothing,
     )  # fmt: skip
-    if len(made.rates) < 10:
-        raise key_error("range.low", low, f"must be lower: after {len(made.rates)} steps "
-                        f"{made.stopped}")  # fmt: skip
-    peak, steepest = made.suggested(), made.steepest()
-    if peak is None or steepest is None:
+    if len(made.rates) < FEWEST_STEPS:
+        allowed = f"must be lower: after {len(made.rates)} steps {made.stopped}"
+        raise key_error("range.low", low, allowed)
+    peak = made.suggested()
+    if peak is None:
         raise key_error("range.high", high, f"must be higher: the loss never fell from {low:g} on")
+    print(suggest(config, made, peak, {"command": command} | facts(runtime)))
+
+
+def suggest(config: Config, made: "RangeTest", peak: float, facts: dict[str, Any]) -> str:
+    """Write plot and numbers; return what to print, the line to paste last."""
+    from engine.lr_range import write_range
+    from engine.plan import base_lr_for
+    from engine.record import RESULTS
+    from engine.report import cannot_write
+
     base_lr = float(f"{base_lr_for(config, peak):.3g}")
+    scaling = config.optimizer.lr_scaling
     found = {
         "suggested_base_lr": base_lr,
         "suggested_peak_lr": peak,
-        "lr_scaling": config.optimizer.lr_scaling,
+        "lr_scaling": scaling,
         "model": config.model.name,
         "data": config.data.name,
         "optimizer": config.optimizer.name,
         "batch": config.batch,
         "seed": config.seed,
-        "command": command,
-    } | facts(runtime)
+    } | facts
     folder = RESULTS / config.group
     try:
         folder.mkdir(parents=True, exist_ok=True)
         paths = write_range(folder / run_name(config), made, found)
     except OSError as error:
         raise cannot_write(folder, error) from error
-    print(
+    steepest, lowest = made.rates[made.steepest() or 0], made.rates[made.lowest()]
+    lines = [
         f"tried     {made.rates[0]:.3g} to {made.rates[-1]:.3g} in {len(made.rates)} steps: "
-        f"{made.stopped}\n"
-        f"loss      falls fastest at {made.rates[steepest]:.3g}, is lowest at {made.rates[made.lowest()]:.3g}\n"
-        f"written   " + "\n          ".join(map(str, paths)) + "\n"
-        f"a peak of {peak:.3g} at batch {config.batch}, lr_scaling={config.optimizer.lr_scaling}:\n"
-        f"optimizer.base_lr={base_lr:g}"
-    )
+        f"{made.stopped}",
+        f"loss      falls fastest at {steepest:.3g}, is lowest at {lowest:.3g}",
+        *(f"written   {path}" for path in paths),
+        f"a peak of {peak:.3g} at batch {config.batch}, optimizer.lr_scaling={scaling}:",
+        f"optimizer.base_lr={base_lr:g}",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

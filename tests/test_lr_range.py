@@ -73,7 +73,7 @@ def test_each_step_is_taken_at_its_rate():
     for rate, (batch, draws) in zip(rates, endless_batches(pictures, 40, 0), strict=False):
         images, labels = pictures.batch(batch, draws)
         loss = torch.nn.functional.cross_entropy(reference(images), labels)
-        losses.append(float(loss))
+        losses.append(loss.item())
         for p, g in zip(
             reference.parameters(), torch.autograd.grad(loss, reference.parameters()), strict=True
         ):
