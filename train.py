@@ -18,7 +18,7 @@ def train(config: Config, overrides: list[str]) -> None:
     from engine.augment import Normalization, TrainingPictures
     from engine.build import build_model, build_optimizer, build_scheduler
     from engine.checkpoint import load_checkpoint, save_checkpoint
-    from engine.data import load_data
+    from engine.data import load_data, plan_data
     from engine.loop import evaluate, train_epoch
     from engine.memory import describe_memory
     from engine.plan import make_plan
@@ -33,7 +33,7 @@ def train(config: Config, overrides: list[str]) -> None:
     runtime = start_runtime(
         config.device, config.precision, config.threads, config.deterministic, config.seed
     )
-    data = load_data(config.data)
+    data = plan_data(config.data) if config.plan else load_data(config.data)
     plan = make_plan(config, len(data.train))
     print(f"run       {run.directory}\n{plan.describe()}", flush=True)
     if config.plan:

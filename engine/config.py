@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal
 from engine.parse import Range, key_error, parse
 
 Count = Annotated[int, Range(low=1)]
+# No machine gains by more, and torch dies where the system grants no more threads.
+Threads = Annotated[int, Range(low=1, high=1024)]
 # Seeds enter a 64-bit hash; the bound keeps them printable and exact in JSON readers.
 Seed = Annotated[int, Range(low=0, high=2**53)]
 NotNegative = Annotated[float, Range(low=0)]
@@ -150,7 +152,7 @@ class Config:
     seed: Seed
     group: str
     device: Literal["auto", "cpu", "cuda", "mps"]
-    threads: Count | None
+    threads: Threads | None
     precision: Literal["auto", "fp32", "bf16"]
     compile: bool
     deterministic: bool
@@ -190,7 +192,7 @@ class EvaluationConfig:
 
     checkpoint: str | None
     device: Literal["auto", "cpu", "cuda", "mps"]
-    threads: Count | None
+    threads: Threads | None
     json: bool
     data: EvaluationDataConfig
 

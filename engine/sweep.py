@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from engine.cli import CommandLine, Job
 from engine.config import Config
-from engine.data import load_data
+from engine.data import load_data, plan_data
 from engine.launch import Task, launch_jobs
 from engine.parse import UserError
 from engine.plan import make_plan
@@ -32,8 +32,10 @@ def run_sweep(command: CommandLine, task: Task) -> int:
     Raises UserError, before anything is made, where any of the runs cannot be.
     """
     jobs = list({Run(job.config).directory: job for job in command.jobs or []}.values())
-    plans = [make_plan(job.config, len(load_data(job.config.data).train)) for job in jobs]
-    if any(job.config.plan for job in jobs):
+    planned = any(job.config.plan for job in jobs)
+    read = plan_data if planned else load_data
+    plans = [make_plan(job.config, len(read(job.config.data).train)) for job in jobs]
+    if planned:
         for job, plan in zip(jobs, plans, strict=True):
             print(f"{Run(job.config).name}\n{plan.describe()}\n")
         return 0

@@ -58,6 +58,7 @@ MISTAKES = [
     ("scheduler.warmup_epochs=3", "scheduler.warmup_epochs=3: must be at most epochs=2"),
     ("scheduler.min_lr=1", "scheduler.min_lr=1: must be at most the peak rate"),
     ("scheduler.warmup_multiplier=2", "scheduler.warmup_multiplier=2: needs"),
+    ("threads=1025", "threads=1025: must be"),
     ("data.holdout=120", "data.holdout=120: must leave training images"),
     ("data.train_size=121", "data.train_size=121: must be at most 120"),
     ("data.test_size=1000", "data.test_size=1000: must be at most 30"),
@@ -233,6 +234,15 @@ def test_a_plan_trains_and_writes_nothing(small, workplace, command):
     assert outcome.status == 0
     assert "16 = 2 epochs x 8" in outcome.out
     assert files_below(workplace) == before
+    assert not list(Path(small[1].partition("=")[2]).glob(".decoded*")), "no cache either"
+
+
+@pytest.mark.parametrize("source", ["cifar10", "cifar100", "synthetic"])
+def test_a_plan_neither_downloads_nor_draws(workplace, command, source):
+    outcome = command("train.py", f"data={source}", "model=resnet8", "plan=true", "data.holdout=80")
+    assert outcome.status == 0, outcome.err
+    assert "49920 training images" in outcome.out and "memory    about" in outcome.out
+    assert not files_below(workplace)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
