@@ -76,7 +76,8 @@ def read_command_line(config_name: str, config_type: Any) -> CommandLine:
     register_resolvers()
     parser = get_args_parser()
     parser.error = _refuse_flags  # type: ignore[method-assign]
-    flags = parser.parse_args()
+    # Intermixed: the flags may stand anywhere among the overrides.
+    flags = parser.parse_intermixed_args()
     for name in ("experimental_rerun", "config_name", "config_path"):
         if getattr(flags, name) is not None:
             raise UserError(f"--{name.replace('_', '-')}: not used here; see --help for the keys")
@@ -89,6 +90,8 @@ def read_command_line(config_name: str, config_type: Any) -> CommandLine:
         if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.cfg:
             if flags.cfg:
                 _compose(config_name, config_type, overrides)
+            # Hydra wants all overrides in one place.
+            sys.argv[1:] = [a for a in sys.argv[1:] if a not in overrides] + overrides
             return CommandLine(None, False, [])
         _check_grammar(overrides)
         for override in overrides:

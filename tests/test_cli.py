@@ -224,6 +224,13 @@ def test_help_answers_without_torch(script, tmp_path):
     assert script in made.stdout and list(tmp_path.iterdir()) == []
 
 
+def test_flags_may_stand_anywhere(small, workplace, command):
+    outcome = command("train.py", *small, "-m", "batch=16,32", "plan=true")
+    assert outcome.status == 0 and "b16" in outcome.out and "b32" in outcome.out
+    outcome = command("train.py", "batch=16", "--cfg", "job", "seed=7")
+    assert outcome.status == 0 and "batch: 16" in outcome.out and "seed: 7" in outcome.out
+
+
 def test_a_plan_trains_and_writes_nothing(small, workplace, command):
     before = files_below(workplace)
     outcome = command("train.py", *small, "plan=true")
