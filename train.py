@@ -41,6 +41,11 @@ def train(config: Config, overrides: list[str]) -> None:
         return
 
     with run.open(overrides):
+        if config.resume and run.finished():
+            # Another process had it until a moment ago.
+            print(run.describe())
+            return
+        normalization = Normalization.of(data.train.images)
         model = build_model(config.model, len(data.classes)).to(runtime.device)
         model.to(memory_format=runtime.memory_format)
         optimizer = build_optimizer(config.optimizer, config.clip, model, plan.peak_lr)
@@ -50,11 +55,11 @@ def train(config: Config, overrides: list[str]) -> None:
         diverged = False
         if config.resume and run.checkpoint.exists():
             saved = load_checkpoint(run.checkpoint, runtime.device)
+            saved.check_data(data.classes, normalization)
             saved.restore(model, optimizer, scheduler)
             run.history, diverged = saved.history, saved.diverged
             print(f"going on after epoch {saved.epoch} of {config.epochs}")
         run.start(plan.describe())
-        normalization = Normalization.of(data.train.images)
         pictures = TrainingPictures(data.train, normalization, runtime.device)
         network = runtime.compile(model) if config.compile else model
 

@@ -5,6 +5,7 @@ job of a sweep is composed and checked first, its errors are put on one line wit
 and nothing is made by then. Imports no torch: `--help` and mistakes answer at once.
 """
 
+import errno
 import os
 import re
 import sys
@@ -61,6 +62,12 @@ def exit_status(command: Callable[[], int]) -> int:
         # The reader of our output left, as `| head` does; there is nobody left to tell.
         sys.stdout = open(os.devnull, "w")
         return 141
+    except OSError as error:
+        # A disk that is full or gone is nobody's mistake, and no traceback helps.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            raise
+        print(f"error: {error}; the same command goes on once there is room", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -95,12 +102,16 @@ def read_command_line(config_name: str, config_type: Any) -> CommandLine:
             return CommandLine(None, False, [])
         _check_grammar(overrides)
         for override in overrides:
+            if match := re.match(r"hydra\.(launcher)=(.*)", override):
+                raise UserError(f"{override}: write hydra/{match[1]}={match[2]}")
             if re.match(r"[+~]*hydra[./]sweeper", override):
                 raise UserError(
                     f"{override}: not used here; -m trains every combination, scripts.tune searches"
                 )
         lists = _split(overrides) if flags.multirun else [overrides]
         jobs = [_make_job(config_name, config_type, job) for job in lists]
+    if not jobs:
+        raise UserError(f"{' '.join(overrides)}: a sweep over no values")
     hydra_overrides = [o for o in overrides if _is_hydras(o)]
     return CommandLine(jobs, flags.multirun, hydra_overrides)
 
@@ -168,7 +179,9 @@ def _check_grammar(overrides: list[str]) -> None:
         try:
             OverridesParser.create().parse_overrides([override])
         except HydraException as error:
-            raise UserError(f"{override}: must be key=value, without blanks") from error
+            raise UserError(
+                f"{override}: must be key=value, what is not plain in quotes: 'key=\"a ~b\"'"
+            ) from error
 
 
 def _split(overrides: list[str]) -> list[list[str]]:

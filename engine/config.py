@@ -6,9 +6,11 @@ derived number (plan.py). Imports no torch, so that `--help` and a typing mistak
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -270,6 +272,21 @@ def _flatten(config: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
             yield from _flatten(value, f"{prefix}{field.name}.")
         elif field.default is dataclasses.MISSING or value != field.default:
             yield prefix + field.name, value
+
+
+@functools.cache
+def default_choices(kind: Any = None, prefix: str = "") -> dict[str, Any]:
+    """Return the values that `choices` leaves out, by dotted key."""
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(kind or Config)
+    for field in dataclasses.fields(kind or Config):
+        parts = [hints[field.name], *typing.get_args(hints[field.name])]
+        if field.default is not dataclasses.MISSING:
+            found[prefix + field.name] = field.default
+        for part in parts:
+            if isinstance(part, type) and dataclasses.is_dataclass(part):
+                found |= default_choices(part, f"{prefix}{field.name}.")
+    return found
 
 
 def run_name(config: Config) -> str:

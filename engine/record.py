@@ -21,7 +21,7 @@ from engine.config import Config, run_name
 from engine.files import write_text_atomically
 from engine.parse import UserError, key_error
 from engine.runtime import is_out_of_memory
-from engine.summary import json_line, plain, read_json_lines, summarize
+from engine.summary import json_line, plain, read_json_lines, read_summary, summarize
 
 if TYPE_CHECKING:
     from engine.loop import TrainedEpoch
@@ -94,9 +94,7 @@ class Run:
 
     def summary(self) -> dict[str, Any] | None:
         """Return summary.json, or the line of a published one, or None where there is neither."""
-        summary = None
-        with contextlib.suppress(OSError, ValueError):
-            summary = dict(json.loads((self.directory / "summary.json").read_text()))
+        summary = read_summary(self.directory)
         if summary is None or summary["status"] not in FINISHED:
             summary = published_runs(self.config.group).get(self.name, summary)
         return summary

@@ -127,7 +127,11 @@ def _fingerprint(name: str, folder: Path) -> str:
             inner.sort()
             for file in sorted(file for file in files if not file.startswith(".decoded-")):
                 path = os.path.join(parent, file)
-                status = os.stat(path)
+                try:
+                    status = os.stat(path)
+                except OSError as error:
+                    allowed = f"{path} cannot be read ({error.strerror})"
+                    raise key_error("data.root", folder, allowed) from error
                 text = f"{os.path.relpath(path, folder)}\0{status.st_size}\0{status.st_mtime_ns}\n"
                 digest.update(os.fsencode(text))
     return digest.hexdigest()

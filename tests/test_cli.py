@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 import os
 import subprocess
@@ -222,6 +223,39 @@ def test_help_answers_without_torch(script, tmp_path):
     )
     assert made.returncode == 0, made.stderr
     assert script in made.stdout and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["threads=1,2"], "threads=1, threads=2: both are the run"),
+        (["batch=glob(*)"], "a sweep over no values"),
+        (["hydra.launcher=joblib"], "write hydra/launcher=joblib"),
+    ],
+)
+def test_a_sweep_that_is_none(small, workplace, command, arguments, told):
+    outcome = command("train.py", "-m", *small[:-1], *arguments)
+    assert outcome.status == 2 and told in outcome.err and outcome.err.count("\n") == 1
+    assert not files_below(workplace)
+
+
+def test_a_dangling_link_among_the_pictures(small, workplace, command, tree):
+    (tree / "train" / "cat" / "gone.png").symlink_to("nowhere.png")
+    outcome = command("train.py", *small)
+    assert outcome.status == 2 and "gone.png cannot be read" in outcome.err
+    assert outcome.err.count("\n") == 1 and not files_below(workplace)
+
+
+def test_a_full_disk_is_one_line(small, workplace, command, monkeypatch):
+    import engine.checkpoint
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(engine.checkpoint, "write_atomically", full)
+    outcome = command("train.py", *small)
+    assert outcome.status == 1 and outcome.err.count("\n") == 1
+    assert "No space left on device" in outcome.err
 
 
 def test_flags_may_stand_anywhere(small, workplace, command):
