@@ -130,7 +130,8 @@ class Run:
         """
         times, summary = [0], self.summary()
         paths = [self.directory / "summary.json", self.log]
-        for path in paths[1:] if summary and summary["status"] == "interrupted" else paths:
+        settled = summary is not None and summary["status"] != "interrupted"
+        for path in paths if settled else paths[1:]:
             with contextlib.suppress(OSError):
                 times.append(path.stat().st_mtime_ns)
         return max(times)
