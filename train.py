@@ -18,7 +18,7 @@ def train(config: Config, overrides: list[str]) -> None:
     from engine.augment import Normalization, TrainingPictures
     from engine.build import build_ema, build_model, build_optimizer, build_scheduler
     from engine.checkpoint import load_checkpoint, save_checkpoint
-    from engine.data import load_data
+    from engine.data import load_data, plan_data
     from engine.loop import evaluate_splits, train_epoch
     from engine.memory import describe_memory
     from engine.noise_scale import NoiseScale
@@ -34,7 +34,7 @@ def train(config: Config, overrides: list[str]) -> None:
     runtime = start_runtime(
         config.device, config.precision, config.threads, config.deterministic, config.seed
     )
-    data = load_data(config.data)
+    data = plan_data(config.data) if config.plan else load_data(config.data)
     plan = make_plan(config, len(data.train))
     print(f"run       {run.directory}\n{plan.describe()}", flush=True)
     if config.plan:
@@ -42,6 +42,11 @@ def train(config: Config, overrides: list[str]) -> None:
         return
 
     with run.open(overrides):
+        if config.resume and run.finished():
+            # Another process had it until a moment ago.
+            print(run.describe())
+            return
+        normalization = Normalization.of(data.train.images)
         model = build_model(config.model, len(data.classes)).to(runtime.device)
         model.to(memory_format=runtime.memory_format)
         optimizer = build_optimizer(config.optimizer, config.clip, model, plan.peak_lr)
@@ -53,10 +58,10 @@ def train(config: Config, overrides: list[str]) -> None:
         diverged = False
         if config.resume and run.checkpoint.exists():
             saved = load_checkpoint(run.checkpoint, runtime.device)
+            saved.check_data(data.classes, normalization)
             saved.restore(model, optimizer, scheduler, ema, noise)
             run.history, diverged = saved.history, saved.diverged
             print(f"going on after epoch {saved.epoch} of {config.epochs}")
-        normalization = Normalization.of(data.train.images)
         pictures = TrainingPictures(data.train, normalization, runtime.device)
         run.start(plan.describe(), pictures.samples(config.seed, 64))
         network = runtime.compile(model) if config.compile else model

@@ -30,7 +30,7 @@ def validate(config: EvaluationConfig) -> dict[str, Any]:
         config.device, run.precision, config.threads or run.threads, run.deterministic, run.seed
     )
     place = {key: value for key, value in dataclasses.asdict(config.data).items() if value}
-    data = load_data(dataclasses.replace(run.data, **place))
+    data = load_data(dataclasses.replace(run.data, **place), keep=False)
     if data.classes != saved.classes:
         allowed = f"holds classes other than the checkpoint's {', '.join(saved.classes)}"
         raise key_error("data.root", config.data.root or run.data.root, allowed)

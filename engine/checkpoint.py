@@ -5,6 +5,7 @@ resume needs of them; torch's random states are kept for models that draw while 
 """
 
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,16 @@ from schedulers import WarmupLR
 
 FORMAT = "large-batch-cifar checkpoint"
 VERSION = 1
+AFRESH = "resume=false starts afresh"
+# What a state that was made by other code, or damaged, may raise where it is put to use.
+MISFITS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """What a checkpoint file holds; `epoch` counts the finished epochs."""
 
+    path: Path
     config: Config
     classes: tuple[str, ...]
     normalization: Normalization
@@ -54,16 +59,17 @@ class Checkpoint:
         self.restore_model(model)
         try:
             optimizer.load_state_dict(self.optimizer)
-        except ValueError as error:
-            raise UserError(f"checkpoint.pt is of another optimizer: {error}") from error
-        scheduler.load_state_dict(self.scheduler)
-        if ema is not None and self.ema is not None:
-            ema.load_state_dict(self.ema)
-        if noise is not None and self.noise_scale is not None:
-            noise.load_state_dict(self.noise_scale)
-        torch.set_rng_state(self.random_states["cpu"])
-        if torch.cuda.is_available() and self.random_states["cuda"]:
-            torch.cuda.set_rng_state_all(self.random_states["cuda"])
+            scheduler.load_state_dict(self.scheduler)
+            if ema is not None and self.ema is not None:
+                ema.load_state_dict(self.ema)
+            if noise is not None and self.noise_scale is not None:
+                noise.load_state_dict(self.noise_scale)
+            torch.set_rng_state(self.random_states["cpu"])
+            if torch.cuda.is_available() and self.random_states["cuda"]:
+                torch.cuda.set_rng_state_all(self.random_states["cuda"])
+        except MISFITS as error:
+            allowed = f"does not fit the run ({type(error).__name__}); {AFRESH}"
+            raise key_error("checkpoint", self.path, allowed) from error
 
     def restore_evaluated(self, model: nn.Module) -> None:
         """Put in what the run's accuracy is of: the weights' average where it kept one."""
@@ -77,10 +83,15 @@ class Checkpoint:
         """Put the weights and buffers into a model; raise UserError where they do not fit."""
         try:
             model.load_state_dict(self.model if state is None else state)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
+        except MISFITS as error:
             name = self.config.model.name
-            raise key_error("checkpoint", name, f"is of another model: {reason}") from error
+            raise key_error("checkpoint", self.path, f"holds another model than {name}") from error
+
+    def check_data(self, classes: tuple[str, ...], normalization: Normalization) -> None:
+        """Raise UserError where the training pictures are not those that the run began with."""
+        if (classes, normalization) != (self.classes, self.normalization):
+            allowed = f"began with other pictures; {AFRESH}"
+            raise key_error("checkpoint", self.path, allowed)
 
 
 def save_checkpoint(
@@ -129,19 +140,34 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
     if not path.is_file():
         raise key_error("checkpoint", path, "there is no such file")
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            # A foreign file gets its one line below; torch has more to say about pickles.
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         # A damaged archive fails in as many ways as it can be damaged.
         allowed = f"cut short, damaged or no checkpoint ({type(error).__name__})"
         raise key_error("checkpoint", path, allowed) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise key_error("checkpoint", path, "is not a checkpoint of this project")
-    if content["version"] != VERSION:
-        allowed = f"has format {content['version']}; this version reads {VERSION}"
+    if content.get("version") != VERSION:
+        allowed = f"has format {content.get('version')}; this version reads {VERSION}"
         raise key_error("checkpoint", path, allowed)
+    try:
+        saved = _read_content(path, content)
+        whole = saved.epoch == len(saved.history) <= saved.config.epochs
+    except (*MISFITS, UserError) as error:
+        raise key_error("checkpoint", path, f"is damaged ({error})") from error
+    if not whole:
+        raise key_error("checkpoint", path, f"is damaged (epoch {saved.epoch})")
+    return saved
+
+
+def _read_content(path: Path, content: dict[str, Any]) -> Checkpoint:
     # Random states are the CPU's wherever the rest goes.
     states = content["random_states"]
     return Checkpoint(
+        path=path,
         config=Config.from_hydra(content["config"]),
         classes=tuple(content["classes"]),
         normalization=Normalization(tuple(content["mean"]), tuple(content["std"])),

@@ -5,6 +5,7 @@ job of a sweep is composed and checked first, its errors are put on one line wit
 and nothing is made by then. Imports no torch: `--help` and mistakes answer at once.
 """
 
+import errno
 import os
 import re
 import sys
@@ -61,6 +62,12 @@ def exit_status(command: Callable[[], int]) -> int:
         # The reader of our output left, as `| head` does; there is nobody left to tell.
         sys.stdout = open(os.devnull, "w")
         return 141
+    except OSError as error:
+        # A disk that is full or gone is nobody's mistake, and no traceback helps.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            raise
+        print(f"error: {error}; the same command goes on once there is room", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -76,7 +83,8 @@ def read_command_line(config_name: str, config_type: Any) -> CommandLine:
     register_resolvers()
     parser = get_args_parser()
     parser.error = _refuse_flags  # type: ignore[method-assign]
-    flags = parser.parse_args()
+    # Intermixed: the flags may stand anywhere among the overrides.
+    flags = parser.parse_intermixed_args()
     for name in ("experimental_rerun", "config_name", "config_path"):
         if getattr(flags, name) is not None:
             raise UserError(f"--{name.replace('_', '-')}: not used here; see --help for the keys")
@@ -89,15 +97,21 @@ def read_command_line(config_name: str, config_type: Any) -> CommandLine:
         if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.cfg:
             if flags.cfg:
                 _compose(config_name, config_type, overrides)
+            # Hydra wants all overrides in one place.
+            sys.argv[1:] = [a for a in sys.argv[1:] if a not in overrides] + overrides
             return CommandLine(None, False, [])
         _check_grammar(overrides)
         for override in overrides:
+            if match := re.match(r"hydra\.(launcher)=(.*)", override):
+                raise UserError(f"{override}: write hydra/{match[1]}={match[2]}")
             if re.match(r"[+~]*hydra[./]sweeper", override):
                 raise UserError(
                     f"{override}: not used here; -m trains every combination, scripts.tune searches"
                 )
         lists = _split(overrides) if flags.multirun else [overrides]
         jobs = [_make_job(config_name, config_type, job) for job in lists]
+    if not jobs:
+        raise UserError(f"{' '.join(overrides)}: a sweep over no values")
     hydra_overrides = [o for o in overrides if _is_hydras(o)]
     return CommandLine(jobs, flags.multirun, hydra_overrides)
 
@@ -165,7 +179,9 @@ def _check_grammar(overrides: list[str]) -> None:
         try:
             OverridesParser.create().parse_overrides([override])
         except HydraException as error:
-            raise UserError(f"{override}: must be key=value, without blanks") from error
+            raise UserError(
+                f"{override}: must be key=value, what is not plain in quotes: 'key=\"a ~b\"'"
+            ) from error
 
 
 def _split(overrides: list[str]) -> list[list[str]]:

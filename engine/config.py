@@ -6,9 +6,11 @@ derived number (plan.py). Imports no torch, so that `--help` and a typing mistak
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -17,6 +19,8 @@ from engine.parse import Range, key_error, parse
 
 Count = Annotated[int, Range(low=1)]
 NotNegativeCount = Annotated[int, Range(low=0)]
+# No machine gains by more, and torch dies where the system grants no more threads.
+Threads = Annotated[int, Range(low=1, high=1024)]
 # Seeds enter a 64-bit hash; the bound keeps them printable and exact in JSON readers.
 Seed = Annotated[int, Range(low=0, high=2**53)]
 NotNegative = Annotated[float, Range(low=0)]
@@ -176,7 +180,7 @@ class Config:
     seed: Seed
     group: str
     device: Literal["auto", "cpu", "cuda", "mps"]
-    threads: Count | None
+    threads: Threads | None
     precision: Literal["auto", "fp32", "bf16"]
     compile: bool
     deterministic: bool
@@ -219,7 +223,7 @@ class EvaluationConfig:
 
     checkpoint: str | None
     device: Literal["auto", "cpu", "cuda", "mps"]
-    threads: Count | None
+    threads: Threads | None
     json: bool
     data: EvaluationDataConfig
 
@@ -308,6 +312,21 @@ def _flatten(config: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
             yield from _flatten(value, f"{prefix}{key.name}.")
         elif key.default is dataclasses.MISSING or value != key.default:
             yield prefix + key.name, value
+
+
+@functools.cache
+def default_choices(kind: Any = None, prefix: str = "") -> dict[str, Any]:
+    """Return the values that `choices` leaves out, by dotted key."""
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(kind or Config)
+    for key in dataclasses.fields(kind or Config):
+        parts = [hints[key.name], *typing.get_args(hints[key.name])]
+        groups = [p for p in parts if isinstance(p, type) and dataclasses.is_dataclass(p)]
+        if not groups and key.default is not dataclasses.MISSING:
+            found[prefix + key.name] = key.default
+        for group in groups:
+            found |= default_choices(group, f"{prefix}{key.name}.")
+    return found
 
 
 def run_name(config: Config) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.config import DataConfig
 from engine.parse import key_error
-from engine.sources import read_source
+from engine.sources import KNOWN, blank_source, read_source
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,20 @@ class Dataset:
 
 
 @functools.lru_cache(maxsize=1)
-def load_data(config: DataConfig) -> Dataset:
+def load_data(config: DataConfig, keep: bool = True) -> Dataset:
     """Find, decode, check and split the pictures; raise UserError where they cannot be had.
 
-    The last data set stays in memory, so that the runs of one sweep share it.
+    The last data set stays in memory, so that the runs of one sweep share it. keep: also write
+    the decoded pictures to the cache, for the runs to come.
     """
-    return _divide(config, read_source(config))
+    return _divide(config, read_source(config, keep))
+
+
+def plan_data(config: DataConfig) -> Dataset:
+    """Return what a plan needs to know, and write nothing: blank pictures where sizes are known."""
+    if config.name in KNOWN:
+        return _divide(config, blank_source(config.name))
+    return load_data(config, keep=False)
 
 
 def _divide(config: DataConfig, decoded: dict[str, Any]) -> Dataset:

@@ -183,6 +183,6 @@ def draw_curves(figure: Any, group: str, lines: Mapping[str, Sequence["Row"]]) -
     # Beside the panels: seven batches would hide what they name.
     for right in (right for _, right in panels if right.get_legend_handles_labels()[0]):
         right.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    panels[-1][0].xaxis.get_major_locator().set_params(integer=True)
+    panels[-1][0].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     panels[-1][0].set_xlabel("Epoch")
     panels[-1][1].set_xlabel("Wall time, s")

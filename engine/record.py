@@ -21,7 +21,7 @@ from engine.config import Config, run_name
 from engine.files import write_text_atomically
 from engine.parse import UserError, key_error
 from engine.runtime import is_out_of_memory
-from engine.summary import command_of, json_line, plain, read_json_lines, summarize
+from engine.summary import command_of, json_line, plain, read_json_lines, read_summary, summarize
 from engine.tensorboard import write_epoch, write_mistakes, write_outcome, write_start
 
 if TYPE_CHECKING:
@@ -90,9 +90,7 @@ class Run:
 
     def summary(self) -> dict[str, Any] | None:
         """Return summary.json, or the line of a published one, or None where there is neither."""
-        summary = None
-        with contextlib.suppress(OSError, ValueError):
-            summary = dict(json.loads((self.directory / "summary.json").read_text()))
+        summary = read_summary(self.directory)
         if summary is None or summary["status"] not in FINISHED:
             summary = published_runs(self.config.group).get(self.name, summary)
         return summary
@@ -128,7 +126,8 @@ class Run:
         """
         times, summary = [0], self.summary()
         paths = [self.directory / "summary.json", self.log]
-        for path in paths[1:] if summary and summary["status"] == "interrupted" else paths:
+        settled = summary is not None and summary["status"] != "interrupted"
+        for path in paths if settled else paths[1:]:
             with contextlib.suppress(OSError):
                 times.append(path.stat().st_mtime_ns)
         return max(times)

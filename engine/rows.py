@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from engine.config import Config, check_group_name, choices
+from engine.config import Config, check_group_name, choices, default_choices
 from engine.parse import UserError
 from engine.record import published_runs, runs_directory
-from engine.summary import command_of, read_json_lines
+from engine.summary import command_of, read_json_lines, read_summary
 
 # What tells the rows of a group apart where it mixes them; table.csv has a column for each.
 SCOPE = ("model.name", "data.name", "epochs")
@@ -162,9 +162,8 @@ def load_records(group: str) -> list[Record]:
 
 
 def _load_record(directory: Path) -> Record:
-    try:
-        summary = json.loads((directory / "summary.json").read_text())
-    except (OSError, ValueError):
+    summary = read_summary(directory)
+    if summary is None:
         try:
             raw = yaml.safe_load((directory / ".hydra" / "config.yaml").read_text())
             config = Config.from_hydra(raw)
@@ -230,9 +229,9 @@ def _told(members: Sequence[Record], records: Sequence[Record]) -> str:
 
 def _differences(members: Sequence[Record], rivals: Sequence[Record], keys: Sequence[str]) -> str:
     """Write the row's value of each key that is not the same for all the rivals."""
-    own = members[0].choices
+    own, defaults = members[0].choices, default_choices()
     return " ".join(
-        f"{key}={_value(own.get(key))}"
+        f"{key}={_value(own.get(key, defaults.get(key)))}"
         for key in keys
         if any(rival.choices.get(key) != own.get(key) for rival in rivals)
     )

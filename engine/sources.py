@@ -30,22 +30,36 @@ from engine.runtime import available_cpus
 
 SIDE = 32
 SPLITS = ("train", "test")
+# Sources whose splits have 50,000 and 10,000 pictures wherever they are, and their classes.
+KNOWN = {"cifar10": 10, "cifar100": 100, "synthetic": 10}
 
 
-def read_source(config: DataConfig) -> dict[str, Any]:
-    """Return a source's classes and splits; raise UserError where they cannot be had."""
+def read_source(config: DataConfig, keep: bool = True) -> dict[str, Any]:
+    """Return a source's classes and splits; raise UserError where they cannot be had.
+
+    keep: write the decoded pictures to the cache, unless they are there.
+    """
     folder = Path(config.root or "").expanduser()
     if config.name in ("cifar10", "cifar100"):
         assert isinstance(config, DownloadedDataConfig)
         decode = functools.partial(_decode_cifar, config.name, folder)
-        return _cached(config, _download(config, folder), decode)
+        return _cached(config, _download(config, folder), decode, keep)
     if config.name == "synthetic":
-        return _cached(config, folder, _draw_synthetic)
+        return _cached(config, folder, _draw_synthetic, keep)
     for split in SPLITS:
         if not (folder / split).is_dir():
             allowed = f"{folder / split} is not a directory; needs train/<class>/*, test/<class>/*"
             raise key_error("data.root", config.root, allowed)
-    return _cached(config, folder, functools.partial(_decode_folder, folder))
+    return _cached(config, folder, functools.partial(_decode_folder, folder), keep)
+
+
+def blank_source(name: str) -> dict[str, Any]:
+    """Return a source of `KNOWN` with all its labels, and one blank picture in every place."""
+    blank: dict[str, Any] = {"classes": [str(label) for label in range(KNOWN[name])]}
+    for split, size in (("train", 50_000), ("test", 10_000)):
+        blank[f"{split}_images"] = torch.zeros(1, dtype=torch.uint8).expand(size, SIDE, SIDE, 3)
+        blank[f"{split}_labels"] = torch.arange(size) % KNOWN[name]
+    return blank
 
 
 def note(text: str) -> None:
@@ -55,7 +69,7 @@ def note(text: str) -> None:
 
 
 def _cached(
-    config: DataConfig, folder: Path, decode: Callable[[], dict[str, Any]]
+    config: DataConfig, folder: Path, decode: Callable[[], dict[str, Any]], keep: bool
 ) -> dict[str, Any]:
     """Return the decoded source from its cache, or decode it and write the cache."""
     fingerprint = _fingerprint(config.name, folder)
@@ -69,7 +83,7 @@ def _cached(
             return decoded
     decoded = decode()
     decoded |= {"fingerprint": fingerprint, "digest": _digest(decoded)}
-    for place in places:
+    for place in places if keep else []:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(place, lambda file: torch.save(decoded, file))
@@ -113,7 +127,11 @@ def _fingerprint(name: str, folder: Path) -> str:
             inner.sort()
             for file in sorted(file for file in files if not file.startswith(".decoded-")):
                 path = os.path.join(parent, file)
-                status = os.stat(path)
+                try:
+                    status = os.stat(path)
+                except OSError as error:
+                    allowed = f"{path} cannot be read ({error.strerror})"
+                    raise key_error("data.root", folder, allowed) from error
                 text = f"{os.path.relpath(path, folder)}\0{status.st_size}\0{status.st_mtime_ns}\n"
                 digest.update(os.fsencode(text))
     return digest.hexdigest()

@@ -123,6 +123,16 @@ def json_line(row: Mapping[str, Any]) -> str:
     return json.dumps(plain(row), allow_nan=False) + "\n"
 
 
+def read_summary(directory: Path) -> dict[str, Any] | None:
+    """Read a run's summary.json; None where there is none, or something else."""
+    try:
+        summary = json.loads((directory / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+    known = isinstance(summary, dict) and {"status", "run", "batch", "choices"} <= summary.keys()
+    return summary if known else None
+
+
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Read a file of JSON lines; a last line that is still being written is left out.
 
@@ -134,8 +144,11 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)
-        except ValueError as error:
+            value = json.loads(line)
+        except ValueError:
             if number == len(lines) and not line.endswith("\n"):
                 return
-            raise UserError(f"{path}: line {number} is no JSON; mend or remove it") from error
+            value = None
+        if not isinstance(value, dict):
+            raise UserError(f"{path}: line {number} is no JSON object; mend or remove it")
+        yield value

@@ -11,14 +11,15 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from engine.cli import CommandLine, Job
 from engine.config import Config
-from engine.data import load_data
+from engine.data import load_data, plan_data
 from engine.launch import Task, launch_jobs
-from engine.parse import UserError
+from engine.parse import UserError, key_error
 from engine.plan import make_plan
-from engine.record import FINISHED, Run, RunBusy, holder
+from engine.record import FINISHED, RESULTS, Run, RunBusy, holder
 from engine.report import write_report
 
 # A run whose worker died without a word may have been the victim of another's death.
@@ -31,12 +32,17 @@ def run_sweep(command: CommandLine, task: Task) -> int:
 
     Raises UserError, before anything is made, where any of the runs cannot be.
     """
-    jobs = list({Run(job.config).directory: job for job in command.jobs or []}.values())
-    plans = [make_plan(job.config, len(load_data(job.config.data).train)) for job in jobs]
-    if any(job.config.plan for job in jobs):
+    jobs = distinct(command.jobs or [])
+    planned = any(job.config.plan for job in jobs)
+    read = plan_data if planned else load_data
+    plans = [make_plan(job.config, len(read(job.config.data).train)) for job in jobs]
+    if planned:
         for job, plan in zip(jobs, plans, strict=True):
             print(f"{Run(job.config).name}\n{plan.describe()}\n")
         return 0
+    for group in {job.config.group for job in jobs}:
+        if (RESULTS / group).exists() and not (RESULTS / group).is_dir():
+            raise key_error("group", group, f"{RESULTS / group} must be a directory for its tables")
     try:
         train_missing(jobs, command.hydra_overrides, task)
     finally:
@@ -46,6 +52,18 @@ def run_sweep(command: CommandLine, task: Task) -> int:
     for text in failures:
         print(text, file=sys.stderr)
     return 1 if failures or not reported else 0
+
+
+def distinct(jobs: Iterable[Job]) -> list[Job]:
+    """Drop jobs that are there twice; raise UserError where two would share a directory."""
+    found: dict[Path, Job] = {}
+    for job in jobs:
+        directory = Run(job.config).directory
+        other = found.setdefault(directory, job)
+        if other.config != job.config:
+            rivals = set(other.overrides) ^ set(job.overrides)
+            raise UserError(f"{', '.join(sorted(rivals))}: both are the run {directory.name}")
+    return list(found.values())
 
 
 def train_missing(jobs: Sequence[Job], hydra_overrides: Sequence[str], task: Task) -> None:

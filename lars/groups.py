@@ -27,6 +27,8 @@ def parameter_groups(
     modules share counts once, with the first of them; frozen ones are left out. The groups hold
     (name, parameter) pairs, and suit every torch optimizer: those without an `adapt` ignore it.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, not {type(model).__name__}")
     for option, value in (("decay", decay), ("adapt", adapt)):
         if value not in ("weights", "all"):
             raise ValueError(f"Invalid {option} value: {value!r}; it is 'weights' or 'all'")

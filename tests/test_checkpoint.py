@@ -7,6 +7,7 @@ import torch
 
 import engine.record
 from engine.checkpoint import load_checkpoint
+from engine.data import load_data
 from engine.parse import UserError
 
 CPU = torch.device("cpu")
@@ -147,4 +148,37 @@ def test_a_checkpoint_of_another_model_is_told(small, workplace, command):
     torch.save(saved, path)
     outcome = command("val.py", f"checkpoint={path}")
     assert outcome.status == 2
-    assert "is of another model" in outcome.err and outcome.err.count("\n") == 1
+    assert "holds another model than resnet20" in outcome.err and outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda saved: saved.pop("random_states"),
+        lambda saved: saved.pop("version"),
+        lambda saved: saved.update(config={"batch": 0}),
+        lambda saved: saved.update(optimizer=3),
+        lambda saved: saved.update(epoch=99),
+        lambda saved: saved.update(mean=None),
+    ],
+)
+def test_a_checkpoint_with_damaged_fields_is_told(small, workplace, command, spoil):
+    command("train.py", *small)
+    path = only_run(workplace) / "checkpoint.pt"
+    saved = torch.load(path, weights_only=True)
+    spoil(saved)
+    torch.save(saved, path)
+    (path.parent / "summary.json").unlink()
+    outcome = command("train.py", *small)
+    assert outcome.status == 2 and outcome.err.count("\n") == 1
+    assert outcome.err.startswith("error: checkpoint=results/runs/default/")
+
+
+def test_a_run_does_not_go_on_with_other_pictures(small, workplace, command, tree):
+    command("train.py", *small)
+    (only_run(workplace) / "summary.json").unlink()
+    next((tree / "train" / "cat").iterdir()).unlink()
+    load_data.cache_clear()  # as a new process would
+    outcome = command("train.py", *small)
+    assert outcome.status == 2 and "began with other pictures; resume=false" in outcome.err
+    assert command("train.py", *small, "resume=false").status == 0

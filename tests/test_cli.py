@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 import os
 import subprocess
@@ -58,6 +59,7 @@ MISTAKES = [
     ("scheduler.warmup_epochs=3", "scheduler.warmup_epochs=3: must be at most epochs=2"),
     ("scheduler.min_lr=1", "scheduler.min_lr=1: must be at most the peak rate"),
     ("scheduler.warmup_multiplier=2", "scheduler.warmup_multiplier=2: needs"),
+    ("threads=1025", "threads=1025: must be"),
     ("data.holdout=120", "data.holdout=120: must leave training images"),
     ("data.train_size=121", "data.train_size=121: must be at most 120"),
     ("data.test_size=1000", "data.test_size=1000: must be at most 30"),
@@ -230,6 +232,46 @@ def test_help_answers_without_torch(script, tmp_path):
     assert script in made.stdout and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["threads=1,2"], "threads=1, threads=2: both are the run"),
+        (["batch=glob(*)"], "a sweep over no values"),
+        (["hydra.launcher=joblib"], "write hydra/launcher=joblib"),
+    ],
+)
+def test_a_sweep_that_is_none(small, workplace, command, arguments, told):
+    outcome = command("train.py", "-m", *small[:-1], *arguments)
+    assert outcome.status == 2 and told in outcome.err and outcome.err.count("\n") == 1
+    assert not files_below(workplace)
+
+
+def test_a_dangling_link_among_the_pictures(small, workplace, command, tree):
+    (tree / "train" / "cat" / "gone.png").symlink_to("nowhere.png")
+    outcome = command("train.py", *small)
+    assert outcome.status == 2 and "gone.png cannot be read" in outcome.err
+    assert outcome.err.count("\n") == 1 and not files_below(workplace)
+
+
+def test_a_full_disk_is_one_line(small, workplace, command, monkeypatch):
+    import engine.checkpoint
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(engine.checkpoint, "write_atomically", full)
+    outcome = command("train.py", *small)
+    assert outcome.status == 1 and outcome.err.count("\n") == 1
+    assert "No space left on device" in outcome.err
+
+
+def test_flags_may_stand_anywhere(small, workplace, command):
+    outcome = command("train.py", *small, "-m", "batch=16,32", "plan=true")
+    assert outcome.status == 0 and "b16" in outcome.out and "b32" in outcome.out
+    outcome = command("train.py", "batch=16", "--cfg", "job", "seed=7")
+    assert outcome.status == 0 and "batch: 16" in outcome.out and "seed: 7" in outcome.out
+
+
 def test_a_plan_trains_and_writes_nothing(small, workplace, command):
     before = files_below(workplace)
     outcome = command("train.py", *small, "plan=true")
@@ -240,6 +282,15 @@ def test_a_plan_trains_and_writes_nothing(small, workplace, command):
     assert outcome.status == 0
     assert "16 = 2 epochs x 8" in outcome.out
     assert files_below(workplace) == before
+    assert not list(Path(small[1].partition("=")[2]).glob(".decoded*")), "no cache either"
+
+
+@pytest.mark.parametrize("source", ["cifar10", "cifar100", "synthetic"])
+def test_a_plan_neither_downloads_nor_draws(workplace, command, source):
+    outcome = command("train.py", f"data={source}", "model=resnet8", "plan=true", "data.holdout=80")
+    assert outcome.status == 0, outcome.err
+    assert "49920 training images" in outcome.out and "memory    about" in outcome.out
+    assert not files_below(workplace)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

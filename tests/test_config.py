@@ -80,7 +80,7 @@ def test_help_explains_every_key():
         ("batch", "abc", "batch=abc: must be a whole number at least 1"),
         ("seed", -1, "seed=-1: must be a whole number at least 0"),
         ("epochs", None, "epochs=null: must be a whole number at least 1"),
-        ("threads", 0, "threads=0: must be a whole number at least 1 or null"),
+        ("threads", 0, "threads=0: must be a whole number at least 1 and at most 1024 or null"),
         ("device", "tpu", "device=tpu: must be one of auto, cpu, cuda, mps"),
         ("compile", "yes please", "compile=yes please: must be true or false"),
         ("group", "../../escape", "group=../../escape: must be letters, digits"),

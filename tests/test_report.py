@@ -277,6 +277,20 @@ def test_a_run_that_left_no_summary_keeps_its_command_on_the_page(workplace):
     assert "python train.py -m batch=128,256\n" in page_of(workplace)
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"status": "completed"}', "3"])
+def test_a_foreign_summary_is_no_summary(workplace, content):
+    put(workplace)
+    (workplace / "results" / "runs" / "g" / "run-0" / "summary.json").write_text(content)
+    assert "| 128 | - | missing | - |" in table(workplace)[0].replace(" (base line)", "")
+
+
+def test_a_variant_is_named_also_where_it_is_the_default(workplace):
+    for variant in ("paper", "timm"):
+        put(workplace, "optimizer=lars", f"optimizer.variant={variant}")
+    settings = [row["settings"] for row in table(workplace)[1]]
+    assert settings == ["optimizer.variant=paper", "optimizer.variant=timm"]
+
+
 def test_a_damaged_published_file_is_told_and_kept(workplace):
     put(workplace, "batch=128")
     table(workplace)

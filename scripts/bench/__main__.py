@@ -41,6 +41,10 @@ def main() -> int:
             raise UserError(f"{part}: must be one of {', '.join(PARTS)}")
     if arguments.rounds is not None and arguments.rounds < 2:
         raise UserError(f"--rounds={arguments.rounds}: must be at least 2")
+    if arguments.device not in ("cpu", "cuda"):
+        raise UserError(f"--device={arguments.device}: must be cpu or cuda")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device=cuda: there is no CUDA device here")
     device = torch.device(arguments.device)
     for part in arguments.parts or PARTS:
         measure, rounds = PARTS[part]
