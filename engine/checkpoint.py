@@ -60,10 +60,11 @@ class Checkpoint:
         try:
             optimizer.load_state_dict(self.optimizer)
             scheduler.load_state_dict(self.scheduler)
-            if ema is not None and self.ema is not None:
-                ema.load_state_dict(self.ema)
-            if noise is not None and self.noise_scale is not None:
-                noise.load_state_dict(self.noise_scale)
+            # A run with an average has it in every checkpoint: without it, the file is no fit.
+            if ema is not None:
+                ema.load_state_dict(self.ema or {})
+            if noise is not None:
+                noise.load_state_dict(self.noise_scale or {})
             torch.set_rng_state(self.random_states["cpu"])
             if torch.cuda.is_available() and self.random_states["cuda"]:
                 torch.cuda.set_rng_state_all(self.random_states["cuda"])
@@ -73,10 +74,12 @@ class Checkpoint:
 
     def restore_evaluated(self, model: nn.Module) -> None:
         """Put in what the run's accuracy is of: the weights' average where it kept one."""
-        if self.ema is None:
+        if self.config.ema.decay is None:
             return self.restore_model(model)
         prefix = "module."
-        state = {k.removeprefix(prefix): v for k, v in self.ema.items() if k.startswith(prefix)}
+        state = {
+            k.removeprefix(prefix): v for k, v in (self.ema or {}).items() if k.startswith(prefix)
+        }
         return self.restore_model(model, state)
 
     def restore_model(self, model: nn.Module, state: dict[str, Any] | None = None) -> None:

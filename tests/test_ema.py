@@ -135,6 +135,20 @@ def test_evaluation_keeps_every_examples_loss_and_prediction():
     assert 100 * float(right) == pytest.approx(made.accuracy)
 
 
+@pytest.mark.parametrize("key", ["ema", "noise_scale"])
+def test_a_checkpoint_that_lacks_what_the_run_keeps_is_told(small, workplace, command, key):
+    run = [*small, *ON, "noise_scale=true"]
+    assert command("train.py", *run).status == 0
+    path = only_run(workplace) / "checkpoint.pt"
+    (path.parent / "summary.json").unlink()
+    torch.save(torch.load(path, weights_only=True) | {key: None}, path)
+    outcome = command("train.py", *run)
+    assert outcome.status == 2 and outcome.err.count("\n") == 1
+    assert "checkpoint.pt: does not fit the run" in outcome.err
+    if key == "ema":
+        assert "holds another model" in command("val.py", f"checkpoint={path}").err
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [
