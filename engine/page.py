@@ -4,6 +4,7 @@ import math
 import shlex
 from collections.abc import Iterable, Sequence
 
+from engine.noise_report import noise_section
 from engine.rows import Record, Row, baseline_row
 from engine.tables import accuracy_cell, markdown_tables, shown_seconds
 
@@ -24,6 +25,7 @@ def page(group: str, rows: Sequence[Row], target: float | None, plots: Iterable[
         *(f"![{name.removesuffix('.png')}]({name})" for name in plots),
         "## On the way",
         on_the_way(rows, target),
+        *(["## Gradient noise scale", noise] if (noise := noise_section(rows)) else []),
         "## How it was made",
         how_made(records),
         "## What is missing",

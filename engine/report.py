@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.files import write_text_atomically
+from engine.noise_report import write_noise_plot
 from engine.page import page
 from engine.parse import UserError, key_error
 from engine.plots import write_comparison, write_plots
@@ -66,7 +67,9 @@ def _write_files(folder: Path, group: str, records: Sequence[Record]) -> list[st
     write_text_atomically(folder / "runs.jsonl", runs_lines(records))
     write_text_atomically(folder / "table.md", markdown(group, rows))
     write_text_atomically(folder / "table.csv", comma_separated(rows, target))
-    plots = [path.name for path in write_plots(folder, group, rows, target)]
+    drawn = write_plots(folder, group, rows, target)
+    drawn += write_noise_plot(folder / "noise.png", group, rows)
+    plots = [path.name for path in drawn]
     # The page of a search for rates is the tuner's.
     if (folder / "experiment").is_dir():
         return ["table.md", "table.csv", *plots]

@@ -347,3 +347,28 @@ def test_progress_of_a_sweep(workplace, monkeypatch, capsys):
     assert states["run-3"] == ["running", "run-3", "1/3", "40.00", "0:00:24"]
     assert states["run-4"] == ["left", "run-4", "0/3", "-", "0:00:36"]
     assert states["run-2"][0] == "failed" and states["run-1"][3] == "nan"
+
+
+def test_the_noise_scale_is_set_beside_the_batch(workplace):
+    rising = [
+        row | {"noise_scale": scale} for row, scale in zip(HISTORY, (None, 256, 1024), strict=True)
+    ]
+    put(workplace, "batch=128", "noise_scale=true", history=rising)
+    put(workplace, "batch=2048", "noise_scale=true", history=rising)
+    put(workplace, "batch=512")
+    folder = workplace / "results" / "g"
+    write_report("g")
+    page = (folder / "README.md").read_text()
+    kept = "| 256 | 640 | 1,024 |"
+    assert f"| SGD | 128 {kept} 0.2 | 6.00 | 1.20 | a larger batch still saves steps |" in page
+    assert f"| SGD | 2048 {kept} 3.2 | 1.31 | 4.20 | larger steps stop paying |" in page
+    assert "![noise](noise.png)" in page and (folder / "noise.png").stat().st_size > 1000
+
+
+def test_a_report_without_noise_scales_says_nothing_of_them(workplace):
+    put(workplace)
+    (workplace / "results" / "g").mkdir()
+    (workplace / "results" / "g" / "noise.png").write_bytes(b"an older report's")
+    write_report("g")
+    assert "noise" not in (workplace / "results" / "g" / "README.md").read_text().lower()
+    assert not (workplace / "results" / "g" / "noise.png").exists()
