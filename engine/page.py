@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import statistics
 from collections.abc import Iterable, Sequence
 
 from engine.noise_report import noise_section
@@ -79,11 +80,10 @@ def by_line(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def on_the_way(rows: Sequence[Row], target: float | None) -> str:
     """Write the history beside the final accuracy: best epoch, first time at the target."""
     goal = "the target" if target is None else f"{target:.2f} %"
-    lines = [
-        f"| Optimizer | Batch | Final, % | Best epoch, % | First at {goal} | Time to it "
-        "| Time to train | Images/s |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    held_out = any(row.figures("holdout_accuracy") for row in rows)
+    names = ["Optimizer", "Batch", "Final, %", *(["Hold-out, %"] if held_out else [])]
+    names += ["Best epoch, %", f"First at {goal}", "Time to it", "Time to train", "Images/s"]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for row in rows:
         best, epoch = row.mean("best_test_accuracy"), row.mean("best_epoch")
         first, speed = row.first_at(target), row.mean("images_per_second")
@@ -91,6 +91,7 @@ def on_the_way(rows: Sequence[Row], target: float | None) -> str:
             row.optimizer.upper(),
             row.title,
             accuracy_cell(row),
+            *([holdout_cell(row)] if held_out else []),
             "-" if best is None or epoch is None else f"{best:.2f} (epoch {epoch:.4g})",
             "-" if first is None else f"epoch {first[0]:.4g}",
             shown_seconds(first[1] if first else None),
@@ -105,6 +106,15 @@ def on_the_way(rows: Sequence[Row], target: float | None) -> str:
         "steps alone.",
     ]
     return "\n".join(lines)
+
+
+def holdout_cell(row: Row) -> str:
+    """Write the mean accuracy on the pictures set aside to choose on, with each run's own."""
+    found = [value for _, value in row.figures("holdout_accuracy")]
+    if not found:
+        return "-"
+    each = f" ({', '.join(f'{value:.2f}' for value in found)})" if len(found) > 1 else ""
+    return f"{statistics.fmean(found):.2f}{each}"
 
 
 def how_made(records: Sequence[Record]) -> str:

@@ -119,7 +119,7 @@ class Row:
 
     def figures(self, key: str) -> list[tuple[str, float]]:
         """Return status and a summary's figure for each run that counts and has it."""
-        found = [(r.status, r.summary[key]) for r in self.records if r.counted]
+        found = [(r.status, r.summary.get(key)) for r in self.records if r.counted]
         return [(status, value) for status, value in found if value is not None]
 
     def times_to(self, target: float | None) -> list[tuple[str, float]]:

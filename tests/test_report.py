@@ -372,3 +372,14 @@ def test_a_report_without_noise_scales_says_nothing_of_them(workplace):
     write_report("g")
     assert "noise" not in (workplace / "results" / "g" / "README.md").read_text().lower()
     assert not (workplace / "results" / "g" / "noise.png").exists()
+
+
+def test_the_page_shows_what_was_chosen_on(workplace):
+    put(workplace, "data.holdout=10", "seed=0", holdout_accuracy=70.0)
+    put(workplace, "data.holdout=10", "seed=1", holdout_accuracy=71.0)
+    put(workplace, "batch=256")
+    write_report("g")
+    page = (workplace / "results" / "g" / "README.md").read_text()
+    assert "| Final, % | Hold-out, % | Best epoch, % |" in page
+    assert "| 80.00 ± 0.00 | 70.50 (70.00, 71.00) | 81.00 (epoch 2) |" in page
+    assert "| 256 | 80.00 | - | 81.00 (epoch 2) |" in page
