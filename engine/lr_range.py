@@ -1,10 +1,10 @@
 """The range test for a learning rate: train shortly while the rate grows, and see where loss falls.
 
 Leslie Smith 2017, "Cyclical Learning Rates for Training Neural Networks", arXiv 1506.01186, section
-3.3; here the rate grows by the same factor at every step. Two rates are read off: where the loss
-falls fastest against the rate's logarithm, and where it is lowest. A schedule's peak is passed in a
-few steps, so the first is too careful for it; at the second the loss is about to turn. The
-suggestion is their geometric mean. Only the training split is used.
+3.3; here the rate grows by the same factor at every step. The suggestion is the rate at which the
+loss is lowest: a constant rate would have to stay below it, but a schedule passes its peak in a few
+steps, after a warm-up, and falls from there. Where the loss falls fastest against the rate's
+logarithm is told beside it, as the careful choice. Only the training split is used.
 """
 
 import itertools
@@ -67,12 +67,13 @@ class RangeTest:
         step = min(slopes, key=lambda step: slopes[step], default=None)
         return step if step is not None and slopes[step] < 0 else None
 
+    def falls_to_the_end(self) -> bool:
+        """Tell whether the test ended too early to see the loss turn."""
+        return self.lowest() >= len(self.rates) - 1 - self.reach
+
     def suggested(self) -> float | None:
-        """Return the rate between steepest and lowest loss; None where the loss never falls."""
-        steepest = self.steepest()
-        if steepest is None:
-            return None
-        return math.sqrt(self.rates[steepest] * self.rates[self.lowest()])
+        """Return the rate of the lowest loss; None where the loss never falls."""
+        return None if self.steepest() is None else self.rates[self.lowest()]
 
     def _windows(self) -> list[slice]:
         steps = range(len(self.rates))
@@ -158,7 +159,6 @@ def write_range(stem: Path, made: RangeTest, found: dict[str, Any]) -> list[Path
     numbers = found | {
         "stopped": made.stopped,
         "steepest_loss_lr": made.rates[made.steepest() or 0],
-        "lowest_loss_lr": made.rates[made.lowest()],
         "learning_rate": made.rates,
         "train_loss": made.losses,
         "smoothed_loss": made.smoothed(),

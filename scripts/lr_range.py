@@ -2,8 +2,8 @@
 
     python -m scripts.lr_range optimizer=lars batch=4096 model=resnet20
 
-Takes the keys of train.py, and prints a rate between where the loss falls fastest and where it is
-lowest, as the optimizer.base_lr that has it for its peak under the scaling in force. Its own keys:
+Takes the keys of train.py, and prints the rate at which the loss is lowest, as the
+optimizer.base_lr that has it for its peak under the scaling in force. Its own keys:
 
     range.low      the first rate; null: the recipe's peak / 1000          [null]
     range.high     the last rate; null: the recipe's peak x 100            [null]
@@ -136,11 +136,15 @@ def suggest(config: Config, made: "RangeTest", peak: float, facts: dict[str, Any
         paths = write_range(folder / run_name(config), made, found)
     except OSError as error:
         raise cannot_write(folder, error) from error
-    steepest, lowest = made.rates[made.steepest() or 0], made.rates[made.lowest()]
+    steepest = made.rates[made.steepest() or 0]
     lines = [
         f"tried     {made.rates[0]:.3g} to {made.rates[-1]:.3g} in {len(made.rates)} steps: "
         f"{made.stopped}",
-        f"loss      falls fastest at {steepest:.3g}, is lowest at {lowest:.3g}",
+        f"loss      falls fastest at {steepest:.3g}, is lowest at {peak:.3g}",
+        *(
+            ["          and was still falling there: try a higher range.high"]
+            * made.falls_to_the_end()
+        ),
         *(f"written   {path}" for path in paths),
         f"a peak of {peak:.3g} at batch {config.batch}, optimizer.lr_scaling={scaling}:",
         f"optimizer.base_lr={base_lr:g}",
