@@ -47,6 +47,13 @@ LAYOUT = {
 }
 # What runs are compared by in HPARAMS: columns of summary.json.
 OUTCOMES = ("test_accuracy", "holdout_accuracy", "train_seconds", "images_per_second")
+# HPARAMS sorts its columns and shows five until others are ticked: these go without a prefix.
+FIRST_CHOICES = {
+    "batch": "batch",
+    "model.name": "model",
+    "optimizer.name": "optimizer",
+    "seed": "seed",
+}
 POINTS_AN_EPOCH = 20
 GRID_COLUMNS = 8
 MISTAKES = 32
@@ -119,7 +126,11 @@ def write_outcome(
     from torch.utils.tensorboard.summary import hparams
 
     outcomes = {f"outcome/{key}": summary[key] for key in OUTCOMES if summary[key] is not None}
-    chosen = {key: value for key, value in choices.items() if value is not None}
+    chosen = {
+        FIRST_CHOICES.get(key, f"settings/{key}"): value
+        for key, value in choices.items()
+        if value is not None
+    }
     if summary["peak_lr"] is not None:
         chosen["peak_lr"] = summary["peak_lr"]
     # SummaryWriter.add_hparams would make a run of its own beside this one.

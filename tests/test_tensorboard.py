@@ -67,7 +67,9 @@ def test_hparams_compare_runs_by_choices_accuracy_and_time(events):
     content = made.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     chosen = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     assert chosen["batch"].number_value == 30
-    assert chosen["optimizer.name"].string_value == "lars"
+    assert chosen["optimizer"].string_value == "lars"
+    assert sorted(chosen)[:5] == ["batch", "model", "optimizer", "peak_lr", "seed"]
+    assert chosen["settings/epochs"].number_value == 2
     assert chosen["peak_lr"].number_value == pytest.approx(summary["peak_lr"])
     for key in ("test_accuracy", "train_seconds"):
         (event,) = made.Scalars(f"outcome/{key}")
