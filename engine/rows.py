@@ -14,15 +14,11 @@ from typing import Any
 
 import yaml
 
-from engine.config import Config, check_group_name, choices, default_choices
+from engine.config import Config, check_group_name, choices
 from engine.parse import UserError
 from engine.record import published_runs, runs_directory
+from engine.settings import SCOPE, differences, mixed, told
 from engine.summary import command_of, read_json_lines, read_summary
-
-# What tells the rows of a group apart where it mixes them; table.csv has a column for each.
-SCOPE = ("model.name", "data.name", "epochs")
-# What a row or a column of its own already says.
-NAMED = ("optimizer.name", "batch", "seed", *SCOPE)
 
 
 @dataclass(frozen=True)
@@ -209,47 +205,17 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
         Row(
             members[0].summary["optimizer"],
             members[0].summary["batch"],
-            _differences(members, records, SCOPE),
-            _told(members, records),
-            _mixed(members),
+            differences(members, records, SCOPE),
+            told(members, records),
+            mixed(members),
             members,
         )
         for members in rows.values()
     ]
 
 
-def _told(members: Sequence[Record], records: Sequence[Record]) -> str:
-    """Name what tells a row from others of its optimizer, batch and scope."""
-    own = members[0].choices
-    alike = ("optimizer.name", "batch", *SCOPE)
-    rivals = [r for r in records if all(r.choices[key] == own[key] for key in alike)]
-    keys = sorted({key for rival in rivals for key in rival.choices} - set(NAMED))
-    return _differences(members, rivals, keys)
-
-
-def _differences(members: Sequence[Record], rivals: Sequence[Record], keys: Sequence[str]) -> str:
-    """Write the row's value of each key that is not the same for all the rivals."""
-    own, defaults = members[0].choices, default_choices()
-    return " ".join(
-        f"{key}={_value(own.get(key, defaults.get(key)))}"
-        for key in keys
-        if any(rival.choices.get(key) != own.get(key) for rival in rivals)
-    )
-
-
-def _mixed(members: Sequence[Record]) -> str:
-    """Mark a row whose runs were not all made by the same means."""
-    counted = [record.summary for record in members if record.counted]
-    keys = [k for k in ("commit", "device", "torch") if len({s.get(k) for s in counted}) > 1]
-    return f"(mixed {', '.join(keys)})" if keys else ""
-
-
 def _joined(*parts: str) -> str:
     return " ".join(filter(None, parts))
-
-
-def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def baseline_row(rows: Sequence[Row]) -> Row | None:

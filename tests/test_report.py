@@ -383,3 +383,19 @@ def test_the_page_shows_what_was_chosen_on(workplace):
     assert "| Final, % | Hold-out, % | Best epoch, % |" in page
     assert "| 80.00 ± 0.00 | 70.50 (70.00, 71.00) | 81.00 (epoch 2) |" in page
     assert "| 256 | 80.00 | - | 81.00 (epoch 2) |" in page
+
+
+def test_a_row_of_an_ablation_names_what_it_changes(workplace):
+    changes = [
+        "ema.decay=0.9",
+        "optimizer.nesterov=true",
+        "loss.label_smoothing=0.1",
+        "clip.norm=1",
+    ]
+    for seed in ("seed=0", "seed=1"):
+        for change in ([], *([c] for c in changes), changes[:2]):
+            put(workplace, seed, *change)
+    _, rows = table(workplace)
+    told = [row["settings"] for row in rows]
+    assert told == ["(what most rows share)", *changes, " ".join(changes[:2])]
+    assert {row["runs"] for row in rows} == {"2"}

@@ -1,0 +1,65 @@
+"""What the title of a row says: the choices that tell it from the other rows of its group."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from engine.config import default_choices
+
+if TYPE_CHECKING:
+    from engine.rows import Record
+
+# What tells the rows of a group apart where it mixes them; table.csv has a column for each.
+SCOPE = ("model.name", "data.name", "epochs")
+# With more keys than these a row names only those in which it differs from most others.
+MOST_TOLD = 3
+# What a row or a column of its own already says.
+NAMED = ("optimizer.name", "batch", "seed", *SCOPE)
+
+
+def told(members: Sequence["Record"], records: Sequence["Record"]) -> str:
+    """Name what tells a row from others of its optimizer, batch and scope."""
+    own = members[0].choices
+    alike = ("optimizer.name", "batch", *SCOPE)
+    rivals = [r for r in records if all(r.choices[key] == own[key] for key in alike)]
+    keys = sorted({key for rival in rivals for key in rival.choices} - set(NAMED))
+    varied = [key for key in keys if any(r.choices.get(key) != own.get(key) for r in rivals)]
+    if len(varied) <= MOST_TOLD:
+        return differences(members, rivals, varied)
+    # An ablation varies one key a row: what most rows share goes without saying, and so does that
+    # another schedule has other keys.
+    known = own.keys() | default_choices().keys()
+    named = [key for key in varied if key in known and own.get(key) != commonest(rivals, key)]
+    return differences(members, rivals, named) or "(what most rows share)"
+
+
+def commonest(records: Sequence["Record"], key: str) -> Any:
+    """Return the value of a choice that most of the rows share; of equals, the first's."""
+    rows = {json.dumps({**r.choices, "seed": 0}, sort_keys=True): r for r in records}
+    values = [json.dumps(record.choices.get(key)) for record in rows.values()]
+    return json.loads(statistics.mode(values))
+
+
+def differences(
+    members: Sequence["Record"], rivals: Sequence["Record"], keys: Sequence[str]
+) -> str:
+    """Write the row's value of each key that is not the same for all the rivals."""
+    own, defaults = members[0].choices, default_choices()
+    return " ".join(
+        f"{key}={shown(own.get(key, defaults.get(key)))}"
+        for key in keys
+        if any(rival.choices.get(key) != own.get(key) for rival in rivals)
+    )
+
+
+def mixed(members: Sequence["Record"]) -> str:
+    """Mark a row whose runs were not all made by the same means."""
+    counted = [record.summary for record in members if record.counted]
+    keys = [k for k in ("commit", "device", "torch") if len({s.get(k) for s in counted}) > 1]
+    return f"(mixed {', '.join(keys)})" if keys else ""
+
+
+def shown(value: Any) -> str:
+    """Write a value for a row's title."""
+    return value if isinstance(value, str) else json.dumps(value)
