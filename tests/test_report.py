@@ -390,7 +390,7 @@ def test_a_row_of_an_ablation_names_what_it_changes(workplace):
         "ema.decay=0.9",
         "optimizer.nesterov=true",
         "loss.label_smoothing=0.1",
-        "clip.norm=1",
+        "clip.norm=2.5",
     ]
     for seed in ("seed=0", "seed=1"):
         for change in ([], *([c] for c in changes), changes[:2]):
