@@ -188,16 +188,17 @@ class Run:
         trainer = holder(self.directory) or "another process"
         raise RunBusy(f"run {self.directory}: is being trained by {trainer}")
 
-    def start(self, plan: str, pictures: "Tensor") -> None:
+    def start(self, plan: str, pictures: "Tensor", afresh: bool) -> None:
         """Bring the records to where the run goes on from: after the epochs of `history`.
 
-        Without a history the run starts afresh, and what an earlier one left is removed.
+        Where it starts afresh, what an earlier one left is removed.
         pictures: a few as training sees them, uint8 [N, H, W, 3].
         """
         # Files with a dot before their name are the halves that a killed process left.
         leftovers = [self.directory / "summary.json", self.log, *self.directory.glob(".*.*")]
-        if not self.history:
-            leftovers += [self.checkpoint, *self.directory.glob("events.out.tfevents.*")]
+        if afresh:
+            for kind in ("checkpoint*.pt", "events.out.tfevents.*"):
+                leftovers += self.directory.glob(kind)
         for path in leftovers:
             path.unlink(missing_ok=True)
         lines = "".join(json_line(row) for row in self.history)
@@ -207,7 +208,7 @@ class Run:
 
         done = self.history[-1]["step"] if self.history else 0
         self.writer = SummaryWriter(str(self.directory), purge_step=done + 1)
-        if not self.history:
+        if afresh:
             configuration = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
             write_start(self.writer, command_of(self.overrides), plan, configuration, pictures)
 
@@ -233,6 +234,8 @@ class Run:
             write_outcome(self.writer, summary["choices"], summary)
         text = json.dumps(plain(summary), indent=2, allow_nan=False)
         write_text_atomically(self.directory / "summary.json", text + "\n")
+        if status in FINISHED:
+            (self.directory / "checkpoint.prev.pt").unlink(missing_ok=True)
 
     def _write_configuration(self) -> None:
         contents = {"config.yaml": self.config.to_dict(), "overrides.yaml": self.overrides}
