@@ -4,6 +4,7 @@ torch.load, as any reader of zip archives, looks for the archive's end and passe
 behind it.
 """
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -61,4 +62,4 @@ def check_written(path: Path) -> None:
             # Past the system's copy in memory, to what the disk really holds.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         if not agrees(file):
-            raise OSError(f"{path}: read back, it is not what was written; is the disk failing?")
+            raise OSError(errno.EIO, "read back from the disk, it is not what was written", path)
