@@ -16,10 +16,11 @@ from engine.cli import CommandLine, Job
 from engine.config import Config
 from engine.data import load_data, plan_data
 from engine.launch import Task, launch_jobs
+from engine.lock import RunBusy, holder
 from engine.parse import UserError, key_error
 from engine.pause import leaving
 from engine.plan import make_plan
-from engine.record import FINISHED, RESULTS, Run, RunBusy, holder
+from engine.record import FINISHED, RESULTS, Run
 from engine.report import write_report
 
 # A run whose worker died without a word may have been the victim of another's death.
