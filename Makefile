@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup check test demo bench clean
+.PHONY: help setup check test stress demo bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -22,6 +22,9 @@ check: setup  ## lint, formatting and types
 
 test: check  ## lint, types and tests
 	$(BIN)/python -m pytest
+
+stress: setup  ## kill, stop and damage runs until something gives
+	$(BIN)/python -m pytest -m stress -v
 
 demo: setup  ## sweep four batch sizes with both optimizers on generated data; shows the table
 	$(BIN)/python train.py -m +experiment=demo batch=128,512,2048 optimizer=sgd,lars

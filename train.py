@@ -17,11 +17,13 @@ def train(config: Config, overrides: list[str]) -> None:
     # Imported here, so that --help and a mistyped key answer before torch is loaded.
     from engine.augment import Normalization, TrainingPictures
     from engine.build import build_ema, build_model, build_optimizer, build_scheduler
-    from engine.checkpoint import load_checkpoint, save_checkpoint
+    from engine.checkpoint import load_latest, save_checkpoint
     from engine.data import load_data, plan_data
     from engine.loop import evaluate_splits, train_epoch
     from engine.memory import describe_memory
     from engine.noise_scale import NoiseScale
+    from engine.partial import PartialEpoch
+    from engine.pause import pausing
     from engine.plan import make_plan
     from engine.record import Run
     from engine.runtime import facts, peak_memory_bytes, start_runtime
@@ -41,7 +43,7 @@ def train(config: Config, overrides: list[str]) -> None:
         print(describe_memory(config, plan, data, runtime))
         return
 
-    with run.open(overrides):
+    with pausing(config.checkpoint_every) as pauses, run.open(overrides):
         if config.resume and run.finished():
             # Another process had it until a moment ago.
             print(run.describe())
@@ -55,28 +57,38 @@ def train(config: Config, overrides: list[str]) -> None:
         noise = NoiseScale(runtime.device) if config.noise_scale else None
         run.found |= plan.rates() | facts(runtime)
         run.found["parameters"] = sum(p.numel() for p in model.parameters())
-        diverged = False
-        if config.resume and run.checkpoint.exists():
-            saved = load_checkpoint(run.checkpoint, runtime.device)
+        saved = load_latest(run.checkpoint, runtime.device) if config.resume else None
+        part, diverged = None, False
+        if saved is not None:
             saved.check_data(data.classes, normalization)
             saved.restore(model, optimizer, scheduler, ema, noise)
-            run.history, diverged = saved.history, saved.diverged
-            print(f"going on after epoch {saved.epoch} of {config.epochs}")
+            run.history, part, diverged = saved.history, saved.partial, saved.diverged
+            print(f"going on {saved.describe()}")
         pictures = TrainingPictures(data.train, normalization, runtime.device)
-        run.start(plan.describe(), pictures.samples(config.seed, 64))
+        run.start(plan.describe(), pictures.samples(config.seed, 64), afresh=saved is None)
         network = runtime.compile(model) if config.compile else model
 
-        for epoch in range(len(run.history) + 1, config.epochs + 1):
-            if diverged:
-                break
-            started = time.perf_counter()
-            draws = pictures.draw_epoch(config.seed, epoch)
-            title = f"epoch {epoch}/{config.epochs}"
-            trained = train_epoch(
-                network, optimizer, scheduler, pictures, draws, plan, config.clip, runtime, title,
-                config.log_layers_every, config.loss.label_smoothing, ema, noise,
+        def save(part: PartialEpoch | None = None) -> None:
+            save_checkpoint(
+                run.checkpoint, config, data.classes, normalization, run.history, diverged,
+                model, optimizer, scheduler, ema, noise, part,
             )  # fmt: skip
-            diverged = trained.diverged
+            if not diverged and len(run.history) < config.epochs:
+                pauses.saved()
+
+        while len(run.history) < config.epochs and not diverged:
+            epoch = len(run.history) + 1
+            started = time.perf_counter() - (part.seconds if part else 0.0)
+            draws = pictures.draw_epoch(config.seed, epoch)
+            trained = train_epoch(
+                network, optimizer, scheduler, pictures, draws, plan, config.clip, runtime,
+                f"epoch {epoch}/{config.epochs}", config.log_layers_every,
+                config.loss.label_smoothing, ema, noise, part, pauses.due,
+            )  # fmt: skip
+            if isinstance(trained, PartialEpoch):
+                save(part := trained)
+                continue
+            part, diverged = None, trained.diverged
             measured = None
             if not diverged and (epoch % config.eval_every == 0 or epoch == config.epochs):
                 measured = evaluate_splits(network, ema, data, normalization, runtime)
@@ -84,10 +96,8 @@ def train(config: Config, overrides: list[str]) -> None:
             run.record_epoch(row, trained)
             if epoch == config.epochs and measured is not None and measured.test is not None:
                 run.record_mistakes(data, measured.test)
-            save_checkpoint(
-                run.checkpoint, config, data.classes, normalization, run.history, diverged,
-                model, optimizer, scheduler, ema, noise,
-            )  # fmt: skip
+            if pauses.due_after(epoch) or diverged or epoch == config.epochs:
+                save()
         run.found["peak_memory_bytes"] = peak_memory_bytes(runtime.device)
         run.finish("diverged" if diverged else "completed", chance=100.0 / len(data.classes))
     print(run.describe())

@@ -41,6 +41,7 @@ def validate(config: EvaluationConfig) -> dict[str, Any]:
         "checkpoint": str(path),
         "epoch": saved.epoch,
         "epochs": run.epochs,
+        "saved": saved.describe(),
         "diverged": saved.diverged,
         "ema_decay": run.ema.decay,
         "test_accuracy": 100.0 / len(data.classes),
@@ -72,7 +73,7 @@ def best_epochs(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def describe(result: dict[str, Any]) -> str:
     """Write an evaluation for a reader."""
-    lines = [f"{result['checkpoint']}: after epoch {result['epoch']} of {result['epochs']}"]
+    lines = [f"{result['checkpoint']}: {result['saved']}"]
     if result["diverged"]:
         lines.append(f"diverged: its accuracy counts as chance, {result['test_accuracy']:.2f} %")
     else:

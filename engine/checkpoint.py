@@ -1,14 +1,17 @@
-"""A run's state on the disk: saved whole or not at all, loaded without running anything.
+"""A run's state on the disk: saved whole or not at all, loaded whole or not at all.
 
-Order and augmentation are drawn from seed and epoch (augment.py), so the epoch is all that a
-resume needs of them; torch's random states are kept for models that draw while they train.
+Order and augmentation are drawn from seed and epoch (augment.py), so the epoch and the steps done
+in it are all that a resume needs of them; torch's random states are kept for models that draw while
+they train. The file ends in a checksum; the one before it is kept until the run is finished.
 """
 
-import io
+import contextlib
+import os
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import nn
@@ -16,22 +19,29 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from engine.augment import Normalization
+from engine.checksum import agrees, check_written, write_summed
 from engine.config import Config
 from engine.files import write_atomically
 from engine.noise_scale import NoiseScale
 from engine.parse import UserError, key_error
+from engine.partial import PartialEpoch
 from schedulers import WarmupLR
 
 FORMAT = "large-batch-cifar checkpoint"
-VERSION = 1
+# Version 1 has neither checksum nor partial epoch; all else is the same.
+VERSION = 2
 AFRESH = "resume=false starts afresh"
 # What a state that was made by other code, or damaged, may raise where it is put to use.
 MISFITS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
+class DamagedCheckpoint(UserError):
+    """The file is missing, cut short, altered, or no checkpoint at all."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds; `epoch` counts the finished epochs."""
+    """What a checkpoint file holds; `epoch` counts the finished epochs, `partial` is the next."""
 
     path: Path
     config: Config
@@ -46,6 +56,15 @@ class Checkpoint:
     random_states: dict[str, Any]
     ema: dict[str, Any] | None
     noise_scale: dict[str, Any] | None
+    partial: PartialEpoch | None
+
+    def describe(self) -> str:
+        """Say how far the run had come."""
+        text = f"after epoch {self.epoch} of {self.config.epochs}"
+        if self.partial is None:
+            return text
+        done, steps = len(self.partial.rates), len(self.partial.losses)
+        return f"{text} and step {done} of {steps} of the next"
 
     def restore(
         self,
@@ -109,8 +128,12 @@ def save_checkpoint(
     scheduler: WarmupLR,
     ema: AveragedModel | None = None,
     noise: NoiseScale | None = None,
+    partial: PartialEpoch | None = None,
 ) -> None:
-    """Write everything a resume needs; the file before stays until this one is whole."""
+    """Write everything a resume needs; the file before is kept as `previous_of` it.
+
+    It stays where it is until the new one was read back from the disk. Raises OSError.
+    """
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     content = {
         "format": FORMAT,
@@ -128,42 +151,94 @@ def save_checkpoint(
         "ema": None if ema is None else ema.state_dict(),
         "noise_scale": None if noise is None else noise.state_dict(),
         "random_states": {"cpu": torch.get_rng_state(), "cuda": cuda},
+        "partial": None if partial is None else partial.state_dict(),
     }
-    # torch.save seeks, and a serialised buffer leaves one plain write to the disk.
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+    def keep_previous(written: Path) -> None:
+        check_written(written)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(path, previous_of(path))
+
+    write_atomically(
+        path,
+        lambda file: write_summed(file, lambda out: torch.save(content, cast(IO[bytes], out))),
+        keep_previous,
+    )
+
+
+def previous_of(path: Path) -> Path:
+    """Return where the checkpoint before this one is kept."""
+    return path.with_suffix(f".prev{path.suffix}")
+
+
+def load_latest(path: Path, device: torch.device) -> Checkpoint | None:
+    """Read a run's checkpoint, or the one before where it is damaged; None where there is neither.
+
+    What is damaged is replaced, so that it cannot become the one before. Raises UserError where no
+    file is whole.
+    """
+    previous = previous_of(path)
+    if not path.exists() and not previous.exists():
+        return None
+    try:
+        return load_checkpoint(path, device)
+    except DamagedCheckpoint as error:
+        damage = error
+    try:
+        saved = load_checkpoint(previous, device)
+    except DamagedCheckpoint as error:
+        before = f", and so is {previous.name}" if previous.exists() else ""
+        raise UserError(f"{damage}{before}; {AFRESH}") from error
+    print(f"{damage}; {previous.name} is used instead", file=sys.stderr)
+    os.replace(previous, path)
+    return saved
 
 
 def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
     """Read a checkpoint; raise UserError where there is none, or something else, or a part of one.
 
-    Only tensors and plain values are read (`weights_only`), so that no file can run code.
+    Only tensors and plain values are read (`weights_only`), so that no file can run code, and none
+    whose checksum disagrees.
     """
     if not path.is_file():
-        raise key_error("checkpoint", path, "there is no such file")
+        raise _damaged(path, "there is no such file")
     try:
-        with warnings.catch_warnings():
+        with open(path, "rb") as file, warnings.catch_warnings():
+            summed = agrees(file)
             # A foreign file gets its one line below; torch has more to say about pickles.
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location=device, weights_only=True)
+            content = None
+            if summed is not False:
+                content = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:
         # A damaged archive fails in as many ways as it can be damaged.
-        allowed = f"cut short, damaged or no checkpoint ({type(error).__name__})"
-        raise key_error("checkpoint", path, allowed) from error
+        raise _damaged(
+            path, f"cut short, damaged or no checkpoint ({type(error).__name__})"
+        ) from error
+    if summed is False:
+        raise _damaged(path, "is damaged (its checksum disagrees)")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise key_error("checkpoint", path, "is not a checkpoint of this project")
-    if content.get("version") != VERSION:
-        allowed = f"has format {content.get('version')}; this version reads {VERSION}"
-        raise key_error("checkpoint", path, allowed)
+        raise _damaged(path, "is not a checkpoint of this project")
+    version = content.get("version")
+    if version not in (1, VERSION):
+        raise key_error("checkpoint", path, f"has format {version}; this version reads {VERSION}")
+    if summed is None and version == VERSION:
+        raise _damaged(path, "is damaged (its checksum is gone)")
     try:
         saved = _read_content(path, content)
         whole = saved.epoch == len(saved.history) <= saved.config.epochs
+        whole = whole and (saved.partial is None or saved.epoch < saved.config.epochs)
     except (*MISFITS, UserError) as error:
-        raise key_error("checkpoint", path, f"is damaged ({error})") from error
+        raise _damaged(path, f"is damaged ({error})") from error
     if not whole:
-        raise key_error("checkpoint", path, f"is damaged (epoch {saved.epoch})")
+        raise _damaged(path, f"is damaged (epoch {saved.epoch})")
+    if summed is None:
+        print(f"checkpoint={path}: of an older version, without a checksum", file=sys.stderr)
     return saved
+
+
+def _damaged(path: Path, what: str) -> DamagedCheckpoint:
+    return DamagedCheckpoint(str(key_error("checkpoint", path, what)))
 
 
 def _read_content(path: Path, content: dict[str, Any]) -> Checkpoint:
@@ -182,6 +257,7 @@ def _read_content(path: Path, content: dict[str, Any]) -> Checkpoint:
         scheduler=content["scheduler"],
         ema=content.get("ema"),
         noise_scale=content.get("noise_scale"),
+        partial=PartialEpoch(**content["partial"]) if content.get("partial") else None,
         random_states={
             "cpu": states["cpu"].cpu(),
             "cuda": [state.cpu() for state in states["cuda"]],

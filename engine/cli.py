@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.parse import UserError, closest, key_error, known_keys, parse
+from engine.pause import Stopped
 from engine.resolvers import register_resolvers, without_absent
 
 T = TypeVar("T")
@@ -68,9 +69,9 @@ def exit_status(command: Callable[[], int]) -> int:
             raise
         print(f"error: {error}; the same command goes on once there is room", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped) as error:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return error.status if isinstance(error, Stopped) else 130
 
 
 def read_command_line(config_name: str, config_type: Any) -> CommandLine:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from engine.parse import Range, key_error, parse
+from engine.parse import Pattern, Range, key_error, parse
 
 Count = Annotated[int, Range(low=1)]
 NotNegativeCount = Annotated[int, Range(low=0)]
@@ -26,6 +26,7 @@ Seed = Annotated[int, Range(low=0, high=2**53)]
 NotNegative = Annotated[float, Range(low=0)]
 Positive = Annotated[float, Range(low=0, low_open=True)]
 Fraction = Annotated[float, Range(low=0, high=1)]
+Minutes = Annotated[str, Pattern("[1-9][0-9]{0,5}min", "minutes such as 10min")]
 Percent = Annotated[float, Range(low=0, high=100, low_open=True)]
 
 ModelName = Literal[
@@ -196,6 +197,7 @@ class Config:
     loss: LossConfig = LossConfig()
     ema: EMAConfig = EMAConfig()
     noise_scale: bool = False
+    checkpoint_every: Count | Minutes = 1
 
     @classmethod
     def from_hydra(cls, raw: Mapping[str, Any]) -> "Config":
@@ -295,6 +297,7 @@ def choices(config: Config) -> dict[str, Any]:
         "device",
         "threads",
         "resume",
+        "checkpoint_every",
         "target_accuracy",
         "plan",
         "log_layers_every",

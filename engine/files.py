@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file that takes its name only once it is whole and on the disk."""
+def write_atomically(
+    path: Path,
+    write: Callable[[BinaryIO], object],
+    before_renaming: Callable[[Path], object] = lambda temporary: None,
+) -> None:
+    """Let `write` fill a file that takes its name only once it is whole and on the disk.
+
+    `before_renaming` gets the file as it lies there, and may refuse it by raising.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -17,6 +24,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
+        before_renaming(Path(temporary))
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -6,7 +6,7 @@ Sums stay on the device; the host reads them at an epoch's end, and on CUDA at e
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +21,11 @@ from engine.augment import EpochDraws, Normalization, TrainingPictures
 from engine.config import ClipConfig
 from engine.data import Dataset, Split
 from engine.noise_scale import NoiseEstimate, NoiseScale, estimates
+from engine.partial import LayerStatistics, PartialEpoch
 from engine.plan import Plan
 from engine.runtime import Runtime
 from lars import LARS
 from models import commit_batch_statistics
-
-# LARS' telemetry after one step: that step, and by parameter name its figures as 0-d tensors.
-LayerStatistics = tuple[int, dict[str | int, dict[str, Tensor]]]
 
 EVALUATION_BATCH = 1000
 CHECK_EVERY = 50
@@ -93,8 +91,13 @@ def train_epoch(
     label_smoothing: float = 0.0,
     ema: AveragedModel | None = None,
     noise: NoiseScale | None = None,
-) -> TrainedEpoch:
+    begun: PartialEpoch | None = None,
+    pause: Callable[[], bool] = lambda: False,
+) -> TrainedEpoch | PartialEpoch:
     """Train one pass over the split, the ragged last batch included.
+
+    Where `pause` says so, before a step or after the last, what is done by then is returned; the
+    epoch goes on from there as `begun`.
 
     Every `log_layers_every` steps of the run, LARS' figures for each layer are kept. `ema` follows
     the weights and buffers after each step, `noise` the gradients before it.
@@ -106,25 +109,24 @@ def train_epoch(
     loop_clips = not isinstance(optimizer, LARS)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     batches = draws.order.split(plan.batch)
-    first_step = scheduler.last_epoch
-    losses = torch.zeros(len(batches), device=runtime.device)
-    norms = torch.zeros(len(batches), device=runtime.device)
-    noise_sums = torch.zeros(len(batches), 3, device=runtime.device)
-    correct = torch.zeros((), dtype=torch.int64, device=runtime.device)
-    rates = []
-    layers: list[LayerStatistics] = []
-    diverged = False
+    part = begun or PartialEpoch.of_no_steps(len(batches), runtime.device)
+    losses, norms, rates = part.losses, part.gradient_norms, part.rates
+    begun_at = len(rates)
+    first_step = scheduler.last_epoch - begun_at
+    paused = diverged = False
     check_every = 1 if runtime.device.type == "cpu" else CHECK_EVERY
-    started = runtime.wall_clock()
-    with progress(batches, title) as bar:
-        for step, batch in enumerate(bar):
+    started = runtime.wall_clock() - part.seconds
+    with progress(batches, title, begun_at) as bar:
+        for step, batch in enumerate(bar, begun_at):
+            if paused := pause():
+                break
             optimizer.zero_grad()
             sizes = plan.micro_batch_sizes(len(batch))
             losses[step], right, first_norm = accumulate_gradients(
                 model, pictures, draws, batch, sizes, runtime, label_smoothing,
                 measured=parameters if noise is not None else (),
             )  # fmt: skip
-            correct += right
+            part.correct += right
             norms[step] = clip_gradients(parameters, clip if loop_clips else NO_CLIP)
             rates.append(float(optimizer.param_groups[0]["lr"]))
             last = step == len(batches) - 1
@@ -134,35 +136,40 @@ def train_epoch(
                     diverged = True
                     break
             if noise is not None:
-                noise_sums[step] = noise.update(first_norm, norms[step], sizes[0], len(batch))
+                part.noise[step] = noise.update(first_norm, norms[step], sizes[0], len(batch))
             if isinstance(optimizer, LARS) and log_layers_every is not None:
                 optimizer.telemetry = (first_step + step + 1) % log_layers_every == 0
             optimizer.step()
             if isinstance(optimizer, LARS) and optimizer.telemetry:
-                layers.append((first_step + step + 1, optimizer.layer_statistics()))
+                part.layers.append((first_step + step + 1, optimizer.layer_statistics()))
             commit_batch_statistics(model)
             if ema is not None:
                 ema.update_parameters(model)
             scheduler.step()
             if not bar.disable and (step % 10 == 0 or last):
-                show(bar, float(losses[step]), int(correct), (step + 1) * plan.batch)
-    seconds = runtime.wall_clock() - started
+                show(bar, float(losses[step]), int(part.correct), (step + 1) * plan.batch)
+    part.seconds = runtime.wall_clock() - started
     done = len(rates)
+    if not diverged and (paused or pause()):
+        # What is saved must be finite, also where the host has not looked yet.
+        diverged = not bool(torch.isfinite(losses[:done] + norms[:done]).all())
+        if not diverged:
+            return part
     sizes_done = [len(batch) for batch in batches[:done]]
     step_losses = losses.tolist()[:done]
     total = sum(loss * size for loss, size in zip(step_losses, sizes_done, strict=True))
     return TrainedEpoch(
         loss=None if diverged else total / sum(sizes_done),
-        accuracy=None if diverged else 100.0 * int(correct) / sum(sizes_done),
-        seconds=seconds,
+        accuracy=None if diverged else 100.0 * int(part.correct) / sum(sizes_done),
+        seconds=part.seconds,
         images=sum(sizes_done),
         last_step=first_step + done,
         losses=step_losses,
         rates=rates,
         gradient_norms=norms.tolist()[:done],
         diverged=diverged,
-        layers=layers,
-        noise=[] if noise is None else estimates(noise_sums[: done - diverged]),
+        layers=part.layers,
+        noise=[] if noise is None else estimates(part.noise[: done - diverged]),
     )
 
 
@@ -273,10 +280,12 @@ def evaluate(
     )
 
 
-def progress(batches: Sequence[Tensor], title: str) -> "tqdm[Tensor]":
-    """Make a bar over an epoch's batches, with the time left; silent without a terminal."""
-    quiet = not sys.stderr.isatty()
-    return tqdm(batches, desc=title, leave=False, disable=quiet, unit="step", dynamic_ncols=True)
+def progress(batches: Sequence[Tensor], title: str, begun_at: int = 0) -> "tqdm[Tensor]":
+    """Make a bar over the rest of an epoch's batches; silent without a terminal."""
+    return tqdm(
+        batches[begun_at:], desc=title, initial=begun_at, total=len(batches), leave=False,
+        disable=not sys.stderr.isatty(), unit="step", dynamic_ncols=True,
+    )  # fmt: skip
 
 
 def show(bar: "tqdm[Tensor]", loss: float, correct: int, images: int) -> None:

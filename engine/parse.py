@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,14 @@ class Range:
         if self.high != math.inf:
             parts.append(f"{'below' if self.high_open else 'at most'} {self.high:g}")
         return " and ".join(parts)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The texts a key allows, as a regular expression and in words."""
+
+    expression: str
+    words: str
 
 
 def key_error(key: str, value: Any, allowed: str) -> UserError:
@@ -106,7 +115,12 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         or_number = " or a number" if others else ""
         allowed = f"must be one of {', '.join(get_args(words[0]))}{or_number}{or_null}"
         raise key_error(key, value, allowed)
-    (hint,) = others
+    patterns = [p for m in others for p in get_args(m)[1:] if isinstance(p, Pattern)]
+    if any(type(value) is str and re.fullmatch(p.expression, value) for p in patterns):
+        return value
+    or_null = "".join(f" or {p.words}" for p in patterns) + or_null
+    # Beside patterns and words a key has one kind of value.
+    hint = next(m for m in others if not any(p in get_args(m) for p in patterns))
     base, bounds = get_args(hint) if get_origin(hint) is Annotated else (hint, Range())
     if base is float and type(value) is int and abs(value) < 2**1023:
         value = float(value)

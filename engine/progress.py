@@ -5,8 +5,9 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
+from engine.lock import holder
 from engine.parse import key_error
-from engine.record import holder, runs_directory
+from engine.record import runs_directory
 from engine.rows import Record, load_records
 
 

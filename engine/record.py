@@ -5,21 +5,18 @@ in it keeps a second process out until this one ends, however it ends.
 """
 
 import contextlib
-import fcntl
 import functools
 import json
-import os
-import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from engine.config import Config, run_name
 from engine.files import write_text_atomically
-from engine.parse import UserError, key_error
+from engine.lock import locked
+from engine.parse import key_error
 from engine.runtime import is_out_of_memory
 from engine.summary import command_of, json_line, plain, read_json_lines, read_summary, summarize
 from engine.tensorboard import write_epoch, write_mistakes, write_outcome, write_start
@@ -54,20 +51,6 @@ def published_runs(group: str) -> dict[str, dict[str, Any]]:
 def _read_published(path: Path, _modified: int, _size: int) -> dict[str, dict[str, Any]]:
     # A sweep asks for each of its runs; the file is read again only once it has changed.
     return {line["run"]: line for line in read_json_lines(path)}
-
-
-def holder(directory: Path) -> str | None:
-    """Name the process that trains the run in this directory now, or None."""
-    with contextlib.suppress(OSError), open(directory / ".lock") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return " ".join(lock.read().split()) or "another process"
-    return None
-
-
-class RunBusy(UserError):
-    """The run is being trained by another process."""
 
 
 class Run:
@@ -153,11 +136,7 @@ class Run:
     def open(self, overrides: list[str]) -> Iterator[None]:
         """Hold the run for this process alone; what stops the run is written to its summary."""
         self.claim(overrides)
-        with open(self.directory / ".lock", "a+") as lock:
-            self._take(lock)
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            lock.flush()
+        with locked(self.directory):
             self._write_configuration()
             try:
                 yield
@@ -177,27 +156,17 @@ class Run:
                 if self.writer is not None:
                     self.writer.close()
 
-    def _take(self, lock: IO[str]) -> None:
-        """Lock the run's file; raise RunBusy where another process has it."""
-        # `holder` looks by taking the lock for a moment, which must not pass for a training.
-        for attempt in range(10):
-            try:
-                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                time.sleep(0.02 * attempt)
-        trainer = holder(self.directory) or "another process"
-        raise RunBusy(f"run {self.directory}: is being trained by {trainer}")
-
-    def start(self, plan: str, pictures: "Tensor") -> None:
+    def start(self, plan: str, pictures: "Tensor", afresh: bool) -> None:
         """Bring the records to where the run goes on from: after the epochs of `history`.
 
-        Without a history the run starts afresh, and what an earlier one left is removed.
+        Where it starts afresh, what an earlier one left is removed.
         pictures: a few as training sees them, uint8 [N, H, W, 3].
         """
         # Files with a dot before their name are the halves that a killed process left.
         leftovers = [self.directory / "summary.json", self.log, *self.directory.glob(".*.*")]
-        if not self.history:
-            leftovers += [self.checkpoint, *self.directory.glob("events.out.tfevents.*")]
+        if afresh:
+            for kind in ("checkpoint*.pt", "events.out.tfevents.*"):
+                leftovers += self.directory.glob(kind)
         for path in leftovers:
             path.unlink(missing_ok=True)
         lines = "".join(json_line(row) for row in self.history)
@@ -207,7 +176,7 @@ class Run:
 
         done = self.history[-1]["step"] if self.history else 0
         self.writer = SummaryWriter(str(self.directory), purge_step=done + 1)
-        if not self.history:
+        if afresh:
             configuration = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
             write_start(self.writer, command_of(self.overrides), plan, configuration, pictures)
 
@@ -233,6 +202,8 @@ class Run:
             write_outcome(self.writer, summary["choices"], summary)
         text = json.dumps(plain(summary), indent=2, allow_nan=False)
         write_text_atomically(self.directory / "summary.json", text + "\n")
+        if status in FINISHED:
+            (self.directory / "checkpoint.prev.pt").unlink(missing_ok=True)
 
     def _write_configuration(self) -> None:
         contents = {"config.yaml": self.config.to_dict(), "overrides.yaml": self.overrides}

@@ -5,7 +5,6 @@ job that died, in this process or elsewhere, costs neither the other runs nor th
 """
 
 import contextlib
-import signal
 import sys
 import time
 import traceback
@@ -17,9 +16,11 @@ from engine.cli import CommandLine, Job
 from engine.config import Config
 from engine.data import load_data, plan_data
 from engine.launch import Task, launch_jobs
+from engine.lock import RunBusy, holder
 from engine.parse import UserError, key_error
+from engine.pause import leaving
 from engine.plan import make_plan
-from engine.record import FINISHED, RESULTS, Run, RunBusy, holder
+from engine.record import FINISHED, RESULTS, Run
 from engine.report import write_report
 
 # A run whose worker died without a word may have been the victim of another's death.
@@ -66,13 +67,12 @@ def distinct(jobs: Iterable[Job]) -> list[Job]:
     return list(found.values())
 
 
+@leaving()
 def train_missing(jobs: Sequence[Job], hydra_overrides: Sequence[str], task: Task) -> None:
     """Launch the jobs whose runs are not finished; return when each has an outcome, or none left.
 
     A run that another process trains is waited for, and taken over if that process dies.
     """
-    # SIGTERM, as a scheduler or `kill` sends it, then ends like Ctrl-C: with the tables written.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     waiting = {}
     for job in jobs:
         run = Run(job.config)

@@ -7,6 +7,7 @@ import torch
 
 import engine.record
 from engine.checkpoint import load_checkpoint
+from engine.checksum import write_summed
 from engine.data import load_data
 from engine.parse import UserError
 
@@ -23,6 +24,12 @@ def state_of(directory: Path):
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     timed = ("train_seconds", "wall_seconds", "images_per_second")
     return saved, [{k: v for k, v in row.items() if k not in timed} for row in rows]
+
+
+def rewrite(path, content):
+    """Put other content into a checkpoint, with its checksum."""
+    with open(path, "wb") as file:
+        write_summed(file, lambda out: torch.save(content, out))
 
 
 def assert_same(left, right):
@@ -130,7 +137,7 @@ def test_what_is_no_checkpoint_is_told(small, workplace, command, content):
     elif content == "other":
         torch.save({"weights": torch.zeros(3)}, path)
     elif content == "newer":
-        torch.save(torch.load(path, weights_only=True) | {"version": 99}, path)
+        rewrite(path, torch.load(path, weights_only=True) | {"version": 99})
     else:
         path.write_bytes(content)
     outcome = command("val.py", f"checkpoint={path}")
@@ -145,7 +152,7 @@ def test_a_checkpoint_of_another_model_is_told(small, workplace, command):
     path = only_run(workplace) / "checkpoint.pt"
     saved = torch.load(path, weights_only=True)
     saved["config"]["model"]["name"] = "resnet20"
-    torch.save(saved, path)
+    rewrite(path, saved)
     outcome = command("val.py", f"checkpoint={path}")
     assert outcome.status == 2
     assert "holds another model than resnet20" in outcome.err and outcome.err.count("\n") == 1
@@ -167,7 +174,7 @@ def test_a_checkpoint_with_damaged_fields_is_told(small, workplace, command, spo
     path = only_run(workplace) / "checkpoint.pt"
     saved = torch.load(path, weights_only=True)
     spoil(saved)
-    torch.save(saved, path)
+    rewrite(path, saved)
     (path.parent / "summary.json").unlink()
     outcome = command("train.py", *small)
     assert outcome.status == 2 and outcome.err.count("\n") == 1

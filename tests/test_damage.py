@@ -1,0 +1,230 @@
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+import engine.checksum
+import engine.files
+from engine.augment import Normalization
+from engine.build import build_model, build_optimizer, build_scheduler
+from engine.checkpoint import (
+    DamagedCheckpoint,
+    load_checkpoint,
+    load_latest,
+    previous_of,
+    save_checkpoint,
+)
+from engine.checksum import MARK, TRAILER
+from engine.parse import UserError
+from engine.partial import PartialEpoch
+from engine.plan import make_plan
+from tests.test_checkpoint import CPU, only_run, rewrite, state_of
+from tests.test_config import config
+
+CUTS_EVERY = 4096
+FLIPS = 1000
+# In the normal suite.
+FEW_CUTS, FEW_FLIPS = 20, 50
+
+
+def save(path, epoch=0, partial=None):
+    """Save a ResNet-8 with momentum as a run that has finished so many epochs would."""
+    made = config("model=resnet8", "data=synthetic", "epochs=9")
+    torch.manual_seed(0)
+    model = build_model(made.model, 10)
+    plan = make_plan(made, 1000)
+    optimizer = build_optimizer(made.optimizer, made.clip, model, plan.peak_lr)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    scheduler = build_scheduler(made.scheduler, plan, optimizer)
+    history = [{"epoch": number + 1} for number in range(epoch)]
+    mean = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    save_checkpoint(
+        path, made, tuple("abcdefghij"), mean, history, False, model, optimizer, scheduler,
+        partial=partial,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    path = tmp_path / "checkpoint.pt"
+    save(path)
+    return path
+
+
+def cuts_are_refused(path, count=None):
+    whole = path.read_bytes()
+    places = [*range(0, len(whole), CUTS_EVERY), len(whole) - TRAILER, len(whole) - 1]
+    for place in places if count is None else random.Random(0).sample(places, count):
+        path.write_bytes(whole[:place])
+        with pytest.raises(DamagedCheckpoint) as told:
+            load_checkpoint(path, CPU)
+        assert str(told.value).startswith(f"checkpoint={path}: ") and "\n" not in str(told.value)
+    path.write_bytes(whole)
+    load_checkpoint(path, CPU)
+
+
+def flips_are_refused(path, count):
+    whole, chance = path.read_bytes(), random.Random(0)
+    last = [len(whole) - 1 - place for place in range(TRAILER)]
+    for place in last[:: TRAILER * 4 // count + 1] + [
+        chance.randrange(len(whole)) for _ in range(count)
+    ]:
+        spoilt = bytearray(whole)
+        spoilt[place] ^= 1 << chance.randrange(8)
+        path.write_bytes(spoilt)
+        with pytest.raises(DamagedCheckpoint, match="its checksum"):
+            load_checkpoint(path, CPU)
+    path.write_bytes(whole)
+    load_checkpoint(path, CPU)
+
+
+def test_a_cut_checkpoint_is_refused(saved):
+    cuts_are_refused(saved, FEW_CUTS)
+
+
+def test_a_flipped_bit_is_refused(saved):
+    flips_are_refused(saved, FEW_FLIPS)
+
+
+@pytest.mark.stress
+def test_a_checkpoint_cut_anywhere_is_refused(saved):
+    cuts_are_refused(saved)
+
+
+@pytest.mark.stress
+def test_a_bit_flipped_anywhere_is_refused(saved):
+    flips_are_refused(saved, FLIPS)
+
+
+def test_torch_alone_reads_the_file(saved):
+    content = torch.load(saved, weights_only=True)
+    assert content["version"] == 2 and len(content["model"]) > 20
+    assert saved.read_bytes()[-TRAILER:].startswith(MARK)
+
+
+def test_a_file_of_the_format_before_is_read_and_told(saved, capsys):
+    content = torch.load(saved, weights_only=True)
+    del content["partial"]
+    torch.save(content | {"version": 1}, saved)
+    assert load_checkpoint(saved, CPU).partial is None
+    told = capsys.readouterr().err
+    assert told == f"checkpoint={saved}: of an older version, without a checksum\n"
+
+
+def test_the_one_before_is_used_where_the_newest_is_damaged(saved, capsys):
+    save(saved, 1)
+    save(saved, 2)
+    assert load_latest(saved, CPU).epoch == 2
+    assert load_checkpoint(previous_of(saved), CPU).epoch == 1
+    saved.write_bytes(saved.read_bytes()[:5000])
+    assert load_latest(saved, CPU).epoch == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert told.startswith(f"checkpoint={saved}: ") and "checkpoint.prev.pt is used" in told
+    assert load_checkpoint(saved, CPU).epoch == 1, "the damaged one is gone"
+    assert not previous_of(saved).exists()
+
+
+def test_where_none_is_whole_neither_is_used(saved):
+    save(saved, 1)
+    for path in (saved, previous_of(saved)):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"and so is checkpoint.prev.pt; resume=false starts"):
+        load_latest(saved, CPU)
+    previous_of(saved).unlink()
+    with pytest.raises(UserError, match="; resume=false starts afresh"):
+        load_latest(saved, CPU)
+    assert saved.exists(), "what is damaged is left for its owner to look at"
+    saved.unlink()
+    assert load_latest(saved, CPU) is None
+
+
+def test_a_newer_format_is_refused_and_not_passed_over(saved):
+    save(saved, 1)
+    rewrite(saved, torch.load(saved, weights_only=True) | {"version": 3})
+    with pytest.raises(UserError, match="has format 3; this version reads 2"):
+        load_latest(saved, CPU)
+
+
+def test_a_disk_that_keeps_something_else_costs_no_checkpoint(saved, monkeypatch):
+    before = saved.read_bytes()
+    write_summed = engine.checksum.write_summed
+
+    def spoil(file, write):
+        write_summed(file, write)
+        file.seek(3000)
+        file.write(b"rust")
+
+    monkeypatch.setattr(engine.checkpoint, "write_summed", spoil)
+    with pytest.raises(OSError, match="not what was written"):
+        save(saved, 1)
+    assert saved.read_bytes() == before and [*saved.parent.iterdir()] == [saved]
+
+
+def test_a_save_that_is_cut_off_between_its_renames_costs_no_checkpoint(saved, monkeypatch):
+    replace = os.replace
+
+    def fail(source, target):
+        if Path(target) == saved:
+            raise OSError("cut off")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.files.os, "replace", fail)
+        with pytest.raises(OSError, match="cut off"):
+            save(saved, 1)
+    assert not saved.exists()
+    assert load_latest(saved, CPU).epoch == 0
+    assert saved.exists()
+
+
+def test_a_partial_epoch_is_kept(saved):
+    part = PartialEpoch.of_no_steps(8, CPU)
+    part.losses[:2] = torch.tensor([0.1, 0.2])
+    part.rates += [0.5, 0.25]
+    part.layers.append((1, {"conv": {"trust_ratio": torch.tensor(0.5)}}))
+    part.seconds = 1.5
+    save(saved, 1, part)
+    loaded = load_checkpoint(saved, CPU)
+    assert loaded.describe() == "after epoch 1 of 9 and step 2 of 8 of the next"
+    assert loaded.partial.rates == [0.5, 0.25] and loaded.partial.seconds == 1.5
+    assert loaded.partial.losses.tolist() == part.losses.tolist()
+    assert loaded.partial.layers == part.layers
+
+
+def test_a_damaged_run_goes_on_from_the_checkpoint_before(small, workplace, command, monkeypatch):
+    run = [*small, "epochs=3", "deterministic=true"]
+    assert command("train.py", *run).status == 0
+    directory = only_run(workplace)
+    expected = state_of(directory)
+    assert not (directory / "checkpoint.prev.pt").exists(), "a finished run needs no other"
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.record.Run, "finish", stop)
+        assert command("train.py", *run, "resume=false").status == 130
+    assert not (directory / "summary.json").exists()
+    path = directory / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:-1000])
+    outcome = command("val.py", f"checkpoint={directory}")
+    assert outcome.status == 2 and outcome.err.count("\n") == 1, "val.py takes no other"
+    outcome = command("train.py", *run)
+    assert outcome.status == 0 and "going on after epoch 2 of 3" in outcome.out
+    assert outcome.err.count("\n") == 1 and "checkpoint.prev.pt is used instead" in outcome.err
+    got = state_of(directory)
+    assert torch.equal(got[0]["model"]["fc.weight"], expected[0]["model"]["fc.weight"])
+    assert got[1] == expected[1]
+    path.write_bytes(b"")
+    (directory / "summary.json").unlink()
+    outcome = command("train.py", *run)
+    assert outcome.status == 2 and outcome.err.count("\n") == 1
+    assert "resume=false starts afresh" in outcome.err
+    assert command("train.py", *run, "resume=false").status == 0
+    assert json.loads((directory / "summary.json").read_text())["status"] == "completed"

@@ -1,0 +1,321 @@
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import engine.loop
+import engine.pause
+from engine.checkpoint import load_checkpoint
+from engine.pause import Pauses, Stopped, leaving, pausing
+from models import commit_batch_statistics
+from tests.test_checkpoint import CPU, TOOLBOX, assert_same, only_run, state_of
+
+SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)]
+STATE = ("model", "optimizer", "scheduler", "ema", "noise_scale", "epoch", "partial")
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Count optimizer steps; `at[n]` is called in the n-th, before it is finished."""
+    counted = {"done": 0, "at": {}}
+
+    def commit(model):
+        commit_batch_statistics(model)
+        counted["done"] += 1
+        counted["at"].get(counted["done"], lambda: None)()
+
+    monkeypatch.setattr(engine.loop, "commit_batch_statistics", commit)
+    return counted
+
+
+def send(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+def test_a_run_stopped_at_any_step_goes_on_at_the_next_to_the_bit(small, workplace, command, steps):
+    run = [*small, "epochs=3", *TOOLBOX, "deterministic=true", "log_layers_every=1"]
+    assert command("train.py", *run).status == 0
+    directory = only_run(workplace)
+    expected = state_of(directory)
+    summary = json.loads((directory / "summary.json").read_text())
+    directory.rename(workplace / "left-alone")
+    total = steps["done"]
+    assert total == 12
+    # In the first epoch, at an epoch's last step, in the middle, and twice in one epoch.
+    stops = {1: SIGNALS[0], 4: SIGNALS[1], 6: SIGNALS[2], 7: SIGNALS[0], 11: SIGNALS[1]}
+    steps.update(done=0, at={step: send(number) for step, (number, _) in stops.items()})
+    for step, (_, status) in stops.items():
+        outcome = command("train.py", *run)
+        assert outcome.status == status and steps["done"] == step
+        assert "interrupted; the same command goes on" in outcome.err
+        assert json.loads((directory / "summary.json").read_text())["status"] == "interrupted"
+        saved = load_checkpoint(directory / "checkpoint.pt", CPU)
+        assert saved.partial is not None
+        assert 4 * saved.epoch + len(saved.partial.rates) == step
+    resumed = command("train.py", *run)
+    assert resumed.status == 0
+    assert "going on after epoch 2 of 3 and step 3 of 4 of the next" in resumed.out
+    assert steps["done"] == total, "not one step is repeated"
+
+    got = state_of(directory)
+    for key in STATE:
+        assert_same(got[0][key], expected[0][key])
+    assert got[1] == expected[1]
+    again = json.loads((directory / "summary.json").read_text())
+    timed = {key for key in again if "seconds" in key} | {"images_per_second", "peak_memory_bytes"}
+    assert {k: v for k, v in again.items() if k not in timed} == {
+        k: v for k, v in summary.items() if k not in timed
+    }
+    assert points(directory) == points(workplace / "left-alone")
+
+
+def points(directory):
+    """Return the curves in a run's events by tag: the last value at each step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if "second" not in tag]
+    assert any(tag.startswith("trust_ratio/") for tag in tags)
+    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in tags}
+
+
+def test_a_signal_during_the_evaluation_stops_after_it(
+    small, workplace, command, steps, monkeypatch
+):
+    evaluate_splits = engine.loop.evaluate_splits
+
+    def interrupt(*arguments):
+        if steps["done"] == 4:
+            send(signal.SIGTERM)()
+        return evaluate_splits(*arguments)
+
+    monkeypatch.setattr(engine.loop, "evaluate_splits", interrupt)
+    assert command("train.py", *small).status == 143
+    assert len((only_run(workplace) / "metrics.jsonl").read_text().splitlines()) == 1
+    assert command("train.py", *small).status == 0 and steps["done"] == 8
+
+
+def test_a_signal_after_the_last_step_of_all_does_not_undo_the_run(
+    small, workplace, command, monkeypatch
+):
+    record_epoch = engine.record.Run.record_epoch
+
+    def interrupt(self, row, trained):
+        record_epoch(self, row, trained)
+        if row["epoch"] == 2:
+            send(signal.SIGTERM)()
+
+    monkeypatch.setattr(engine.record.Run, "record_epoch", interrupt)
+    assert command("train.py", *small).status == 0
+    assert json.loads((only_run(workplace) / "summary.json").read_text())["status"] == "completed"
+
+
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
+def test_a_sweep_stops_after_the_run_that_was_interrupted_and_goes_on(
+    small, workplace, command, steps, number, status
+):
+    sweep = ("-m", *small, "batch=32,64,96", "epochs=1")
+    steps["at"] = {5: send(number)}
+    outcome = command("train.py", *sweep)
+    assert outcome.status == status
+    assert steps["done"] == 5, "the third run did not start"
+    table = (workplace / "results" / "default" / "table.md").read_text()
+    assert table.count("missing") == 2
+    summaries = (workplace / "results" / "runs").rglob("summary.json")
+    found = sorted(json.loads(path.read_text())["status"] for path in summaries)
+    assert found == ["completed", "interrupted"]
+    again = command("train.py", *sweep)
+    assert again.status == 0 and "3 runs, 1 finished already" in again.out
+    assert "going on after epoch 0 of 1 and step 1 of 2 of the next" in again.out
+    assert steps["done"] == 4 + 2 + 2
+
+
+def test_a_sweep_stops_after_a_run_that_was_about_to_finish_anyway(
+    small, workplace, command, monkeypatch
+):
+    record_epoch = engine.record.Run.record_epoch
+
+    def interrupt(self, row, trained):
+        record_epoch(self, row, trained)
+        send(signal.SIGTERM)()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.record.Run, "record_epoch", interrupt)
+        assert command("train.py", "-m", *small, "batch=32,64", "epochs=1").status == 143
+    again = command("train.py", "-m", *small, "batch=32,64", "epochs=1")
+    assert again.status == 0 and "2 runs, 1 finished already" in again.out
+
+
+def test_handlers_are_there_only_while_a_run_trains(small, workplace, command, steps):
+    numbers = [number for number, _ in SIGNALS]
+    before = [signal.getsignal(number) for number in numbers]
+    seen = []
+    steps["at"] = {1: lambda: seen.extend(signal.getsignal(number) for number in numbers)}
+    assert command("train.py", *small, "epochs=1").status == 0
+    assert len(seen) == 3 and not set(seen) & set(before)
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert command("train.py", "-m", *small, "seed=1,2", "epochs=1").status == 0
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_thread_gets_no_signals_and_an_ignored_one_stays_ignored():
+    def in_a_thread():
+        with pausing(1), leaving():
+            kept.append(signal.getsignal(signal.SIGTERM))
+
+    kept: list = []
+    thread = threading.Thread(target=in_a_thread)
+    thread.start()
+    thread.join()
+    assert kept == [signal.SIG_DFL]
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pausing(1) as pauses:
+            send(signal.SIGTERM)()
+            assert not pauses.due()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
+def test_a_launchers_own_handler_decides_once_the_run_has_saved(number):
+    heard = []
+    before = signal.signal(number, lambda *arguments: heard.append(arguments[0]))
+    try:
+        with pausing(1) as pauses:
+            send(number)()
+            assert pauses.due() and not heard
+            pauses.saved()
+            assert heard == [number] and not pauses.due(), "it returned, so the run goes on"
+            send(number)()
+        assert heard == [number, number], "too late for the run"
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_warning_counts_for_no_first_signal_and_twins_for_one(monkeypatch):
+    killed = []
+    monkeypatch.setattr(engine.pause.os, "kill", lambda *arguments: killed.append(arguments[1]))
+    monkeypatch.setattr(engine.pause.signal, "signal", lambda *_: None)
+    pauses = Pauses(1)
+    for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        pauses.note(number, None)
+    assert pauses.signal == signal.SIGTERM and not killed
+    pauses.asked_at -= 2 * engine.pause.REPEAT_SECONDS
+    pauses.note(signal.SIGUSR1, None)
+    assert not killed
+    pauses.note(signal.SIGINT, None)
+    assert killed == [signal.SIGINT]
+
+
+def test_stopped_passes_between_processes():
+    assert pickle.loads(pickle.dumps(Stopped(143))).status == 143
+
+
+# Holds the run in a step, as a device that hangs would.
+HANGS = """
+import sys, time, engine.loop, train
+from engine.cli import exit_status
+commit, engine.loop.commit_batch_statistics = engine.loop.commit_batch_statistics, None
+def hang(model):
+    commit(model)
+    print("in a step", flush=True)
+    for _ in range(600): time.sleep(0.1)
+engine.loop.commit_batch_statistics = hang
+sys.exit(exit_status(train.main))
+"""
+
+
+def test_a_second_signal_ends_the_process_at_once(small, workplace):
+    path = os.pathsep.join(sys.path)
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGS, *small],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert any(line == b"in a step\n" for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1.5 * engine.pause.REPEAT_SECONDS)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == -signal.SIGTERM
+
+
+def test_minutes_between_checkpoints(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(engine.pause.time, "monotonic", lambda: now[0])
+    pauses = Pauses("10min")
+    now[0] += 599
+    assert not pauses.due() and not pauses.due_after(5)
+    now[0] += 1
+    assert pauses.due() and pauses.due_after(5)
+    pauses.saved()
+    assert not pauses.due()
+    pauses = Pauses(5)
+    now[0] += 1e6
+    assert not pauses.due() and [e for e in range(1, 12) if pauses.due_after(e)] == [5, 10]
+
+
+def test_saving_in_the_midst_of_epochs_changes_nothing(small, workplace, command, monkeypatch):
+    run = [*small, "deterministic=true"]
+    assert command("train.py", *run).status == 0
+    directory = only_run(workplace)
+    expected = state_of(directory)
+    saves = []
+    save_checkpoint = engine.checkpoint.save_checkpoint
+
+    def save(*arguments):
+        saves.append(arguments[-1])
+        save_checkpoint(*arguments)
+
+    monkeypatch.setattr(engine.checkpoint, "save_checkpoint", save)
+    monkeypatch.setattr(engine.pause.Pauses, "due", late_at_every_second_call())
+    assert command("train.py", *run, "checkpoint_every=10min", "resume=false").status == 0
+    assert only_run(workplace) == directory, "the same run"
+    got = state_of(directory)
+    assert len([part for part in saves if part is not None]) >= 4
+    for key in STATE:
+        assert_same(got[0][key], expected[0][key])
+    assert got[1] == expected[1]
+
+
+def late_at_every_second_call():
+    calls = []
+
+    def due(self):
+        calls.append(1)
+        return len(calls) % 2 == 0
+
+    return due
+
+
+@pytest.mark.parametrize(
+    ("every", "saved"), [("1", [1, 2, 3, 4, 5]), ("2", [2, 4, 5]), ("10min", [5])]
+)
+def test_epochs_between_checkpoints(small, workplace, command, monkeypatch, every, saved):
+    epochs = []
+
+    def save(path, config, classes, normalization, history, *rest):
+        epochs.append(len(history))
+
+    monkeypatch.setattr(engine.checkpoint, "save_checkpoint", save)
+    run = [*small, "epochs=5", "data.train_size=30", "batch=30"]
+    assert command("train.py", *run, f"checkpoint_every={every}").status == 0
+    assert epochs == saved
+
+
+@pytest.mark.parametrize(
+    "value", ["0", "-1", "1.5", "min", "0min", "1.5min", "10 min", "10s", "null", "true"]
+)
+def test_mistakes_in_checkpoint_every(small, workplace, command, value):
+    outcome = command("train.py", *small, f"checkpoint_every={value}")
+    assert outcome.status == 2
+    allowed = "must be a whole number at least 1 or minutes such as 10min"
+    assert outcome.err == f"error: checkpoint_every={value}: {allowed}\n"

@@ -1,0 +1,213 @@
+"""Runs killed and stopped at random moments, each started again until it ends.
+
+Each must equal one left alone, to the bit. The normal suite has a few; `make stress` as many as
+stand here.
+"""
+
+import contextlib
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.test_checkpoint import TOOLBOX, assert_same, only_run, state_of
+
+KILLS = 100
+TERMS = 30
+# In the normal suite.
+FEW_KILLS, FEW_TERMS = 2, 1
+
+PROJECT = Path(__file__).resolve().parent.parent
+EPOCHS, STEPS = 6, 24
+STATE = ("model", "optimizer", "scheduler", "ema", "noise_scale", "epoch", "partial")
+
+
+def attempt(arguments, folder, slow):
+    """Run train.py in a process of its own, and log its steps and its saves.
+
+    slow: seconds that each write of a checkpoint, and each renaming, takes longer.
+    """
+    import engine.checkpoint
+    import engine.checksum
+    import engine.files
+    import train
+    from engine.cli import exit_status
+    from schedulers import WarmupLR
+
+    os.chdir(folder)
+    out = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    steps = os.open("steps.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    step, save_checkpoint = WarmupLR.step, engine.checkpoint.save_checkpoint
+    write, replace = engine.checksum.HashingWriter.write, os.replace
+
+    def logged_step(self, *rest):
+        step(self, *rest)
+        os.write(steps, f"step {self.last_epoch}\n".encode())
+
+    def logged_save(*rest):
+        save_checkpoint(*rest)
+        os.write(steps, f"saved {rest[8].last_epoch}\n".encode())
+
+    def slow_write(self, data):
+        time.sleep(slow)
+        return write(self, data)
+
+    def slow_replace(*paths):
+        time.sleep(slow)
+        replace(*paths)
+
+    WarmupLR.step = logged_step
+    engine.checkpoint.save_checkpoint = logged_save
+    engine.checksum.HashingWriter.write = slow_write
+    engine.files.os.replace = slow_replace
+    sys.argv = ["train.py", *arguments]
+    sys.exit(exit_status(train.main))
+
+
+class Trial:
+    """One run in a folder of its own, started as often as it takes."""
+
+    def __init__(self, folder, overrides, slow):
+        self.folder, self.overrides, self.slow = folder, overrides, slow
+        folder.mkdir()
+
+    def start(self):
+        fork = multiprocessing.get_context("forkserver")
+        # Imported once for all attempts; a run then takes a second.
+        fork.set_forkserver_preload(["tests.test_stress", "train", "torch.utils.tensorboard"])
+        process = fork.Process(target=attempt, args=(self.overrides, self.folder, self.slow))
+        process.start()
+        return process
+
+    def log(self):
+        with contextlib.suppress(FileNotFoundError):
+            return [line.split() for line in (self.folder / "steps.txt").read_text().splitlines()]
+        return []
+
+    def steps(self):
+        return [int(number) for kind, number in self.log() if kind == "step" and number != "0"]
+
+    def outcome(self):
+        directory = only_run(self.folder)
+        summary = json.loads((directory / "summary.json").read_text())
+        timed = {"images_per_second", "peak_memory_bytes", "train_seconds", "wall_seconds"}
+        saved, rows = state_of(directory)
+        return (
+            {key: saved[key] for key in STATE},
+            rows,
+            {key: value for key, value in summary.items() if key not in timed},
+        )
+
+
+@pytest.fixture
+def trials(drawn_tree, tmp_path, monkeypatch):
+    """Make trials of the same run; the first is left alone."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(PROJECT), *filter(None, sys.path)]))
+    overrides = [
+        "data=image_folder", f"data.root={drawn_tree}", "model=resnet8", f"epochs={EPOCHS}",
+        "batch=32", "threads=1", "deterministic=true", *TOOLBOX, "log_layers_every=2",
+    ]  # fmt: skip
+    alone = Trial(tmp_path / "alone", overrides, 0.0)
+    process = alone.start()
+    process.join(120)
+    assert process.exitcode == 0, (alone.folder / "output.txt").read_text()
+    assert alone.steps() == [*range(1, STEPS + 1)]
+    return alone, lambda name, slow=0.0: Trial(tmp_path / name, overrides, slow)
+
+
+def wait_until_it_trains(process, trial):
+    """Wait for the schedule's own first step, which is 0."""
+    before = len(trial.log())
+    while process.is_alive() and len(trial.log()) == before:
+        time.sleep(0.002)
+
+
+def check_losses(log):
+    """Check that each attempt went on from the last save, or a later one."""
+    saved = 0
+    for (kind, number), (after, following) in itertools.pairwise(log):
+        if kind == "saved":
+            saved = int(number)
+        if (kind, number) == ("step", "0") and after == "step" and following != "0":
+            assert int(following) > saved, f"step {following} after {saved} were saved"
+
+
+def kill(trials, kills):
+    chance, (alone, make) = random.Random(kills), trials
+    expected, done, in_a_save, ended = alone.outcome(), 0, 0, 0
+    while done < kills:
+        trial = make(f"killed-{done}", slow=0.0002)
+        while True:
+            process = trial.start()
+            wait_until_it_trains(process, trial)
+            if done < kills:
+                process.join(chance.uniform(0, 1.2))
+            else:
+                process.join(120)
+            if not process.is_alive():
+                break
+            process.kill()
+            process.join(60)
+            done += 1
+            in_a_save += any(trial.folder.rglob(".checkpoint.pt.*"))
+        assert process.exitcode == 0, (trial.folder / "output.txt").read_text()[-3000:]
+        check_losses(trial.log())
+        assert_same(trial.outcome(), expected)
+        assert not [*trial.folder.rglob(".checkpoint*"), *trial.folder.rglob("*.prev.pt")]
+        shutil.rmtree(trial.folder)
+        ended += 1
+    print(f"{done} kills, {in_a_save} of them in a save, over {ended} runs")
+    return in_a_save
+
+
+def stop(trials, terms):
+    chance, (alone, make) = random.Random(terms), trials
+    expected, done, ended = alone.outcome(), 0, 0
+    while done < terms:
+        trial = make(f"stopped-{done}")
+        while True:
+            process = trial.start()
+            wait_until_it_trains(process, trial)
+            if done < terms:
+                process.join(chance.uniform(0, 0.5))
+                if process.is_alive():
+                    os.kill(process.pid, chance.choice([signal.SIGTERM, signal.SIGUSR1]))
+            process.join(120)
+            if process.exitcode == 0:
+                break
+            # By its own handler, or before and after it had one.
+            assert process.exitcode in (143, -signal.SIGTERM, -signal.SIGUSR1)
+            done += process.exitcode == 143
+        assert trial.steps() == [*range(1, STEPS + 1)], "each step once"
+        assert_same(trial.outcome(), expected)
+        shutil.rmtree(trial.folder)
+        ended += 1
+    print(f"{done} stops over {ended} runs")
+
+
+def test_a_run_that_is_killed(trials):
+    kill(trials, FEW_KILLS)
+
+
+def test_a_run_that_is_stopped(trials):
+    stop(trials, FEW_TERMS)
+
+
+@pytest.mark.stress
+def test_runs_killed_at_any_moment(trials):
+    assert kill(trials, KILLS) > KILLS // 10
+
+
+@pytest.mark.stress
+def test_runs_stopped_at_any_moment(trials):
+    stop(trials, TERMS)
