@@ -24,6 +24,7 @@ from schedulers import WarmupLR
 
 FORMAT = "large-batch-cifar checkpoint"
 VERSION = 1
+CPU = torch.device("cpu")
 AFRESH = "resume=false starts afresh"
 # What a state that was made by other code, or damaged, may raise where it is put to use.
 MISFITS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
@@ -67,7 +68,9 @@ class Checkpoint:
                 noise.load_state_dict(self.noise_scale or {})
             torch.set_rng_state(self.random_states["cpu"])
             if torch.cuda.is_available() and self.random_states["cuda"]:
-                torch.cuda.set_rng_state_all(self.random_states["cuda"])
+                # The run may have begun where there were more GPUs.
+                states = self.random_states["cuda"][: torch.cuda.device_count()]
+                torch.cuda.set_rng_state_all(states)
         except MISFITS as error:
             allowed = f"does not fit the run ({type(error).__name__}); {AFRESH}"
             raise key_error("checkpoint", self.path, allowed) from error
@@ -135,8 +138,10 @@ def save_checkpoint(
     write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
-def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
+def load_checkpoint(path: Path, device: torch.device = CPU) -> Checkpoint:
     """Read a checkpoint; raise UserError where there is none, or something else, or a part of one.
+
+    device: where its tensors come to lie; `restore` copies them to where a run computes.
 
     Only tensors and plain values are read (`weights_only`), so that no file can run code.
     """

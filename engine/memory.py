@@ -18,7 +18,7 @@ from engine.runtime import Runtime
 
 def describe_memory(config: Config, plan: Plan, data: Dataset, runtime: Runtime) -> str:
     """Write an estimate in one line: pictures, weights with their state, one forward pass."""
-    largest = max(plan.micro_batch_sizes(plan.batch))
+    largest = max(map(max, plan.rank_passes(plan.batch)))
     with FakeTensorMode(), runtime.device:
         model = build_model(config.model, len(data.classes))
         activations = saved_bytes(model, largest, runtime)
