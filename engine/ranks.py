@@ -153,8 +153,9 @@ def ended_by_others() -> Iterator[None]:
         if not _is_lost_connection(error):
             raise
         if os.environ.get("RANK") == "0":
-            reason = "another rank ended; the same command goes on from the last checkpoint"
-            print(f"interrupted: {reason}", file=sys.stderr)
+            reason = "another rank ended or is out of reach"
+            advice = "the same command goes on from the last checkpoint"
+            print(f"interrupted: {reason}; {advice}", file=sys.stderr)
         raise SystemExit(1) from None
 
 

@@ -5,10 +5,16 @@ import io
 import json
 import math
 import os
+import random
 import shutil
+import signal
 import socket
+import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -21,13 +27,15 @@ import engine.record
 import train
 from engine.augment import Normalization, TrainingPictures
 from engine.build import build_ema, build_model, build_optimizer, build_scheduler
+from engine.checkpoint import load_checkpoint
 from engine.cli import exit_status
 from engine.config import ClipConfig, EMAConfig, ModelConfig
 from engine.loop import evaluate, train_epoch
 from engine.noise_scale import NoiseScale
-from engine.plan import make_plan
+from engine.plan import even_sizes, make_plan
 from engine.ranks import distribute
 from engine.runtime import available_cpus, start_runtime
+from models import BatchNorm2d, commit_batch_statistics, synchronize_batch_norms
 from tests.test_config import config
 from tests.test_loop import DoublePictures, Plain, pictures_of
 
@@ -127,8 +135,102 @@ def exercise():
         evaluate(distribute(make_resnet(None)), split, Normalization.of(split.images), 10, runtime)
     )
     engine.loop.EVALUATION_BATCH = 1000
+    made["synchronized"] = normalize_together(torch.device("cpu"))
+    made["together"] = train_together()
     made["threads"] = start_runtime("cpu", "fp32", None, False, 0).threads
     return made
+
+
+def normalize_together(device):
+    """Pass 8 examples and then 1 through a synchronised layer; return what this rank has of it.
+
+    torch has its kernels on CUDA alone; on the CPU the formulas below stand in for them.
+    """
+    torch.manual_seed(0)
+    x, target = torch.randn(2, 9, 3, 4, 5).to(device)
+    layer = BatchNorm2d(3).to(device)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([0.5, -1.0, 2.0]))
+    runtime = start_runtime("cpu", "fp32", 1, False, 0)
+    synchronize_batch_norms(layer)
+    if runtime.world_size == 1:
+        layer.synchronized = False
+    with kernels_on(device):
+        outputs, gradients = [], []
+        for start, count in ((0, 8), (8, 1)):
+            parts = even_sizes(count, runtime.world_size)
+            first = start + sum(parts[: runtime.rank])
+            own = slice(first, first + parts[runtime.rank])
+            part = x[own].requires_grad_()
+            output = layer(part)
+            (output * target[own]).sum().backward()
+            outputs.append(output.detach().cpu())
+            # torch leaves that of no example out.
+            gradients.append(part.grad.cpu() if len(part) else part.detach().cpu())
+        commit_batch_statistics(layer)
+    return {
+        "output": outputs,
+        "gradient": gradients,
+        "weight": layer.weight.grad.cpu(),
+        "bias": layer.bias.grad.cpu(),
+        "buffers": {name: buffer.cpu() for name, buffer in layer.named_buffers()},
+    }
+
+
+def train_together():
+    """Train a network with synchronised layers; some ranks have no example in the last batch."""
+    model = make_resnet(None)
+    if dist.is_initialized():
+        synchronize_batch_norms(model)
+    with kernels_on(torch.device("cpu")):
+        return trained(model, ["batch=64", "epochs=3"], torch.float64, count=66, epochs=3)
+
+
+@contextlib.contextmanager
+def kernels_on(device):
+    with contextlib.ExitStack() as stack:
+        for kernel in KERNELS if device.type == "cpu" else ():
+            stack.enter_context(mock.patch.object(torch, kernel.__name__, kernel))
+        yield
+
+
+def batch_norm_stats(x, eps):
+    variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    return mean, (variance + eps).rsqrt()
+
+
+def batch_norm_gather_stats_with_counts(x, means, invstds, mean, variance, momentum, eps, counts):
+    share, count = (counts / counts.sum()).view(-1, 1), counts.sum()
+    together = (share * means).sum(0)
+    spread = (share * (invstds**-2 - eps + (means - together) ** 2)).sum(0)
+    mean.lerp_(together, momentum)
+    variance.lerp_(spread * count / (count - 1), momentum)
+    return together, (spread + eps).rsqrt()
+
+
+def batch_norm_elemt(x, weight, bias, mean, invstd, eps):
+    return (x - channels(mean)) * channels(invstd * weight) + channels(bias)
+
+
+def batch_norm_backward_reduce(dy, x, mean, invstd, weight, *needed):
+    sum_dy, sum_dy_xmu = dy.sum((0, 2, 3)), (dy * (x - channels(mean))).sum((0, 2, 3))
+    return sum_dy, sum_dy_xmu, sum_dy_xmu * invstd, sum_dy
+
+
+def batch_norm_backward_elemt(dy, x, mean, invstd, weight, sum_dy, sum_dy_xmu, counts):
+    slope = channels(invstd**2 * sum_dy_xmu / counts.sum())
+    centred = dy - channels(sum_dy / counts.sum()) - (x - channels(mean)) * slope
+    return centred * channels(invstd * weight)
+
+
+def channels(values):
+    return values.view(1, -1, 1, 1)
+
+
+KERNELS = (
+    batch_norm_stats, batch_norm_gather_stats_with_counts, batch_norm_elemt,
+    batch_norm_backward_reduce, batch_norm_backward_elemt,
+)  # fmt: skip
 
 
 def command(port, *arguments):
@@ -178,7 +280,7 @@ def work(rank, world, ports, folder, run):
     else:
         made = {"resumed": command(ports[0], *run)}
     os.environ["MASTER_PORT"] = str(ports[-1])
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     made |= exercise()
     dist.destroy_process_group()
     torch.save(made, folder / f"{world}-{rank}.pt")
@@ -361,3 +463,113 @@ def test_a_run_goes_on_with_any_number_of_ranks(made, places, drawn_tree, comman
     for state in states[1:]:
         assert_close(state, states[0], 1e-3)
     assert accuracies == pytest.approx([accuracies[0]] * 3, abs=3.4)  # one picture of thirty
+
+
+def assert_normalized_as_one(ranks, expected):
+    for number in (0, 1):
+        for part in ("output", "gradient"):
+            whole = torch.cat([rank[part][number] for rank in ranks])
+            torch.testing.assert_close(whole, expected[part][number], rtol=1e-4, atol=1e-5)
+    for part in ("weight", "bias"):
+        total = sum(rank[part] for rank in ranks)
+        torch.testing.assert_close(total, expected[part], rtol=1e-4, atol=1e-5)
+    for rank in ranks:
+        assert_close(rank["buffers"], expected["buffers"], 1e-5)
+        assert int(rank["buffers"]["num_batches_tracked"]) == 1
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_synchronized_statistics_are_those_of_the_whole_pass(made, world):
+    ranks = [rank["synchronized"] for rank in made[world]]
+    assert_normalized_as_one(ranks, made[1][0]["synchronized"])
+    for rank in made[world]:
+        assert_close(rank["together"]["state"], made[1][0]["together"]["state"], 1e-9)
+
+
+def normalize_on_gpu(rank, port, folder):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # NCCL refuses two ranks on one GPU; Gloo exchanges a GPU's tensors too.
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    torch.save(normalize_together(torch.device("cuda", 0)), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_torchs_own_kernels_synchronize(tmp_path):
+    torch.multiprocessing.spawn(normalize_on_gpu, (free_ports(1)[0], tmp_path), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert_normalized_as_one(ranks, normalize_together(torch.device("cpu")))
+
+
+def kill_one(folder, run, victim, after_seconds):
+    """Start two ranks by torchrun, kill one once there is a checkpoint; return what became of it.
+
+    Returns the seconds until all had ended, torchrun's status and the standard error.
+    """
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    torchrun = subprocess.Popen(
+        [*program, str(PROJECT / "train.py"), *run], cwd=folder, stderr=subprocess.PIPE, text=True
+    )
+    runs = folder / "results" / "runs" / "default"
+    deadline = time.monotonic() + 120
+    while not list(runs.glob("*/checkpoint.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(after_seconds)
+    os.kill(process_of(torchrun.pid, victim), signal.SIGKILL)
+    started = time.monotonic()
+    _, error = torchrun.communicate(timeout=60)
+    return time.monotonic() - started, torchrun.returncode, error
+
+
+def process_of(agent, rank):
+    """Find the process of a rank that torchrun's agent has started."""
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == agent and f"RANK={rank}".encode() in (
+                (place / "environ").read_bytes().split(b"\0")
+            ):
+                return int(place.name)
+    raise AssertionError(f"no rank {rank}")
+
+
+def assert_ended_resumably(folder, seconds, status, error):
+    assert seconds < 30 and status != 0
+    # Beside torchrun's own report: at most the one line of rank 0, and no traceback of a rank.
+    assert "/gloo/" not in error and 'train.py", line' not in error
+    told = [line for line in error.splitlines() if line.startswith(("interrupted", "error"))]
+    assert told in ([], ["interrupted: another rank ended or is out of reach; the same command "
+                         "goes on from the last checkpoint"])  # fmt: skip
+    (directory,) = (folder / "results" / "runs" / "default").iterdir()
+    summary = directory / "summary.json"
+    assert not summary.exists() or json.loads(summary.read_text())["status"] == "interrupted"
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
+def test_a_rank_that_is_killed_ends_all_and_leaves_a_run_that_goes_on(
+    drawn_tree, workplace, command
+):
+    run = [*RUN, f"data.root={drawn_tree}", "epochs=25"]
+    assert_ended_resumably(workplace, *kill_one(workplace, run, 1, 0.3))
+    (directory,) = (workplace / "results" / "runs" / "default").iterdir()
+    outcome = command("train.py", *run)
+    assert outcome.status == 0 and "going on after epoch" in outcome.out
+    assert json.loads((directory / "summary.json").read_text())["status"] == "completed"
+    assert len((directory / "metrics.jsonl").read_text().splitlines()) == 25
+
+
+@pytest.mark.stress
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
+def test_ranks_killed_at_random_leave_a_run_that_goes_on(drawn_tree, workplace, command):
+    chance = random.Random(0)
+    run = [*RUN, f"data.root={drawn_tree}", "epochs=1000"]
+    for _ in range(20):
+        killed = kill_one(workplace, run, chance.randrange(2), 2 * chance.random())
+        assert_ended_resumably(workplace, *killed)
+    (directory,) = (workplace / "results" / "runs" / "default").iterdir()
+    done = load_checkpoint(directory / "checkpoint.pt").epoch
+    assert done > 20
+    outcome = command("train.py", *run, "plan=true")
+    assert outcome.status == 0
