@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import math
 import os
@@ -264,6 +265,17 @@ def run_commands(rank, ports, run):
 
     engine.record.Run.record_epoch = stop_in_the_third
     made["stopped"] = command(ports[5], *run)
+    engine.record.Run.record_epoch = record_epoch
+    clip, steps = engine.loop.clip_gradients, itertools.count(1)
+
+    def signal_one_rank(parameters, limits):
+        if next(steps) == 6 and rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return clip(parameters, limits)
+
+    engine.loop.clip_gradients = signal_one_rank
+    made["paused"] = command(ports[6], *run, "group=paused")
+    engine.loop.clip_gradients = clip
     return made
 
 
@@ -309,7 +321,7 @@ def made(places, drawn_tree):
     run = [*RUN, f"data.root={drawn_tree}"]
     found = {}
     for world in (2, 4):
-        torch.multiprocessing.spawn(work, (world, free_ports(7), places, run), nprocs=world)
+        torch.multiprocessing.spawn(work, (world, free_ports(8), places, run), nprocs=world)
         found[world] = [
             torch.load(places / f"{world}-{rank}.pt", weights_only=False) for rank in range(world)
         ]
@@ -463,6 +475,27 @@ def test_a_run_goes_on_with_any_number_of_ranks(made, places, drawn_tree, comman
     for state in states[1:]:
         assert_close(state, states[0], 1e-3)
     assert accuracies == pytest.approx([accuracies[0]] * 3, abs=3.4)  # one picture of thirty
+
+
+def test_a_signal_to_one_rank_pauses_all_after_the_same_step(
+    made, places, drawn_tree, command, monkeypatch
+):
+    assert [rank["paused"][0] for rank in made[2]] == [143, 143]
+    # Of the 4 steps of an epoch the signal came in the second epoch's second.
+    told = "going on after epoch 1 of 4 and step 2 of 4 of the next"
+    monkeypatch.chdir(places / "2")
+    outcome = command("train.py", *RUN, f"data.root={drawn_tree}", "group=paused")
+    assert outcome.status == 0 and told in outcome.out
+    states, rows = [], []
+    for place, group in (("1", "alone"), ("2", "paused")):
+        (directory,) = (places / place / "results" / "runs" / group).glob("*-e4-*")
+        saved = torch.load(directory / "checkpoint.pt", weights_only=True)
+        states.append(saved["model"] | saved["ema"])
+        rows.append([json.loads(r) for r in (directory / "metrics.jsonl").read_text().splitlines()])
+    assert_close(states[1], states[0], 1e-3)
+    for alone, paused in zip(*rows, strict=True):
+        assert paused["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-3)
+        assert paused["train_accuracy"] == pytest.approx(alone["train_accuracy"], abs=1.0)
 
 
 def assert_normalized_as_one(ranks, expected):
