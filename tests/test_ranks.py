@@ -536,8 +536,8 @@ def test_torchs_own_kernels_synchronize(tmp_path):
     assert_normalized_as_one(ranks, normalize_together(torch.device("cpu")))
 
 
-def kill_one(folder, run, victim, after_seconds):
-    """Start two ranks by torchrun, kill one once there is a checkpoint; return what became of it.
+def kill_one(folder, run, victim, wait):
+    """Start two ranks by torchrun, wait, kill one of them; return what became of it.
 
     Returns the seconds until all had ended, torchrun's status and the standard error.
     """
@@ -545,11 +545,8 @@ def kill_one(folder, run, victim, after_seconds):
     torchrun = subprocess.Popen(
         [*program, str(PROJECT / "train.py"), *run], cwd=folder, stderr=subprocess.PIPE, text=True
     )
-    runs = folder / "results" / "runs" / "default"
-    deadline = time.monotonic() + 120
-    while not list(runs.glob("*/checkpoint.pt")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(after_seconds)
+    wait_until(lambda: process_of(torchrun.pid, victim))
+    wait()
     os.kill(process_of(torchrun.pid, victim), signal.SIGKILL)
     started = time.monotonic()
     _, error = torchrun.communicate(timeout=60)
@@ -557,7 +554,7 @@ def kill_one(folder, run, victim, after_seconds):
 
 
 def process_of(agent, rank):
-    """Find the process of a rank that torchrun's agent has started."""
+    """Find the process of a rank that torchrun's agent has started; None: there is none yet."""
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
@@ -565,7 +562,13 @@ def process_of(agent, rank):
                 (place / "environ").read_bytes().split(b"\0")
             ):
                 return int(place.name)
-    raise AssertionError(f"no rank {rank}")
+    return None
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 120
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def assert_ended_resumably(folder, seconds, status, error):
@@ -575,9 +578,8 @@ def assert_ended_resumably(folder, seconds, status, error):
     told = [line for line in error.splitlines() if line.startswith(("interrupted", "error"))]
     assert told in ([], ["interrupted: another rank ended or is out of reach; the same command "
                          "goes on from the last checkpoint"])  # fmt: skip
-    (directory,) = (folder / "results" / "runs" / "default").iterdir()
-    summary = directory / "summary.json"
-    assert not summary.exists() or json.loads(summary.read_text())["status"] == "interrupted"
+    for summary in (folder / "results").glob("runs/default/*/summary.json"):
+        assert json.loads(summary.read_text())["status"] == "interrupted"
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
@@ -585,7 +587,11 @@ def test_a_rank_that_is_killed_ends_all_and_leaves_a_run_that_goes_on(
     drawn_tree, workplace, command
 ):
     run = [*RUN, f"data.root={drawn_tree}", "epochs=25"]
-    assert_ended_resumably(workplace, *kill_one(workplace, run, 1, 0.3))
+    runs = workplace / "results" / "runs" / "default"
+    ended = kill_one(
+        workplace, run, 1, lambda: wait_until(lambda: list(runs.glob("*/checkpoint.pt")))
+    )
+    assert_ended_resumably(workplace, *ended)
     (directory,) = (workplace / "results" / "runs" / "default").iterdir()
     outcome = command("train.py", *run)
     assert outcome.status == 0 and "going on after epoch" in outcome.out
@@ -595,14 +601,15 @@ def test_a_rank_that_is_killed_ends_all_and_leaves_a_run_that_goes_on(
 
 @pytest.mark.stress
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
-def test_ranks_killed_at_random_leave_a_run_that_goes_on(drawn_tree, workplace, command):
+def test_ranks_killed_at_random_leave_a_run_that_goes_on(drawn_tree, workplace):
     chance = random.Random(0)
     run = [*RUN, f"data.root={drawn_tree}", "epochs=1000"]
     for _ in range(20):
-        killed = kill_one(workplace, run, chance.randrange(2), 2 * chance.random())
-        assert_ended_resumably(workplace, *killed)
+        # From the imports on; a loaded machine takes some seconds to the first step.
+        seconds = 15 * chance.random()
+        ended = kill_one(workplace, run, chance.randrange(2), lambda s=seconds: time.sleep(s))
+        assert_ended_resumably(workplace, *ended)
     (directory,) = (workplace / "results" / "runs" / "default").iterdir()
-    done = load_checkpoint(directory / "checkpoint.pt").epoch
-    assert done > 20
-    outcome = command("train.py", *run, "plan=true")
-    assert outcome.status == 0
+    saved = load_checkpoint(directory / "checkpoint.pt")
+    assert 20 < saved.epoch < 1000 and math.isfinite(saved.history[-1]["train_loss"])
+    assert [row["epoch"] for row in saved.history] == list(range(1, saved.epoch + 1))
