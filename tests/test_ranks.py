@@ -31,10 +31,12 @@ from engine.build import build_ema, build_model, build_optimizer, build_schedule
 from engine.checkpoint import load_checkpoint
 from engine.cli import exit_status
 from engine.config import ClipConfig, EMAConfig, ModelConfig
+from engine.follower import Follower
 from engine.loop import evaluate, train_epoch
 from engine.noise_scale import NoiseScale
+from engine.parse import UserError
 from engine.plan import even_sizes, make_plan
-from engine.ranks import distribute
+from engine.ranks import check_alike, distribute
 from engine.runtime import available_cpus, start_runtime
 from models import BatchNorm2d, commit_batch_statistics, synchronize_batch_norms
 from tests.test_config import config
@@ -137,6 +139,11 @@ def exercise():
     )
     engine.loop.EVALUATION_BATCH = 1000
     made["synchronized"] = normalize_together(torch.device("cpu"))
+    check_alike("data.root", "the same")
+    try:
+        check_alike("data.root", runtime.rank)
+    except UserError as error:
+        made["unlike"] = str(error)
     made["together"] = train_together()
     made["threads"] = start_runtime("cpu", "fp32", None, False, 0).threads
     return made
@@ -420,6 +427,21 @@ def test_the_noise_scale_is_the_mean_over_the_ranks_first_passes(made):
         variance = 0.98 * variance + 0.02 * (small - whole) / (1 / first - 1 / size)
         assert noise[step] == pytest.approx((variance / weight, squared / weight), rel=1e-3)
     assert made[2][1]["noise"]["noise"] == noise
+
+
+def test_data_that_differ_between_ranks_are_told(made):
+    assert "unlike" not in made[1][0]
+    for rank in (*made[2], *made[4]):
+        assert rank["unlike"].startswith("data.root=rank 1: must hold what rank 0 has")
+
+
+def test_a_rank_without_memory_says_so(capsys):
+    with pytest.raises(SystemExit) as left, Follower(config("micro_batch=77")).open([]):
+        raise MemoryError
+    assert left.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: micro_batch=77: on rank 0 the run does not fit into memory")
+    assert error.count("\n") == 1
 
 
 def test_threads_are_shared(made):
