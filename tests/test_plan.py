@@ -220,5 +220,5 @@ def test_what_needs_other_ranks_is_told():
         config("sync_bn=true", "model.ghost_batch=8")
     ghosts = ["noise_scale=true", "batch=64", "model.ghost_batch=16"]
     make_plan(config(*ghosts), 1000, 2)
-    with pytest.raises(UserError, match="needs two groups of .* on a rank"):
+    with pytest.raises(UserError, match=r"needs two groups of .* on a rank"):
         make_plan(config(*ghosts), 1000, 4)
