@@ -42,8 +42,11 @@ class NoiseEstimate:
 
     @property
     def noise_scale(self) -> float | None:
-        """Return their ratio in examples; None where noise outweighs the gradient, or no step."""
-        if not (self.gradient_squared > 0 and math.isfinite(self.gradient_variance)):
+        """Return their ratio in examples; None where either is lost in the other, or no step.
+
+        Both are differences of measured norms, so that few steps can leave one below 0.
+        """
+        if not (self.gradient_squared > 0 and 0 < self.gradient_variance < math.inf):
             return None
         return self.gradient_variance / self.gradient_squared
 
