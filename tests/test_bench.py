@@ -24,6 +24,7 @@ from scripts.bench import (
     step,
 )
 from scripts.bench.ceilings import Ceilings, Flops, count_flops, measure_ceilings
+from scripts.bench.harness import random_split
 from scripts.bench.timing import summarise
 
 CPU = torch.device("cpu")
@@ -39,7 +40,7 @@ def tiny_network() -> nn.Module:
 def run_startup() -> dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(startup, "call", lambda arguments, folder: "")
-        patch.setattr(startup, "start_reference", lambda device, folder: None)
+        patch.setattr(startup, "start_reference", lambda device, folder: 3.0)
         phases = dict.fromkeys(probe.LABELS, 0.25)
         patch.setattr(startup, "start_training", lambda arguments, folder: phases)
         return startup.run(CPU, 2)
@@ -260,6 +261,16 @@ def test_a_start_is_divided_into_its_phases(tree, tmp_path):
     # It ends after one step: no epoch is recorded.
     (metrics,) = tmp_path.glob("results/runs/*/*/metrics.jsonl")
     assert metrics.read_text() == ""
+
+
+def test_the_reference_starts_on_the_cached_pictures(tmp_path):
+    folder = tmp_path / ".data" / "synthetic"
+    folder.mkdir(parents=True)
+    split = random_split(4)
+    decoded = {"train_images": split.images, "train_labels": split.labels}
+    torch.save(decoded, folder / ".decoded-synthetic.pt")
+    started = time.time()
+    assert 0 < startup.start_reference(CPU, tmp_path) < time.time() - started
 
 
 def test_a_start_that_fails_says_so(tmp_path):

@@ -6,8 +6,8 @@ torch's own batch norm, torch.optim.SGD as it comes, the loss read at every step
 
 import copy
 import itertools
-import os
 import sys
+import time
 from collections.abc import Iterator
 
 import torch
@@ -101,6 +101,6 @@ def start(cached: str, device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    start(sys.argv[1], torch.device(sys.argv[2]))
-    # The workers' end belongs to no start.
-    os._exit(0)
+    # Told the time.time() of who started this; how the workers end belongs to no start.
+    start(sys.argv[2], torch.device(sys.argv[3]))
+    print(time.time() - float(sys.argv[1]))
