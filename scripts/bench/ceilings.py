@@ -59,7 +59,7 @@ class Flops:
         )
 
 
-def measure_ceilings(device: torch.device, size: int | None = None, rounds: int = 15) -> Ceilings:
+def measure_ceilings(device: torch.device, size: int | None = None, rounds: int = 40) -> Ceilings:
     """Measure the ceilings at fp32 and at the precision that a run would choose; fastest rounds.
 
     size: of the square matrices; by default such that a product takes long enough to time.
