@@ -3,29 +3,57 @@
 A part is a function from a device and a number of rounds to a dictionary with `tables`, a list of
 (title, rows), and whatever figures are worth keeping. Results go to results/bench/<device>.json
 and .md, beside those of the other parts.
+
+data      the input path alone, beside a DataLoader
+epoch     whole training epochs, beside the reference loop
+ladder    the training step over batch 128 to 8192            (--model)
+lars      one optimizer step, beside torch's SGD and other LARS
+profile   where a training step's time goes                   (--model, --batch)
+rest      what an epoch pays besides training                 (--model)
+startup   from the command to the end of the first step, and --help
+step      one training step under SGD and LARS                (--model)
 """
 
 import argparse
+import inspect
 import sys
 from pathlib import Path
 
 import torch
 
+from engine.build import MODELS
 from engine.cli import exit_status
 from engine.parse import UserError
-from scripts.bench import data, epoch, lars, report, step
+from scripts.bench import data, epoch, ladder, lars, profile, report, rest, startup, step
 
 # Each with the rounds it takes: a step of an optimizer is short, an epoch is not.
 PARTS = {
     "data": (data.run, 5),
     "epoch": (epoch.run, 5),
+    "ladder": (ladder.run, 7),
     "lars": (lars.run, 40),
+    "profile": (profile.run, 5),
+    "rest": (rest.run, 7),
+    "startup": (startup.run, 7),
     "step": (step.run, 25),
 }
 
 
 def main() -> int:
     """Run the parts that the command line names; return the exit status."""
+    arguments = read_arguments()
+    device = torch.device(arguments.device)
+    for part in arguments.parts or PARTS:
+        measure, rounds = PARTS[part]
+        options = {name: getattr(arguments, name) for name in options_of(part)}
+        result = measure(device, arguments.rounds or rounds, **options)
+        print(report.markdown(part, result), flush=True)
+        report.write(part, result, arguments.folder, device.type)
+    return 0
+
+
+def read_arguments() -> argparse.Namespace:
+    """Read and check the command line; raise UserError on a mistake."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.bench",
         description=__doc__,
@@ -34,6 +62,8 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, help="timings of each candidate; default: the part's")
+    parser.add_argument("--model", help="the network; default: the part's")
+    parser.add_argument("--batch", type=int, help="the batch to profile; default: 128")
     parser.add_argument("--folder", type=Path, default=Path("results/bench"))
     arguments = parser.parse_args()
     for part in arguments.parts:
@@ -41,17 +71,26 @@ def main() -> int:
             raise UserError(f"{part}: must be one of {', '.join(PARTS)}")
     if arguments.rounds is not None and arguments.rounds < 2:
         raise UserError(f"--rounds={arguments.rounds}: must be at least 2")
+    if arguments.model is not None and arguments.model not in MODELS:
+        raise UserError(f"--model={arguments.model}: must be one of {', '.join(MODELS)}")
+    if arguments.batch is not None and arguments.batch < 2:
+        raise UserError(f"--batch={arguments.batch}: must be at least 2")
+    for name in ("model", "batch"):
+        takers = [part for part in PARTS if name in options_of(part)]
+        value = getattr(arguments, name)
+        if value is not None and not set(takers) & set(arguments.parts):
+            raise UserError(f"--{name}={value}: needs one of the parts {', '.join(takers)}")
     if arguments.device not in ("cpu", "cuda"):
         raise UserError(f"--device={arguments.device}: must be cpu or cuda")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device=cuda: there is no CUDA device here")
-    device = torch.device(arguments.device)
-    for part in arguments.parts or PARTS:
-        measure, rounds = PARTS[part]
-        result = measure(device, arguments.rounds or rounds)
-        print(report.markdown(part, result))
-        report.write(part, result, arguments.folder, device.type)
-    return 0
+    return arguments
+
+
+def options_of(part: str) -> list[str]:
+    """List the options of the command line that a part takes."""
+    taken = inspect.signature(PARTS[part][0]).parameters
+    return [name for name in ("model", "batch") if name in taken]
 
 
 if __name__ == "__main__":

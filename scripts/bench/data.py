@@ -7,7 +7,7 @@ import torch
 from engine.augment import Normalization, TrainingPictures
 from engine.runtime import start_runtime
 from scripts.bench import reference, report
-from scripts.bench.epoch import random_split
+from scripts.bench.harness import random_split
 from scripts.bench.timing import Candidate, interleave, summarise
 
 IMAGES = 50_000
@@ -15,15 +15,21 @@ IMAGES = 50_000
 REFERENCE_IMAGES = 12_800
 
 
-def run(device: torch.device, rounds: int) -> dict[str, Any]:
+def run(
+    device: torch.device,
+    rounds: int,
+    images: int = IMAGES,
+    reference_images: int = REFERENCE_IMAGES,
+    batches: tuple[int, ...] = (128, 1024),
+) -> dict[str, Any]:
     """Time passes over the pictures at a small and a large batch."""
     runtime = start_runtime(device.type, "auto", None, False, 0)
-    split = random_split(IMAGES)
+    split = random_split(images)
     pictures = TrainingPictures(split, Normalization.of(split.images), runtime.device)
     rows, figures = [], {}
-    for batch in (128, 1024):
+    for batch in batches:
         loader = reference.make_loader(
-            split.images[:REFERENCE_IMAGES], split.labels[:REFERENCE_IMAGES], batch, False
+            split.images[:reference_images], split.labels[:reference_images], batch, False
         )
 
         def draw(batch: int = batch) -> None:
@@ -39,8 +45,8 @@ def run(device: torch.device, rounds: int) -> dict[str, Any]:
         times = interleave(candidates, rounds, device, warmup=1)
         figures[str(batch)] = times
         speeds = {
-            "this harness": 1000 * IMAGES / summarise(times["this harness"])["median_ms"],
-            "DataLoader": 1000 * REFERENCE_IMAGES / summarise(times["DataLoader"])["median_ms"],
+            "this harness": 1000 * images / summarise(times["this harness"])["median_ms"],
+            "DataLoader": 1000 * reference_images / summarise(times["DataLoader"])["median_ms"],
         }
         rows.append(
             {

@@ -22,14 +22,26 @@ BYTES_SGD = 20  # read w, g, v; write w, v
 BYTES_LARS = 28  # the norms read w and g once before
 
 Build = Callable[[Any], torch.optim.Optimizer]
+Networks = dict[str, Callable[[], nn.Module]]
 
 
-def run(device: torch.device, rounds: int) -> dict[str, Any]:
-    """Time all candidates on both networks; report ratios to fused SGD and to the floor."""
+def cifar_resnet18() -> nn.Module:
+    """Make torchvision's ResNet-18 with the CIFAR stem."""
+    model = resnet18(num_classes=10)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
+NETWORKS: Networks = {"ResNet-18": cifar_resnet18, "ResNet-50": resnet50}
+
+
+def run(device: torch.device, rounds: int, networks: Networks = NETWORKS) -> dict[str, Any]:
+    """Time all candidates on each network; report ratios to fused SGD and to the floor."""
     facts = report.environment(device)
     bandwidth = copy_bandwidth(device)
     tables, figures = [], {}
-    for network, build_model in (("ResNet-18", _cifar_resnet18), ("ResNet-50", resnet50)):
+    for network, build_model in networks.items():
         for grouping in ("groups", "flat list"):
             title = f"{network}, {grouping}"
             figures[title] = _measure(build_model, grouping, device, rounds)
@@ -137,13 +149,6 @@ def _rows(
             }
         )
     return rows
-
-
-def _cifar_resnet18() -> nn.Module:
-    model = resnet18(num_classes=10)
-    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    model.maxpool = nn.Identity()
-    return model
 
 
 class _NormsAlone(torch.optim.Optimizer):

@@ -4,39 +4,59 @@ from typing import Any
 
 import torch
 
+from engine.build import MODELS
 from engine.config import LARSConfig
-from models import resnet18
 from scripts.bench import report
-from scripts.bench.epoch import BATCH, SGD, harness
-from scripts.bench.timing import interleave, summarise
+from scripts.bench.ceilings import Ceilings, count_flops, measure_ceilings
+from scripts.bench.harness import BATCH, SGD, Harness
+from scripts.bench.timing import Candidate, interleave, summarise
 
 LARS = LARSConfig(**vars(SGD) | {"name": "lars", "decay": "weights", "adapt": "weights"})
 
 
-def run(device: torch.device, rounds: int) -> dict[str, Any]:
-    """Time steps of ResNet-18 with the harness' SGD, LARS, and LARS with telemetry, interleaved."""
-    candidates = {
-        "SGD": harness(resnet18(), BATCH, device, SGD),
-        "LARS": harness(resnet18(), BATCH, device, LARS),
-        "LARS, log_layers_every=1": harness(resnet18(), BATCH, device, LARS, 1),
+def run(
+    device: torch.device,
+    rounds: int,
+    model: str | None = None,
+    ceilings: Ceilings | None = None,
+) -> dict[str, Any]:
+    """Time steps with the harness' SGD, LARS, and LARS with telemetry, interleaved."""
+    name = model or "resnet18"
+    ceilings = ceilings or measure_ceilings(device)
+    harnesses = {
+        "SGD": Harness(MODELS[name](), BATCH, device, SGD),
+        "LARS": Harness(MODELS[name](), BATCH, device, LARS),
+        "LARS, log_layers_every=1": Harness(
+            MODELS[name](), BATCH, device, LARS, log_layers_every=1
+        ),
     }
+    candidates = {label: Candidate(harness.epoch) for label, harness in harnesses.items()}
     times = interleave(candidates, rounds, device)
-    medians = {name: summarise(seconds) for name, seconds in times.items()}
+    precision = harnesses["SGD"].runtime.precision
+    flops = count_flops(harnesses["SGD"].model)
+    medians = {label: summarise(seconds) for label, seconds in times.items()}
     rows = [
         {
-            "optimizer": name,
+            "optimizer": label,
             "median, ms": figure["median_ms"],
             "fastest, ms": figure["min_ms"],
             "middle half, ms": f"{figure['q1_ms']:.1f} to {figure['q3_ms']:.1f}",
             "/ SGD": f"{figure['median_ms'] / medians['SGD']['median_ms']:.3f}",
             "/ SGD, fastest": f"{figure['min_ms'] / medians['SGD']['min_ms']:.3f}",
+            "of the matmul rate": ceilings.percent(
+                1000 * BATCH * flops.training / figure["median_ms"], precision
+            ),
         }
-        for name, figure in medians.items()
+        for label, figure in medians.items()
     ]
     return {
         "environment": report.environment(device),
+        "ceilings": ceilings.figures(),
         "rounds": rounds,
-        "notes": [f"A whole training step, input path included; medians of {rounds} rounds."],
+        "notes": [
+            f"A whole training step, input path included; medians of {rounds} rounds.",
+            f"{flops.describe()} {ceilings.describe()} The last column is of {precision}'s.",
+        ],
         "figures": times,
-        "tables": [(f"ResNet-18, batch {BATCH}", rows)],
+        "tables": [(f"{name}, batch {BATCH}, {precision}", rows)],
     }

@@ -43,8 +43,13 @@ def copy_bandwidth(device: torch.device, megabytes: int = 256, rounds: int = 15)
     """Return the bytes a second of a large copy, read and write counted; the fastest round's."""
     source = torch.ones(megabytes * 2**20 // 4, device=device)
     target = torch.empty_like(source)
-    best = min(_time(lambda: target.copy_(source), device) for _ in range(rounds))
-    return 2 * source.numel() * source.element_size() / best
+    moved = 2 * source.numel() * source.element_size()
+    return moved / fastest(lambda: target.copy_(source), device, rounds)
+
+
+def fastest(step: Callable[[], object], device: torch.device, rounds: int) -> float:
+    """Return the seconds of the fastest of several rounds: what a ceiling is worked out from."""
+    return min(_time(step, device) for _ in range(rounds))
 
 
 def _time(step: Callable[[], object], device: torch.device) -> float:

@@ -1,0 +1,137 @@
+"""What an epoch pays besides training steps: drawing, evaluation, records, checkpoint.
+
+A part of its own, not of `epoch`: that one sets two loops' training steps beside each other, and
+the reference has none of this. What goes through all pictures is timed on fewer and scaled to a
+whole epoch, which is exact, since each batch costs the same; the rest is of full size.
+"""
+
+import contextlib
+import dataclasses
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.build import MODELS
+from engine.checkpoint import save_checkpoint
+from engine.cli import make_jobs
+from engine.config import Config
+from engine.loop import Evaluations, TrainedEpoch, evaluate
+from engine.record import Run
+from engine.summary import epoch_row
+from scripts.bench import report
+from scripts.bench.ceilings import Flops, count_flops
+from scripts.bench.harness import BATCH, Harness, random_split
+from scripts.bench.timing import Candidate, interleave, summarise
+
+TRAINING_IMAGES, TEST_IMAGES = 50_000, 10_000
+# Whole batches: 10 training steps and 2 batches of evaluation are enough on a CPU.
+ON_CPU, ON_CUDA = (1_280, 2_000), (TRAINING_IMAGES, TEST_IMAGES)
+EVALUATION_AIM, RECORDS_AIM = 1.2, 0.02
+CLASSES = tuple(str(label) for label in range(10))
+
+
+def run(
+    device: torch.device,
+    rounds: int,
+    model: str | None = None,
+    images: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """Time an epoch's parts, interleaved; images: to train on and to evaluate."""
+    name = model or "resnet18"
+    trained_images, tested_images = images or (ON_CUDA if device.type == "cuda" else ON_CPU)
+    harness = Harness(MODELS[name](), trained_images, device)
+    test = random_split(tested_images)
+
+    def measure() -> Any:
+        return evaluate(harness.model, test, harness.normalization, len(CLASSES), harness.runtime)
+
+    trained = full_length(harness.epoch())
+    measured = Evaluations(measure(), None)
+    (job,) = make_jobs("train", Config, [[f"model={name}", "data=synthetic"]])
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, contextlib.chdir(folder):
+        run = Run(job.config)
+        with run.open(job.overrides):
+            run.start("", harness.pictures.samples(0, 64))
+
+            def record() -> None:
+                row = epoch_row(len(run.history) + 1, trained, measured, 1.0)
+                run.record_epoch(row, trained)
+
+            def save() -> None:
+                save_checkpoint(
+                    run.checkpoint, job.config, CLASSES, harness.normalization, run.history,
+                    False, harness.model, harness.optimizer, harness.scheduler,
+                )  # fmt: skip
+
+            candidates = {
+                "training": Candidate(harness.epoch),
+                "drawing": Candidate(lambda: harness.pictures.draw_epoch(0, 0)),
+                "evaluation": Candidate(measure),
+                "records and TensorBoard": Candidate(record),
+                "checkpoint": Candidate(save),
+            }
+            times = interleave(candidates, rounds, device, warmup=1)
+    scales = {
+        "training": TRAINING_IMAGES / trained_images,
+        "drawing": TRAINING_IMAGES / trained_images,
+        "evaluation": TEST_IMAGES / tested_images,
+    }
+    flops = count_flops(harness.model)
+    rows, ratios = rest_rows(times, scales, flops)
+    return {
+        "environment": report.environment(device),
+        "rounds": rounds,
+        "notes": [
+            f"Of an epoch of {TRAINING_IMAGES:,} images at batch {BATCH} and one evaluation of "
+            f"{TEST_IMAGES:,}; timed on {trained_images:,} and {tested_images:,}; "
+            f"medians of {rounds} rounds.",
+            f"Evaluation takes {ratios['evaluation over its flops']:.2f} times its share of the "
+            f"FLOPs, {ratios['flops']:.2%} of the training's; aim: {EVALUATION_AIM}. "
+            f"Records and checkpoint take {ratios['records and checkpoint']:.2%} of the training; "
+            f"aim: {RECORDS_AIM:.0%}.",
+        ],
+        "figures": {"model": name, "scales": scales, "seconds": times, "ratios": ratios},
+        "tables": [(f"{name}, batch {BATCH}, {harness.runtime.precision}", rows)],
+    }
+
+
+def full_length(trained: TrainedEpoch) -> TrainedEpoch:
+    """Give an epoch's outcome the steps of a whole one, which is what is written down of it."""
+    steps = math.ceil(TRAINING_IMAGES / BATCH)
+
+    def stretch(values: list[float]) -> list[float]:
+        return (values * steps)[:steps]
+
+    return dataclasses.replace(
+        trained,
+        last_step=steps,
+        losses=stretch(trained.losses),
+        rates=stretch(trained.rates),
+        gradient_norms=stretch(trained.gradient_norms),
+    )
+
+
+def rest_rows(
+    times: dict[str, list[float]], scales: dict[str, float], flops: Flops
+) -> tuple[list[report.Row], dict[str, float]]:
+    """Scale the medians to a whole epoch; return the table's rows and the ratios aimed at."""
+    seconds = {
+        name: summarise(values)["median_ms"] / 1000 * scales.get(name, 1.0)
+        for name, values in times.items()
+    }
+    training = seconds["training"]
+    rows = [
+        {"of an epoch": name, "s": f"{value:.3f}", "of the training": f"{value / training:.2%}"}
+        for name, value in seconds.items()
+    ]
+    share = flops.forward * TEST_IMAGES / (flops.training * TRAINING_IMAGES)
+    kept = seconds["records and TensorBoard"] + seconds["checkpoint"]
+    return rows, {
+        "flops": share,
+        "evaluation": seconds["evaluation"] / training,
+        "evaluation over its flops": seconds["evaluation"] / training / share,
+        "records and checkpoint": kept / training,
+    }
