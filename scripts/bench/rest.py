@@ -54,7 +54,7 @@ def run(
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, contextlib.chdir(folder):
         run = Run(job.config)
         with run.open(job.overrides):
-            run.start("", harness.pictures.samples(0, 64))
+            run.start("", harness.pictures.samples(0, 64), afresh=True)
 
             def record() -> None:
                 row = epoch_row(len(run.history) + 1, trained, measured, 1.0)
