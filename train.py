@@ -20,8 +20,9 @@ def train(config: Config, overrides: list[str]) -> None:
     from engine.build import build_ema, build_model, build_optimizer, build_scheduler
     from engine.checkpoint import load_latest, save_checkpoint
     from engine.data import load_data, plan_data
+    from engine.evaluate import evaluate_splits
     from engine.follower import Follower
-    from engine.loop import evaluate_splits, train_epoch
+    from engine.loop import train_epoch
     from engine.memory import describe_memory
     from engine.noise_scale import NoiseScale
     from engine.partial import PartialEpoch
@@ -29,6 +30,7 @@ def train(config: Config, overrides: list[str]) -> None:
     from engine.plan import make_plan
     from engine.record import Run
     from engine.runtime import check_sync_bn, facts, peak_memory_bytes, start_runtime
+    from engine.step import Step
     from engine.summary import epoch_row
 
     # Rank 0 alone writes and prints.
@@ -74,6 +76,10 @@ def train(config: Config, overrides: list[str]) -> None:
         pictures = TrainingPictures(data.train, normalization, runtime.device)
         run.start(plan.describe(), pictures.samples(config.seed, 64), afresh=saved is None)
         network = ranks.distribute(runtime.compile(model) if config.compile else model)
+        step = Step(
+            network, optimizer, pictures, plan, runtime, config.clip, config.loss.label_smoothing,
+            ema, noise,
+        )  # fmt: skip
 
         def save(part: PartialEpoch | None = None) -> None:
             if runtime.rank == 0:
@@ -89,11 +95,10 @@ def train(config: Config, overrides: list[str]) -> None:
             epoch = len(run.history) + 1
             started = time.perf_counter() - (part.seconds if part else 0.0)
             draws = pictures.draw_epoch(config.seed, epoch)
+            title = f"epoch {epoch}/{config.epochs}"
             trained = train_epoch(
-                network, optimizer, scheduler, pictures, draws, plan, config.clip, runtime,
-                f"epoch {epoch}/{config.epochs}", config.log_layers_every,
-                config.loss.label_smoothing, ema, noise, part, pauses.due,
-            )  # fmt: skip
+                step, scheduler, draws, title, config.log_layers_every, part, pauses.due
+            )
             if isinstance(trained, PartialEpoch):
                 save(part := trained)
                 continue

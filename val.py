@@ -19,7 +19,7 @@ def validate(config: EvaluationConfig) -> dict[str, Any]:
     from engine.build import build_model
     from engine.checkpoint import load_checkpoint
     from engine.data import load_data
-    from engine.loop import evaluate
+    from engine.evaluate import evaluate
     from engine.runtime import choose_device, start_runtime
 
     path = Path(config.checkpoint or "")

@@ -5,6 +5,7 @@ an epoch are drawn for all examples together, on the CPU, before any batch is cu
 same for every micro-batch size, device and number of ranks, and need no state to resume.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -42,12 +43,17 @@ class Normalization:
 
     def apply(self, images: Tensor) -> Tensor:
         """Map uint8 [B, H, W, 3] to float32 [B, 3, H, W] in channels_last memory."""
-        scale = torch.tensor([1 / (255 * std) for std in self.std], device=images.device)
-        shift = torch.tensor(
-            [-mean / std for mean, std in zip(self.mean, self.std, strict=True)],
-            device=images.device,
-        )
+        scale, shift = _scale_and_shift(self, images.device)
         return images.to(torch.float32).mul_(scale).add_(shift).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=8)
+def _scale_and_shift(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return what pixels are multiplied by, and what is then added; kept, as moving them waits."""
+    mean = torch.tensor(normalization.mean, dtype=torch.float64)
+    std = torch.tensor(normalization.std, dtype=torch.float64)
+    scale, shift = 1 / (255 * std), -mean / std
+    return scale.to(torch.float32).to(device), shift.to(torch.float32).to(device)
 
 
 class TrainingPictures:

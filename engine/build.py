@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import models
 from engine import config as c
+from engine.ema import Average
 from lars import LARS, parameter_groups
 from schedulers import (
     WarmupConstantLR,
@@ -46,7 +46,6 @@ LARS_OPTIONS = (
     "zero_norm",
     "trust_clip",
 )
-Tensors = tuple[Tensor, ...] | list[Tensor]
 SCHEDULERS: dict[str, type[WarmupLR]] = {
     "constant": WarmupConstantLR,
     "cosine": WarmupCosineLR,
@@ -103,25 +102,9 @@ def build_optimizer(
     return OPTIMIZERS[config.name](groups, **options)
 
 
-def build_ema(config: c.EMAConfig, model: nn.Module) -> AveragedModel | None:
-    """Make the moving average of a model's weights and buffers, or None where it is off.
-
-    Batch norm's running statistics are averaged with the weights that they were measured under;
-    measuring them anew would take a pass over the training split at each evaluation. Its count of
-    steps is no quantity to average, and is copied.
-    """
-    if config.decay is None:
-        return None
-    average = get_ema_multi_avg_fn(config.decay)
-
-    def move(averaged: Tensors, present: Tensors, updates: Tensor | int) -> None:
-        if averaged[0].is_floating_point():
-            average(averaged, present, updates)
-        else:
-            for old, new in zip(averaged, present, strict=True):
-                old.copy_(new)
-
-    return AveragedModel(model, multi_avg_fn=move, use_buffers=True)
+def build_ema(config: c.EMAConfig, model: nn.Module) -> Average | None:
+    """Make the moving average of a model's weights and buffers, or None where it is off."""
+    return None if config.decay is None else Average(model, config.decay)
 
 
 def build_scheduler(config: c.ConstantConfig, plan: Plan, optimizer: Optimizer) -> WarmupLR:

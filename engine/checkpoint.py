@@ -16,12 +16,13 @@ from typing import IO, Any, cast
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from engine.augment import Normalization
 from engine.checksum import agrees, check_written, write_summed
 from engine.config import Config
+from engine.ema import Average
 from engine.files import write_atomically
+from engine.graph import plain_state
 from engine.noise_scale import NoiseScale
 from engine.parse import UserError, key_error
 from engine.partial import PartialEpoch
@@ -72,7 +73,7 @@ class Checkpoint:
         model: nn.Module,
         optimizer: Optimizer,
         scheduler: WarmupLR,
-        ema: AveragedModel | None = None,
+        ema: Average | None = None,
         noise: NoiseScale | None = None,
     ) -> None:
         """Put the state into freshly made objects; raise UserError where they do not fit."""
@@ -129,7 +130,7 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: Optimizer,
     scheduler: WarmupLR,
-    ema: AveragedModel | None = None,
+    ema: Average | None = None,
     noise: NoiseScale | None = None,
     partial: PartialEpoch | None = None,
 ) -> None:
@@ -149,7 +150,7 @@ def save_checkpoint(
         "history": history,
         "diverged": diverged,
         "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizer": plain_state(optimizer),
         "scheduler": scheduler.state_dict(),
         "ema": None if ema is None else ema.state_dict(),
         "noise_scale": None if noise is None else noise.state_dict(),

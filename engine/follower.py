@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from engine.data import Dataset
-    from engine.loop import Evaluated, TrainedEpoch
+    from engine.evaluate import Evaluated
+    from engine.loop import TrainedEpoch
 
 
 class Follower(Run):

@@ -16,19 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from engine.augment import EpochDraws, TrainingPictures
-from engine.config import ClipConfig
 from engine.files import write_text_atomically
-from engine.loop import NO_CLIP, accumulate_gradients, clip_gradients
-from engine.plan import Plan
 from engine.plots import save
-from engine.runtime import Runtime
+from engine.step import Step
 from engine.summary import plain
-from lars import LARS
-from models import commit_batch_statistics
 
 # Weight of the past in the running loss that decides when to stop.
 SMOOTHING = 0.9
@@ -86,36 +80,24 @@ def growing_rates(low: float, high: float, steps: int) -> list[float]:
 
 
 def run_range_test(
-    model: nn.Module,
-    optimizer: Optimizer,
-    pictures: TrainingPictures,
-    plan: Plan,
-    clip: ClipConfig,
-    runtime: Runtime,
+    step: Step,
     seed: int,
     rates: Sequence[float],
     most: float,
-    label_smoothing: float = 0.0,
 ) -> RangeTest:
     """Take one step at each rate, until the loss is not finite or above `most` times its best."""
-    model.train()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    step.model.train()
     losses: list[float] = []
     running = weight = 0.0
     best = math.inf
-    batches = endless_batches(pictures, plan.batch, seed)
+    batches = endless_batches(step.pictures, step.plan.batch, seed)
     for rate in rates:
         batch, draws = next(batches)
-        for group in optimizer.param_groups:
+        for group in step.optimizer.param_groups:
             group["lr"] = rate
-        optimizer.zero_grad()
-        sizes = plan.micro_batch_sizes(len(batch))
-        loss, _, _ = accumulate_gradients(
-            model, pictures, draws, batch, sizes, len(batch), runtime, label_smoothing
-        )
-        norm = clip_gradients(parameters, NO_CLIP if isinstance(optimizer, LARS) else clip)
-        value = float(loss)
-        if not math.isfinite(value + float(norm)):
+        figures = step.gradients(batch, draws)
+        value = float(figures.loss)
+        if not math.isfinite(value + float(figures.gradient_norm)):
             return RangeTest(list(rates[: len(losses)]), losses, "the loss was no longer finite")
         losses.append(value)
         running = SMOOTHING * running + (1 - SMOOTHING) * value
@@ -125,8 +107,7 @@ def run_range_test(
             return RangeTest(
                 list(rates[: len(losses)]), losses, f"the loss was {most:g} times its best"
             )
-        optimizer.step()
-        commit_batch_statistics(model)
+        step.update()
     return RangeTest(list(rates), losses, "range.high was reached")
 
 

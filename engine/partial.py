@@ -48,6 +48,10 @@ class PartialEpoch:
         moved = {name: getattr(self, name).to(device) for name in names}
         return dataclasses.replace(self, **moved)
 
+    def is_finite(self, steps: slice) -> bool:
+        """Tell whether the losses and gradients of some steps are; one read of the device."""
+        return bool(torch.isfinite(self.losses[steps] + self.gradient_norms[steps]).all())
+
     def state_dict(self) -> dict[str, Any]:
         """Return the fields as a checkpoint holds them."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from engine.data import Dataset
-    from engine.loop import Evaluated, TrainedEpoch
+    from engine.evaluate import Evaluated
+    from engine.loop import TrainedEpoch
 
 RESULTS = Path("results")
 OUT_OF_MEMORY = "the run does not fit into memory; a smaller micro_batch needs less"

@@ -15,7 +15,8 @@ from engine.config import choices
 from engine.parse import UserError
 
 if TYPE_CHECKING:
-    from engine.loop import Evaluations, TrainedEpoch
+    from engine.evaluate import Evaluations
+    from engine.loop import TrainedEpoch
     from engine.record import Run
 
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from engine.data import Split
-    from engine.loop import Evaluated, TrainedEpoch
+    from engine.evaluate import Evaluated
+    from engine.loop import TrainedEpoch
 
 # Tag to column of metrics.jsonl.
 TAGS = {

@@ -148,6 +148,12 @@ def commit_batch_statistics(model: nn.Module) -> None:
         layer.commit(mean)
 
 
+def forget_batch_statistics(model: nn.Module) -> None:
+    """Drop what a step has set aside that is not to be counted."""
+    for layer in batch_norms(model):
+        layer.pending.clear()
+
+
 def means_over_ranks(layers: Sequence[BatchNorm2d]) -> list[Tensor]:
     """Return each layer's mean over the groups of all ranks, [2, C], by one exchange for all.
 

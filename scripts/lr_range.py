@@ -82,6 +82,7 @@ def search(config: Config, arguments: Arguments, command: str) -> None:
     from engine.lr_range import growing_rates, run_range_test
     from engine.plan import make_plan
     from engine.runtime import facts, start_runtime
+    from engine.step import Step
 
     runtime = start_runtime(
         config.device, config.precision, config.threads, config.deterministic, config.seed
@@ -98,10 +99,8 @@ def search(config: Config, arguments: Arguments, command: str) -> None:
     normalization = Normalization.of(data.train.images)
     pictures = TrainingPictures(data.train, normalization, runtime.device)
     rates = growing_rates(low, high, arguments.steps)
-    made = run_range_test(
-        model, optimizer, pictures, plan, config.clip, runtime, config.seed, rates,
-        arguments.most, config.loss.label_smoothing,
-    )  # fmt: skip
+    step = Step(model, optimizer, pictures, plan, runtime, config.clip, config.loss.label_smoothing)
+    made = run_range_test(step, config.seed, rates, arguments.most)
     if len(made.rates) < FEWEST_STEPS:
         allowed = f"must be lower: after {len(made.rates)} steps {made.stopped}"
         raise key_error("range.low", low, allowed)

@@ -355,10 +355,10 @@ def test_a_job_that_fails_costs_neither_the_others_nor_the_table(
 
     train_epoch = engine.loop.train_epoch
 
-    def fail_at_64(model, optimizer, scheduler, pictures, draws, plan, *rest):
-        if plan.batch == 64:
+    def fail_at_64(step, *rest):
+        if step.plan.batch == 64:
             raise RuntimeError("the device\nfell off")
-        return train_epoch(model, optimizer, scheduler, pictures, draws, plan, *rest)
+        return train_epoch(step, *rest)
 
     monkeypatch.setattr(engine.loop, "train_epoch", fail_at_64)
     outcome = command("train.py", "-m", *small, "batch=32,64,128", "data.train_size=null")

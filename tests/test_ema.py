@@ -8,7 +8,7 @@ from torch import nn
 
 from engine.build import build_ema, build_model
 from engine.config import EMAConfig, ModelConfig
-from engine.loop import evaluate
+from engine.evaluate import evaluate
 from models import BatchNorm2d, commit_batch_statistics
 from tests.test_checkpoint import only_run, rewrite
 from tests.test_config import config

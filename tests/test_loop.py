@@ -10,9 +10,11 @@ from engine.augment import Normalization, TrainingPictures
 from engine.build import build_model, build_optimizer, build_scheduler
 from engine.config import ClipConfig, ModelConfig
 from engine.data import Split
-from engine.loop import NO_CLIP, clip_gradients, evaluate, train_epoch
+from engine.evaluate import evaluate
+from engine.loop import train_epoch
 from engine.plan import make_plan
 from engine.runtime import start_runtime
+from engine.step import NO_CLIP, Step, clip_gradients
 from models import BatchNorm2d
 from tests.test_config import config
 
@@ -45,7 +47,17 @@ class DoublePictures(TrainingPictures):
 
 
 def trained(
-    model, *overrides, count=90, clip=NO_CLIP, dtype=torch.float32, epochs=1, split=None, **more
+    model,
+    *overrides,
+    count=90,
+    clip=NO_CLIP,
+    dtype=torch.float32,
+    epochs=1,
+    split=None,
+    label_smoothing=0.0,
+    ema=None,
+    noise=None,
+    **more,
 ):
     """Train a model for some epochs and return it with the last epoch's outcome."""
     made = config("batch=40", "epochs=2", *overrides)
@@ -58,11 +70,11 @@ def trained(
     model = model.to(dtype)
     optimizer = build_optimizer(made.optimizer, clip, model, plan.peak_lr)
     scheduler = build_scheduler(made.scheduler, plan, optimizer)
+    step = Step(
+        model, optimizer, pictures, plan, runtime, clip, label_smoothing, ema=ema, noise=noise
+    )
     for epoch in range(epochs):
-        draws = pictures.draw_epoch(0, epoch)
-        outcome = train_epoch(
-            model, optimizer, scheduler, pictures, draws, plan, clip, runtime, "epoch", **more
-        )
+        outcome = train_epoch(step, scheduler, pictures.draw_epoch(0, epoch), "epoch", **more)
     return model, outcome
 
 
@@ -231,10 +243,8 @@ def test_bf16_autocast_trains_close_to_fp32(name):
         pictures = TrainingPictures(split, Normalization.of(split.images), runtime.device)
         optimizer = build_optimizer(made.optimizer, NO_CLIP, model, plan.peak_lr)
         scheduler = build_scheduler(made.scheduler, plan, optimizer)
-        draws = pictures.draw_epoch(0, 1)
-        losses[precision] = train_epoch(
-            model, optimizer, scheduler, pictures, draws, plan, NO_CLIP, runtime, ""
-        ).losses
+        step = Step(model, optimizer, pictures, plan, runtime)
+        losses[precision] = train_epoch(step, scheduler, pictures.draw_epoch(0, 1), "").losses
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
     assert losses["bf16"] != losses["fp32"]
 
@@ -261,12 +271,10 @@ def test_layers_are_logged_every_so_many_steps_by_name():
     model = make_plain()
     optimizer = build_optimizer(made.optimizer, NO_CLIP, model, plan.peak_lr)
     scheduler = build_scheduler(made.scheduler, plan, optimizer)
+    step = Step(model, optimizer, pictures, plan, runtime)
     steps = []
     for epoch in range(2):
-        draws = pictures.draw_epoch(0, epoch)
-        outcome = train_epoch(
-            model, optimizer, scheduler, pictures, draws, plan, NO_CLIP, runtime, "", 3
-        )
+        outcome = train_epoch(step, scheduler, pictures.draw_epoch(0, epoch), "", 3)
         steps += [step for step, _ in outcome.layers]
     assert steps == [3, 6, 9]
     layers = outcome.layers[-1][1]

@@ -10,10 +10,10 @@ import engine.data
 from engine.augment import Normalization, TrainingPictures
 from engine.build import build_optimizer
 from engine.cli import exit_status
-from engine.loop import NO_CLIP
 from engine.lr_range import RangeTest, endless_batches, growing_rates, run_range_test
 from engine.plan import base_lr_for, make_plan
 from engine.runtime import start_runtime
+from engine.step import NO_CLIP, Step
 from scripts import lr_range
 from tests.conftest import Outcome, files_below
 from tests.test_config import config
@@ -60,7 +60,7 @@ def make_test(rates, *overrides, most=4.0):
     pictures = TrainingPictures(split, Normalization.of(split.images), runtime.device)
     model = make_plain()
     optimizer = build_optimizer(made.optimizer, NO_CLIP, model, plan.peak_lr)
-    tested = run_range_test(model, optimizer, pictures, plan, NO_CLIP, runtime, 0, rates, most)
+    tested = run_range_test(Step(model, optimizer, pictures, plan, runtime), 0, rates, most)
     return tested, model, optimizer
 
 

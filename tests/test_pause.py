@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-import engine.loop
+import engine.evaluate
 import engine.pause
+import engine.step
 from engine.checkpoint import load_checkpoint
 from engine.pause import Pauses, Stopped, leaving, pausing
 from models import commit_batch_statistics
@@ -30,7 +31,7 @@ def steps(monkeypatch):
         counted["done"] += 1
         counted["at"].get(counted["done"], lambda: None)()
 
-    monkeypatch.setattr(engine.loop, "commit_batch_statistics", commit)
+    monkeypatch.setattr(engine.step, "commit_batch_statistics", commit)
     return counted
 
 
@@ -91,14 +92,14 @@ def points(directory):
 def test_a_signal_during_the_evaluation_stops_after_it(
     small, workplace, command, steps, monkeypatch
 ):
-    evaluate_splits = engine.loop.evaluate_splits
+    evaluate_splits = engine.evaluate.evaluate_splits
 
     def interrupt(*arguments):
         if steps["done"] == 4:
             send(signal.SIGTERM)()
         return evaluate_splits(*arguments)
 
-    monkeypatch.setattr(engine.loop, "evaluate_splits", interrupt)
+    monkeypatch.setattr(engine.evaluate, "evaluate_splits", interrupt)
     assert command("train.py", *small).status == 143
     assert len((only_run(workplace) / "metrics.jsonl").read_text().splitlines()) == 1
     assert command("train.py", *small).status == 0 and steps["done"] == 8
@@ -223,14 +224,14 @@ def test_stopped_passes_between_processes():
 
 # Holds the run in a step, as a device that hangs would.
 HANGS = """
-import sys, time, engine.loop, train
+import sys, time, engine.step, train
 from engine.cli import exit_status
-commit, engine.loop.commit_batch_statistics = engine.loop.commit_batch_statistics, None
+commit, engine.step.commit_batch_statistics = engine.step.commit_batch_statistics, None
 def hang(model):
     commit(model)
     print("in a step", flush=True)
     for _ in range(600): time.sleep(0.1)
-engine.loop.commit_batch_statistics = hang
+engine.step.commit_batch_statistics = hang
 sys.exit(exit_status(train.main))
 """
 

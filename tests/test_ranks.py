@@ -23,21 +23,24 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn import functional as F
 
-import engine.loop
+import engine.evaluate
 import engine.record
+import engine.step
 import train
 from engine.augment import Normalization, TrainingPictures
 from engine.build import build_ema, build_model, build_optimizer, build_scheduler
 from engine.checkpoint import load_checkpoint
 from engine.cli import exit_status
-from engine.config import ClipConfig, EMAConfig, ModelConfig
+from engine.config import EMAConfig, ModelConfig
+from engine.evaluate import evaluate
 from engine.follower import Follower
-from engine.loop import evaluate, train_epoch
+from engine.loop import train_epoch
 from engine.noise_scale import NoiseScale
 from engine.parse import UserError
 from engine.plan import even_sizes, make_plan
 from engine.ranks import check_alike, distribute
 from engine.runtime import available_cpus, start_runtime
+from engine.step import Step
 from models import BatchNorm2d, commit_batch_statistics, synchronize_batch_norms
 from tests.test_config import config
 from tests.test_loop import DoublePictures, Plain, pictures_of
@@ -75,12 +78,10 @@ def trained(model, overrides, dtype=torch.float32, count=76, epochs=10, ema=None
             return allreduce_hook(state, bucket)
 
         network.register_comm_hook(None, count_reductions)
+    step = Step(network, optimizer, pictures, plan, runtime, ema=ema, noise=noise)
     losses, norms = [], []
     for epoch in range(epochs):
-        outcome = train_epoch(
-            network, optimizer, scheduler, pictures, pictures.draw_epoch(0, epoch), plan,
-            ClipConfig(None, None), runtime, "", ema=ema, noise=noise,
-        )  # fmt: skip
+        outcome = train_epoch(step, scheduler, pictures.draw_epoch(0, epoch), "")
         losses += outcome.losses
         norms += outcome.gradient_norms
     return {
@@ -133,11 +134,11 @@ def exercise():
     }
     runtime = start_runtime("cpu", "fp32", 1, False, 0)
     split = pictures_of(230, side=16)
-    engine.loop.EVALUATION_BATCH = 50
+    engine.evaluate.EVALUATION_BATCH = 50
     made["evaluated"] = vars(
         evaluate(distribute(make_resnet(None)), split, Normalization.of(split.images), 10, runtime)
     )
-    engine.loop.EVALUATION_BATCH = 1000
+    engine.evaluate.EVALUATION_BATCH = 1000
     made["synchronized"] = normalize_together(torch.device("cpu"))
     check_alike("data.root", "the same")
     try:
@@ -273,16 +274,16 @@ def run_commands(rank, ports, run):
     engine.record.Run.record_epoch = stop_in_the_third
     made["stopped"] = command(ports[5], *run)
     engine.record.Run.record_epoch = record_epoch
-    clip, steps = engine.loop.clip_gradients, itertools.count(1)
+    clip, steps = engine.step.clip_gradients, itertools.count(1)
 
     def signal_one_rank(parameters, limits):
         if next(steps) == 6 and rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return clip(parameters, limits)
 
-    engine.loop.clip_gradients = signal_one_rank
+    engine.step.clip_gradients = signal_one_rank
     made["paused"] = command(ports[6], *run, "group=paused")
-    engine.loop.clip_gradients = clip
+    engine.step.clip_gradients = clip
     return made
 
 

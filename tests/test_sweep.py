@@ -34,9 +34,9 @@ def trained(monkeypatch) -> list[int]:
     batches: list[int] = []
     train_epoch = engine.loop.train_epoch
 
-    def counted(model, optimizer, scheduler, pictures, draws, plan, *rest):
-        batches.append(plan.batch)
-        return train_epoch(model, optimizer, scheduler, pictures, draws, plan, *rest)
+    def counted(step, *rest):
+        batches.append(step.plan.batch)
+        return train_epoch(step, *rest)
 
     monkeypatch.setattr(engine.loop, "train_epoch", counted)
     return batches
@@ -62,12 +62,12 @@ def test_one_raises_one_diverges_one_finds_the_disk_full(
 ):
     train_epoch, save_checkpoint = engine.loop.train_epoch, engine.checkpoint.save_checkpoint
 
-    def interfere(model, optimizer, scheduler, pictures, draws, plan, *rest):
-        if plan.batch == 16:
+    def interfere(step, *rest):
+        if step.plan.batch == 16:
             raise RuntimeError("the device\nfell off")
-        if plan.batch == 48:
-            next(model.parameters()).data.fill_(float("inf"))
-        return train_epoch(model, optimizer, scheduler, pictures, draws, plan, *rest)
+        if step.plan.batch == 48:
+            next(step.model.parameters()).data.fill_(float("inf"))
+        return train_epoch(step, *rest)
 
     def fill_the_disk(path, config, *rest):
         if config.batch == 64:

@@ -12,7 +12,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from engine.augment import Normalization, TrainingPictures
 from engine.data import Split
-from engine.loop import Evaluated
+from engine.evaluate import Evaluated
 from engine.tensorboard import GRID_COLUMNS, LAYOUT, MISTAKES, make_grid, worst_mistakes
 from tests.test_checkpoint import only_run
 from tests.test_loop import pictures_of

@@ -124,16 +124,16 @@ def tune(capsys, monkeypatch):
 def test_a_search_writes_an_experiment_that_the_final_sweep_runs(
     small, workplace, tune, command, monkeypatch
 ):
-    import engine.loop
+    import engine.evaluate
 
     evaluated = []
-    evaluate = engine.loop.evaluate
+    evaluate = engine.evaluate.evaluate
 
     def noted(model, split, *rest):
         evaluated.append(len(split))
         return evaluate(model, split, *rest)
 
-    monkeypatch.setattr(engine.loop, "evaluate", noted)
+    monkeypatch.setattr(engine.evaluate, "evaluate", noted)
     asked = [o for o in small if not o.startswith("batch=")]
     asked += ["optimizer=sgd,lars", "batch=32,64", "epochs=1", "group=tuned", "data.holdout=30"]
     status, out, err = tune(*asked, "tune.points=3", "tune.factor=10", "tune.most=4")
@@ -153,7 +153,7 @@ def test_a_search_writes_an_experiment_that_the_final_sweep_runs(
     (final,) = [line for line in out.splitlines() if line.startswith("then ")]
     words = final.split()[1:]
     assert words[:3] == ["python", "train.py", "-m"]
-    monkeypatch.setattr(engine.loop, "evaluate", evaluate)
+    monkeypatch.setattr(engine.evaluate, "evaluate", evaluate)
     outcome = command("train.py", *words[2:])
     assert outcome.status == 0, outcome.err
     assert "holdout" not in final and (workplace / "results" / "tuned-final" / "table.md").exists()

@@ -9,9 +9,10 @@ from engine.augment import Normalization, TrainingPictures
 from engine.build import build_optimizer, build_scheduler
 from engine.config import ConstantConfig, SGDConfig
 from engine.data import Split
-from engine.loop import NO_CLIP, TrainedEpoch, train_epoch
+from engine.loop import TrainedEpoch, train_epoch
 from engine.plan import Plan
 from engine.runtime import start_runtime
+from engine.step import NO_CLIP, Step
 
 BATCH = 128
 MICRO_BATCH = 1024
@@ -51,12 +52,10 @@ class Harness:
         self.optimizer = build_optimizer(settings, NO_CLIP, model, self.plan.peak_lr)
         constant = ConstantConfig("constant", 0.0, 0.0, None)
         self.scheduler = build_scheduler(constant, self.plan, self.optimizer)
+        self.step = Step(self.model, self.optimizer, self.pictures, self.plan, self.runtime)
         self.log_layers_every = log_layers_every
 
     def epoch(self) -> TrainedEpoch:
         """Train one pass over the pictures."""
-        return train_epoch(
-            self.model, self.optimizer, self.scheduler, self.pictures,
-            self.pictures.draw_epoch(0, 0), self.plan, NO_CLIP, self.runtime, "",
-            self.log_layers_every,
-        )  # fmt: skip
+        draws = self.pictures.draw_epoch(0, 0)
+        return train_epoch(self.step, self.scheduler, draws, "", self.log_layers_every)

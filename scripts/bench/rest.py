@@ -18,7 +18,8 @@ from engine.build import MODELS
 from engine.checkpoint import save_checkpoint
 from engine.cli import make_jobs
 from engine.config import Config
-from engine.loop import Evaluations, TrainedEpoch, evaluate
+from engine.evaluate import Evaluations, evaluate
+from engine.loop import TrainedEpoch
 from engine.record import Run
 from engine.summary import epoch_row
 from scripts.bench import report

@@ -1,0 +1,271 @@
+"""A captured step does what the step does: shown on the CPU by a graph of torch's own operations.
+
+`Tape` records the operations of a step, and repeats them on the same tensors without running the
+step's Python again. What a CUDA graph would freeze, a value read by the host, a rate passed as a
+number, a state kept in Python, is frozen here as well.
+"""
+
+import contextlib
+import itertools
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import engine.graph
+import engine.step
+from engine.augment import Normalization, TrainingPictures
+from engine.build import build_ema, build_model, build_optimizer, build_scheduler
+from engine.config import EMAConfig, ModelConfig
+from engine.loop import train_epoch
+from engine.noise_scale import NoiseScale
+from engine.plan import make_plan
+from engine.runtime import Runtime, start_runtime
+from engine.step import Step
+from models.batch_norm import batch_norms
+from tests.test_checkpoint import only_run
+from tests.test_config import config
+from tests.test_loop import pictures_of
+
+SETTINGS = {
+    "sgd": ["optimizer=sgd"],
+    "lars": ["optimizer=lars"],
+    "lars, nesterov": ["optimizer=lars", "optimizer.nesterov=true"],
+    "lars, as timm": ["optimizer=lars", "optimizer.variant=timm"],
+    "clipping": ["optimizer=sgd", "clip.norm=0.5", "clip.value=0.1"],
+    "lars, clipping": ["optimizer=lars", "clip.norm=0.5", "clip.value=0.1"],
+    "ghosts, passes, average, noise": [
+        "optimizer=lars", "model.ghost_batch=8", "micro_batch=16", "ema.decay=0.8",
+        "noise_scale=true", "loss.label_smoothing=0.1",
+    ],
+}  # fmt: skip
+
+
+class Tape(TorchDispatchMode):
+    """A stand-in for a CUDA graph: the operations done, to be repeated on the same tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        self.operations.append((function, arguments, keywords or {}, result))
+        return result
+
+    @torch.no_grad()
+    def replay(self):
+        for function, arguments, keywords, result in self.operations:
+            again = function(*arguments, **keywords)
+            pairs = [(result, again)]
+            if isinstance(result, tuple | list):
+                pairs = zip(result, again, strict=True)
+            for old, new in pairs:
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+def capture_on_tape(function):
+    """Record a function whose effects on what was there before are then undone, as in a capture."""
+    with Tape() as tape:
+        result = function()
+    return tape.replay, result
+
+
+class Undone:
+    """Capturing computes nothing: put back what recording has changed."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def tensors(self):
+        step = self.step
+        states = [v for s in step.optimizer.state.values() for v in s.values()]
+        averaged = [] if step.ema is None else [*step.ema.parameters(), *step.ema.buffers()]
+        sums = [] if step.noise is None else [step.noise.sums]
+        model = [*step.model.parameters(), *step.model.buffers()]
+        return [t for t in [*model, *states, *averaged, *sums] if isinstance(t, torch.Tensor)]
+
+    def capture(self, function):
+        before = [t.detach().clone() for t in self.tensors()]
+        replay, result = capture_on_tape(function)
+        with torch.no_grad():
+            for tensor, value in zip(self.tensors(), before, strict=True):
+                tensor.copy_(value)
+        return replay, result
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Let steps on the CPU be captured on tapes; return the functions that were."""
+    captures = []
+    init = Step.__init__
+
+    def remember(step, *arguments, **options):
+        init(step, *arguments, **options)
+
+        def capture(function):
+            captures.append(step)
+            return Undone(step).capture(function)
+
+        monkeypatch.setattr(engine.graph, "capture", capture)
+
+    monkeypatch.setattr(Step, "__init__", remember)
+    monkeypatch.setattr(engine.step, "captures", lambda runtime: True)
+    return captures
+
+
+class MetaRuntime(Runtime):
+    """A runtime on torch's meta device, which has no autocast."""
+
+    def autocast(self):
+        return contextlib.nullcontext()
+
+
+def make_step(overrides, device="cpu", epochs=3):
+    """Make a step for batches of 32 out of 150 pictures of 16 x 16, and its schedule."""
+    made = config("batch=32", f"epochs={epochs}", "threads=1", *overrides)
+    torch.manual_seed(0)
+    model = build_model(ModelConfig("resnet8", "default", made.model.ghost_batch), 10)
+    runtime = start_runtime("cpu", "fp32", 1, False, 0)
+    split = pictures_of(150, side=16)
+    if device != "cpu":
+        runtime, model = MetaRuntime(torch.device(device), "fp32", 1), model.to(device)
+    pictures = TrainingPictures(split, Normalization.of(split.images), runtime.device)
+    plan = make_plan(made, len(split))
+    optimizer = build_optimizer(made.optimizer, made.clip, model, plan.peak_lr)
+    for group in optimizer.param_groups:
+        if made.optimizer.name == "lars" or device != "cpu":
+            # A path that has no numbers on the host, as a CUDA device's.
+            group["foreach"], group["fused"] = True, None
+    scheduler = build_scheduler(made.scheduler, plan, optimizer)
+    noise = NoiseScale(runtime.device) if made.noise_scale else None
+    step = Step(
+        model, optimizer, pictures, plan, runtime, made.clip, made.loss.label_smoothing,
+        build_ema(EMAConfig(made.ema.decay), model), noise,
+    )  # fmt: skip
+    return step, scheduler
+
+
+def train(overrides, log_layers_every=None, epochs=3):
+    step, scheduler = make_step(overrides, epochs=epochs)
+    outcomes = [
+        train_epoch(step, scheduler, step.pictures.draw_epoch(0, e), "", log_layers_every)
+        for e in range(epochs)
+    ]
+    ema = {} if step.ema is None else {f"ema.{k}": v for k, v in step.ema.state_dict().items()}
+    buffers = {
+        f"momentum.{i}": state["momentum_buffer"]
+        for i, state in enumerate(step.optimizer.state.values())
+    }
+    return step, outcomes, {**step.model.state_dict(), **ema, **buffers}
+
+
+@pytest.mark.parametrize("overrides", SETTINGS.values(), ids=SETTINGS)
+def test_replayed_steps_equal_steps_taken_one_by_one(captured, monkeypatch, overrides):
+    replays = []
+    call = engine.graph.CapturedStep.__call__
+
+    def counted(graph, *arguments):
+        replays.append(1)
+        return call(graph, *arguments)
+
+    monkeypatch.setattr(engine.graph.CapturedStep, "__call__", counted)
+    step, graphed, state = train(overrides)
+    assert step.ema is None or int(step.ema.n_averaged) == 15
+    # Three epochs of five steps, the last of each a short one; three steps to warm up.
+    assert len(captured) == 1 and len(replays) == 12 - 3
+    monkeypatch.setattr(engine.step, "captures", lambda runtime: False)
+    _, eager, expected = train(overrides)
+    for name, value in expected.items():
+        # The rates of a captured step are rounded to fp32.
+        torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    for one, other in zip(graphed, eager, strict=True):
+        assert one.losses == pytest.approx(other.losses, rel=1e-4)
+        assert one.gradient_norms == pytest.approx(other.gradient_norms, rel=1e-3)
+        assert one.rates == other.rates and one.accuracy == other.accuracy
+        for left, right in zip(one.noise, other.noise, strict=True):
+            assert left.gradient_variance == pytest.approx(right.gradient_variance, rel=1e-3)
+
+
+def test_steps_whose_layers_are_logged_are_not_replayed(captured):
+    _, outcomes, _ = train(["optimizer=lars"], log_layers_every=4)
+    assert len(captured) == 1
+    assert [n for o in outcomes for n, _ in o.layers] == [4, 8, 12]
+
+
+def test_where_no_graph_can_be_captured_steps_go_on(captured, monkeypatch, capsys):
+    update = Step.update_on_device
+
+    def fail(function):
+        def refuse(step):
+            # What a capture that fails leaves behind was never computed.
+            for layer in batch_norms(step.model):
+                layer.pending = [torch.full_like(s, math.nan) for s in layer.pending]
+            raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Step, "update_on_device", refuse)
+            return function()
+
+    step, scheduler = make_step(["optimizer=lars"])
+    monkeypatch.setattr(engine.graph, "capture", fail)
+    first = train_epoch(step, scheduler, step.pictures.draw_epoch(0, 0), "")
+    assert Step.update_on_device is update and step.graph.failed
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "operation not permitted when stream is capturing" in told
+    monkeypatch.setattr(engine.step, "captures", lambda runtime: False)
+    plain, scheduler = make_step(["optimizer=lars"])
+    again = train_epoch(plain, scheduler, plain.pictures.draw_epoch(0, 0), "")
+    assert first.losses == pytest.approx(again.losses, rel=1e-5)
+    for buffer, expected in zip(step.model.buffers(), plain.model.buffers(), strict=True):
+        torch.testing.assert_close(buffer, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_of_a_captured_run_is_as_any(small, workplace, command, captured):
+    run = [*small, "optimizer=lars", "epochs=3"]
+    assert command("train.py", *run).status == 0
+    assert captured
+    state = torch.load(only_run(workplace) / "checkpoint.pt", weights_only=True)["optimizer"]
+    for group in state["param_groups"]:
+        assert type(group["lr"]) is float and group["capturable"] is False
+
+
+FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "equal")
+
+
+class Watch(TorchDispatchMode):
+    """Fail on what makes host and device wait for each other."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function.overloadpacket.__name__
+        given = [a for a in arguments if isinstance(a, torch.Tensor)]
+        on_device = any(tensor.is_meta for tensor in given)
+        assert not (on_device and name in FORBIDDEN), f"{name} is read by the host"
+        result = function(*arguments, **(keywords or {}))
+        if name in ("_to_copy", "copy_") and given:
+            places = {t.device.type for t in [*given, result]}
+            assert len(places) == 1, f"{name} moves between {places}"
+        return result
+
+
+@pytest.mark.parametrize("overrides", SETTINGS.values(), ids=SETTINGS)
+def test_no_step_waits_for_its_device(monkeypatch, overrides):
+    """On the meta device, which holds no values that could be read."""
+    step, scheduler = make_step(overrides, device="meta")
+    draws = step.pictures.draw_epoch(0, 0)
+    batches = list(itertools.islice(draws.order.split(32), 3))
+
+    def take(batch):
+        step.model.train()
+        step.gradients(batch, draws)
+        step.update()
+        scheduler.step()
+
+    take(batches[0])  # constants, momentum buffers and averages are made
+    take(batches[1])
+    # A tensor made from numbers is made on the host and then moved; torch shows no operation of it.
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("made on the host"))
+    with Watch():
+        take(batches[2])
