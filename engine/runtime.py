@@ -46,8 +46,14 @@ class Runtime:
         return torch.channels_last
 
     def compile(self, model: nn.Module) -> nn.Module:
-        """Return the compiled model; its parameters are the model's own."""
-        return cast(nn.Module, torch.compile(model))
+        """Return the compiled model; its parameters are the model's own.
+
+        Each shape is compiled once and kept on disk by torch, for a sweep's other runs. What an
+        earlier run of this process compiled is let go: beyond a few shapes torch would stop
+        compiling, and say so in a log alone.
+        """
+        torch.compiler.reset()
+        return cast(nn.Module, torch.compile(model, dynamic=False))
 
     def wall_clock(self) -> float:
         """Return the time in seconds once the device has finished what it was given."""

@@ -1,10 +1,12 @@
 """The machine's settings that a run depends on."""
 
+import json
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
 
 PAGES = """
 import resource, sys, torch
@@ -29,3 +31,32 @@ def test_a_large_tensors_memory_is_used_again():
 
     # A busy system may take idle pages back, so not none.
     assert faults("kept") < 0.5 * faults("default")
+
+
+def test_every_run_of_a_sweep_is_compiled(small, workplace, command, monkeypatch):
+    """By a backend that compiles nothing, so that this takes no time: torch finds the shapes."""
+    compile_model, shapes = torch.compile, []
+
+    def backend(module, inputs):
+        shapes.append(module)
+        return module.forward
+
+    def compile_for_nothing(model, **options):
+        return compile_model(model, backend=backend, **options)
+
+    monkeypatch.setattr(torch, "compile", compile_for_nothing)
+    sweep = ["-m", *small, "batch=16,28,32,36,44,50", "epochs=1"]
+    assert command("train.py", *sweep, "compile=true", "group=compiled").status == 0
+    # A full pass, a short one and an evaluation each; torch stops at 8 of one piece of code.
+    assert len(shapes) == 18
+    assert command("train.py", *sweep, "group=plain").status == 0
+    assert len(shapes) == 18
+    runs = {}
+    for group in ("compiled", "plain"):
+        summaries = (workplace / "results" / "runs" / group).glob("*/summary.json")
+        runs[group] = sorted(
+            (made["batch"], made["test_accuracy"], made["train_loss"])
+            for made in (json.loads(path.read_text()) for path in summaries)
+        )
+    assert runs["compiled"] == [pytest.approx(row) for row in runs["plain"]]
+    assert len(runs["plain"]) == 6
