@@ -17,19 +17,19 @@ def train(config: Config, overrides: list[str]) -> None:
     # Imported here, so that --help and a mistyped key answer before torch is loaded.
     from engine import ranks
     from engine.augment import Normalization, TrainingPictures
-    from engine.build import build_ema, build_model, build_optimizer, build_scheduler
     from engine.checkpoint import load_latest, save_checkpoint
     from engine.data import load_data, plan_data
     from engine.evaluate import evaluate_splits
     from engine.follower import Follower
     from engine.loop import train_epoch
     from engine.memory import describe_memory
-    from engine.noise_scale import NoiseScale
     from engine.partial import PartialEpoch
     from engine.pause import pausing
     from engine.plan import make_plan
     from engine.record import Run
     from engine.runtime import check_sync_bn, facts, peak_memory_bytes, start_runtime
+    from engine.saver import Saver
+    from engine.state import State
     from engine.step import Step
     from engine.summary import epoch_row
 
@@ -51,41 +51,37 @@ def train(config: Config, overrides: list[str]) -> None:
         return
 
     every = config.checkpoint_every
-    with pausing(every) as pauses, run.open(overrides), ranks.ended_by_others():
+    with pausing(every) as pauses, run.open(overrides), Saver() as saver, ranks.ended_by_others():
         if config.resume and ranks.first_does(run.finished):
             # Another process had it until a moment ago.
             print(run.describe())
             return
         normalization = Normalization.of(data.train.images)
         ranks.check_alike("data.root", (data.classes, normalization))
-        model = build_model(config.model, len(data.classes), config.sync_bn).to(runtime.device)
-        model.to(memory_format=runtime.memory_format)
-        optimizer = build_optimizer(config.optimizer, config.clip, model, plan.peak_lr)
-        scheduler = build_scheduler(config.scheduler, plan, optimizer)
-        ema = build_ema(config.ema, model)
-        noise = NoiseScale(runtime.device) if config.noise_scale else None
+        state = State.of_no_steps(config, plan, len(data.classes), runtime)
+        model = state.model
         run.found |= plan.rates() | facts(runtime)
         run.found["parameters"] = sum(p.numel() for p in model.parameters())
         saved = ranks.first_does(lambda: load_latest(run.checkpoint)) if config.resume else None
         part, diverged = None, False
         if saved is not None:
             saved.check_data(data.classes, normalization)
-            saved.restore(model, optimizer, scheduler, ema, noise)
+            saved.restore(state)
             run.history, part, diverged = saved.history, saved.partial, saved.diverged
             print(f"going on {saved.describe()}")
         pictures = TrainingPictures(data.train, normalization, runtime.device)
         run.start(plan.describe(), pictures.samples(config.seed, 64), afresh=saved is None)
         network = ranks.distribute(runtime.compile(model) if config.compile else model)
         step = Step(
-            network, optimizer, pictures, plan, runtime, config.clip, config.loss.label_smoothing,
-            ema, noise,
+            network, state.optimizer, pictures, plan, runtime, config.clip,
+            config.loss.label_smoothing, state.ema, state.noise,
         )  # fmt: skip
 
         def save(part: PartialEpoch | None = None) -> None:
             if runtime.rank == 0:
                 save_checkpoint(
                     run.checkpoint, config, data.classes, normalization, run.history, diverged,
-                    model, optimizer, scheduler, ema, noise, part,
+                    state, part, saver,
                 )  # fmt: skip
             pauses.signal = ranks.largest(pauses.signal or 0) or None
             if not diverged and len(run.history) < config.epochs:
@@ -97,7 +93,7 @@ def train(config: Config, overrides: list[str]) -> None:
             draws = pictures.draw_epoch(config.seed, epoch)
             title = f"epoch {epoch}/{config.epochs}"
             trained = train_epoch(
-                step, scheduler, draws, title, config.log_layers_every, part, pauses.due
+                step, state.scheduler, draws, title, config.log_layers_every, part, pauses.due
             )
             if isinstance(trained, PartialEpoch):
                 save(part := trained)
@@ -105,7 +101,7 @@ def train(config: Config, overrides: list[str]) -> None:
             part, diverged = None, trained.diverged
             measured = None
             if not diverged and (epoch % config.eval_every == 0 or epoch == config.epochs):
-                measured = evaluate_splits(network, ema, data, normalization, runtime)
+                measured = evaluate_splits(network, state.ema, data, normalization, runtime)
             row = epoch_row(epoch, trained, measured, time.perf_counter() - started)
             run.record_epoch(row, trained)
             if epoch == config.epochs and measured is not None and measured.test is not None:
@@ -113,6 +109,7 @@ def train(config: Config, overrides: list[str]) -> None:
             due = ranks.any_rank(pauses.due_after(epoch))
             if due or diverged or epoch == config.epochs:
                 save()
+        saver.wait()
         run.found["peak_memory_bytes"] = peak_memory_bytes(runtime.device)
         run.finish("diverged" if diverged else "completed", chance=100.0 / len(data.classes))
     print(run.describe())

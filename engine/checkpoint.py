@@ -15,18 +15,15 @@ from typing import IO, Any, cast
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from engine.augment import Normalization
 from engine.checksum import agrees, check_written, write_summed
 from engine.config import Config
-from engine.ema import Average
 from engine.files import write_atomically
-from engine.graph import plain_state
-from engine.noise_scale import NoiseScale
 from engine.parse import UserError, key_error
 from engine.partial import PartialEpoch
-from schedulers import WarmupLR
+from engine.saver import Saver
+from engine.state import State, copied
 
 FORMAT = "large-batch-cifar checkpoint"
 # Version 1 has neither checksum nor partial epoch; all else is the same.
@@ -68,24 +65,17 @@ class Checkpoint:
         done, steps = len(self.partial.rates), len(self.partial.losses)
         return f"{text} and step {done} of {steps} of the next"
 
-    def restore(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        scheduler: WarmupLR,
-        ema: Average | None = None,
-        noise: NoiseScale | None = None,
-    ) -> None:
-        """Put the state into freshly made objects; raise UserError where they do not fit."""
-        self.restore_model(model)
+    def restore(self, state: State) -> None:
+        """Put what is saved into a new state; raise UserError where it does not fit."""
+        self.restore_model(state.model)
         try:
-            optimizer.load_state_dict(self.optimizer)
-            scheduler.load_state_dict(self.scheduler)
+            state.optimizer.load_state_dict(self.optimizer)
+            state.scheduler.load_state_dict(self.scheduler)
             # A run with an average has it in every checkpoint: without it, the file is no fit.
-            if ema is not None:
-                ema.load_state_dict(self.ema or {})
-            if noise is not None:
-                noise.load_state_dict(self.noise_scale or {})
+            if state.ema is not None:
+                state.ema.load_state_dict(self.ema or {})
+            if state.noise is not None:
+                state.noise.load_state_dict(self.noise_scale or {})
             torch.set_rng_state(self.random_states["cpu"])
             if torch.cuda.is_available() and self.random_states["cuda"]:
                 # The run may have begun where there were more GPUs.
@@ -127,19 +117,16 @@ def save_checkpoint(
     normalization: Normalization,
     history: list[dict[str, Any]],
     diverged: bool,
-    model: nn.Module,
-    optimizer: Optimizer,
-    scheduler: WarmupLR,
-    ema: Average | None = None,
-    noise: NoiseScale | None = None,
+    state: State,
     partial: PartialEpoch | None = None,
+    saver: Saver | None = None,
 ) -> None:
     """Write everything a resume needs; the file before is kept as `previous_of` it.
 
-    It stays where it is until the new one was read back from the disk. Raises OSError.
+    saver: where to write it beside training; what it holds is copied before this returns.
+    Raises OSError, with a saver that of an earlier call.
     """
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    content = {
+    content = state.copy() | {
         "format": FORMAT,
         "version": VERSION,
         "config": config.to_dict(),
@@ -147,16 +134,18 @@ def save_checkpoint(
         "mean": list(normalization.mean),
         "std": list(normalization.std),
         "epoch": len(history),
-        "history": history,
+        "history": list(history),
         "diverged": diverged,
-        "model": model.state_dict(),
-        "optimizer": plain_state(optimizer),
-        "scheduler": scheduler.state_dict(),
-        "ema": None if ema is None else ema.state_dict(),
-        "noise_scale": None if noise is None else noise.state_dict(),
-        "random_states": {"cpu": torch.get_rng_state(), "cuda": cuda},
-        "partial": None if partial is None else partial.state_dict(),
+        "partial": None if partial is None else copied(partial.state_dict()),
     }
+    if saver is None:
+        write_checkpoint(path, content)
+    else:
+        saver.start(lambda: write_checkpoint(path, content))
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint; the one before stays where it is until this was read back."""
 
     def keep_previous(written: Path) -> None:
         check_written(written)

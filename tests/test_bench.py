@@ -191,7 +191,7 @@ def test_epochs_are_beside_the_reference():
 def test_the_rest_is_scaled_to_a_whole_epoch():
     seconds = {
         "training": 1.0, "drawing": 0.2, "evaluation": 0.5, "records and TensorBoard": 0.1,
-        "checkpoint": 0.3,
+        "checkpoint, written beside training": 0.3,
     }  # fmt: skip
     times = {name: [value] * 3 for name, value in seconds.items()}
     rows, ratios = rest.rest_rows(times, {"training": 20.0, "evaluation": 4.0}, Flops(1e9, 2e9))
@@ -200,7 +200,7 @@ def test_the_rest_is_scaled_to_a_whole_epoch():
         ("drawing", "0.200", "1.00%"),
         ("evaluation", "2.000", "10.00%"),
         ("records and TensorBoard", "0.100", "0.50%"),
-        ("checkpoint", "0.300", "1.50%"),
+        ("checkpoint, written beside training", "0.300", "1.50%"),
     ]
     # 10,000 forward passes, of 50,000 forward and backward.
     assert ratios == pytest.approx(

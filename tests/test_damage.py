@@ -21,6 +21,7 @@ from engine.checksum import MARK, TRAILER
 from engine.parse import UserError
 from engine.partial import PartialEpoch
 from engine.plan import make_plan
+from engine.state import State
 from tests.test_checkpoint import CPU, only_run, rewrite, state_of
 from tests.test_config import config
 
@@ -43,9 +44,9 @@ def save(path, epoch=0, partial=None):
     scheduler = build_scheduler(made.scheduler, plan, optimizer)
     history = [{"epoch": number + 1} for number in range(epoch)]
     mean = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    state = State(model, optimizer, scheduler, None, None)
     save_checkpoint(
-        path, made, tuple("abcdefghij"), mean, history, False, model, optimizer, scheduler,
-        partial=partial,
+        path, made, tuple("abcdefghij"), mean, history, False, state, partial
     )  # fmt: skip
 
 

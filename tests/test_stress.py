@@ -55,16 +55,16 @@ def attempt(arguments, folder, slow):
     os.dup2(out, 1)
     os.dup2(out, 2)
     steps = os.open("steps.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    step, save_checkpoint = WarmupLR.step, engine.checkpoint.save_checkpoint
+    step, write_checkpoint = WarmupLR.step, engine.checkpoint.write_checkpoint
     write, replace = engine.checksum.HashingWriter.write, os.replace
 
     def logged_step(self, *rest):
         step(self, *rest)
         os.write(steps, f"step {self.last_epoch}\n".encode())
 
-    def logged_save(*rest):
-        save_checkpoint(*rest)
-        os.write(steps, f"saved {rest[8].last_epoch}\n".encode())
+    def logged_save(path, content):
+        write_checkpoint(path, content)
+        os.write(steps, f"saved {content['scheduler']['last_epoch']}\n".encode())
 
     def slow_write(self, data):
         time.sleep(slow)
@@ -75,7 +75,7 @@ def attempt(arguments, folder, slow):
         replace(*paths)
 
     WarmupLR.step = logged_step
-    engine.checkpoint.save_checkpoint = logged_save
+    engine.checkpoint.write_checkpoint = logged_save
     engine.checksum.HashingWriter.write = slow_write
     engine.files.os.replace = slow_replace
     sys.argv = ["train.py", *arguments]

@@ -1,0 +1,91 @@
+"""Checkpoints are written beside training, and are of the moment that asked for them."""
+
+import copy
+import errno
+import json
+import threading
+
+import pytest
+import torch
+
+import engine.checkpoint
+from engine.augment import Normalization
+from engine.checkpoint import load_checkpoint, save_checkpoint, write_checkpoint
+from engine.plan import make_plan
+from engine.runtime import start_runtime
+from engine.saver import Saver
+from engine.state import State
+from tests.test_checkpoint import only_run
+from tests.test_config import config
+
+
+def test_what_is_written_is_of_the_moment_of_the_call(tmp_path, monkeypatch):
+    made = config("model=resnet8", "batch=32", "ema.decay=0.5", "noise_scale=true")
+    runtime = start_runtime("cpu", "fp32", 1, False, 0)
+    state = State.of_no_steps(made, make_plan(made, 64), 10, runtime)
+    for parameter in state.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    state.optimizer.step()
+    expected, history = copy.deepcopy(state.copy()), [{"epoch": 1}]
+    go_on = threading.Event()
+
+    def late(path, content):
+        assert go_on.wait(60)
+        write_checkpoint(path, content)
+
+    monkeypatch.setattr(engine.checkpoint, "write_checkpoint", late)
+    path = tmp_path / "checkpoint.pt"
+    normalization = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    with Saver() as saver:
+        classes = tuple("abcdefghij")
+        save_checkpoint(path, made, classes, normalization, history, False, state, None, saver)
+        state.optimizer.step()
+        state.scheduler.step()
+        state.ema.update_parameters(state.model)
+        state.noise.sums.fill_(7.0)
+        history.append({"epoch": 2})
+        assert not path.exists()
+        go_on.set()
+    saved = load_checkpoint(path)
+    assert saved.history == [{"epoch": 1}]
+    parts = {"model": saved.model, "ema": saved.ema, "noise_scale": saved.noise_scale}
+    for name, part in parts.items():
+        for key, value in part.items():
+            torch.testing.assert_close(value, expected[name][key], rtol=0, atol=0)
+    for key, kept in saved.optimizer["state"].items():
+        buffer = expected["optimizer"]["state"][key]["momentum_buffer"]
+        assert torch.equal(kept["momentum_buffer"], buffer)
+    assert saved.scheduler["last_epoch"] == 0
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_write_that_fails_ends_the_run(small, workplace, command, monkeypatch, epoch):
+    def fill(path, content):
+        if content["epoch"] == epoch:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_checkpoint(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.checkpoint, "write_checkpoint", fill)
+        outcome = command("train.py", *small)
+    assert outcome.status == 1 and outcome.err.count("\n") == 1
+    assert outcome.err.startswith("error: [Errno 28] No space left on device")
+    summary = json.loads((only_run(workplace) / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    again = command("train.py", *small)
+    assert again.status == 0 and ("going on after epoch 1" in again.out) == (epoch == 2)
+
+
+def test_one_file_is_written_at_a_time():
+    under_way, most = [], []
+
+    def write():
+        under_way.append(1)
+        most.append(len(under_way))
+        threading.Event().wait(0.05)
+        under_way.pop()
+
+    with Saver() as saver:
+        for _ in range(3):
+            saver.start(write)
+    assert most == [1, 1, 1]
