@@ -1,0 +1,79 @@
+"""Captured steps on a CUDA device: the same result as steps taken launch by launch, and no wait."""
+
+import pytest
+import torch
+
+import engine.step
+from engine.augment import Normalization, TrainingPictures
+from engine.build import build_ema, build_model, build_optimizer, build_scheduler
+from engine.config import EMAConfig, ModelConfig
+from engine.loop import train_epoch
+from engine.noise_scale import NoiseScale
+from engine.plan import make_plan
+from engine.runtime import start_runtime
+from engine.step import Step
+from tests.test_config import config
+from tests.test_graph import SETTINGS
+from tests.test_loop import pictures_of
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+all_settings = pytest.mark.parametrize("overrides", SETTINGS.values(), ids=SETTINGS)
+
+
+def make_step(overrides, epochs=3):
+    made = config("batch=32", f"epochs={epochs}", *overrides)
+    runtime = start_runtime("cuda", "fp32", 1, True, 0)
+    model = build_model(ModelConfig("resnet8", "default", made.model.ghost_batch), 10).cuda()
+    model.to(memory_format=runtime.memory_format)
+    split = pictures_of(330)
+    pictures = TrainingPictures(split, Normalization.of(split.images), runtime.device)
+    plan = make_plan(made, len(split))
+    optimizer = build_optimizer(made.optimizer, made.clip, model, plan.peak_lr)
+    noise = NoiseScale(runtime.device) if made.noise_scale else None
+    step = Step(
+        model, optimizer, pictures, plan, runtime, made.clip, made.loss.label_smoothing,
+        build_ema(EMAConfig(made.ema.decay), model), noise,
+    )  # fmt: skip
+    return step, build_scheduler(made.scheduler, plan, optimizer)
+
+
+@all_settings
+def test_a_graph_and_single_launches_train_alike(monkeypatch, overrides):
+    ends = []
+    for captures in (True, False):
+        monkeypatch.setattr(engine.step, "captures", lambda _, answer=captures: answer)
+        step, scheduler = make_step(overrides)
+        losses = []
+        for epoch in range(3):
+            losses += train_epoch(step, scheduler, step.pictures.draw_epoch(0, epoch), "").losses
+        if captures:
+            assert step.graph.captured is not None and not step.graph.failed
+        ends.append((losses, [*step.model.state_dict().values()]))
+    (graphed, state), (eager, expected) = ends
+    assert graphed == pytest.approx(eager, rel=1e-3)
+    for value, other in zip(state, expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-2, atol=1e-3)
+
+
+@all_settings
+@pytest.mark.parametrize("captures", [True, False])
+def test_no_step_waits_for_the_device(monkeypatch, overrides, captures):
+    monkeypatch.setattr(engine.step, "captures", lambda _: captures)
+    step, scheduler = make_step(overrides)
+    step.model.train()
+    draws = step.pictures.draw_epoch(0, 0)
+    batches = draws.order.split(32)
+    torch.cuda.synchronize()
+    try:
+        for place, batch in enumerate(batches[:9]):
+            # Kernels are chosen, buffers made and the graph captured before.
+            torch.cuda.set_sync_debug_mode("error" if place > 4 else "default")
+            if step.replay(batch, draws) is None:
+                step.gradients(batch, draws)
+                step.update()
+            scheduler.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
