@@ -24,6 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.hydra_keys import check_hydra_overrides, is_hydras, take_hydras
 from engine.parse import UserError, closest, key_error, known_keys, parse
 from engine.pause import Stopped
 from engine.resolvers import register_resolvers, without_absent
@@ -90,6 +91,7 @@ def read_command_line(config_name: str, config_type: Any) -> CommandLine:
         if getattr(flags, name) is not None:
             raise UserError(f"--{name.replace('_', '-')}: not used here; see --help for the keys")
     overrides = list(flags.overrides)
+    check_hydra_overrides(overrides)
     if flags.config_dir is not None:
         if not os.path.isdir(flags.config_dir):
             raise UserError(f"--config-dir={flags.config_dir}: must be a directory")
@@ -102,18 +104,11 @@ def read_command_line(config_name: str, config_type: Any) -> CommandLine:
             sys.argv[1:] = [a for a in sys.argv[1:] if a not in overrides] + overrides
             return CommandLine(None, False, [])
         _check_grammar(overrides)
-        for override in overrides:
-            if match := re.match(r"hydra\.(launcher)=(.*)", override):
-                raise UserError(f"{override}: write hydra/{match[1]}={match[2]}")
-            if re.match(r"[+~]*hydra[./]sweeper", override):
-                raise UserError(
-                    f"{override}: not used here; -m trains every combination, scripts.tune searches"
-                )
         lists = _split(overrides) if flags.multirun else [overrides]
         jobs = [_make_job(config_name, config_type, job) for job in lists]
     if not jobs:
         raise UserError(f"{' '.join(overrides)}: a sweep over no values")
-    hydra_overrides = [o for o in overrides if _is_hydras(o)]
+    hydra_overrides = [o for o in overrides if is_hydras(o)]
     return CommandLine(jobs, flags.multirun, hydra_overrides)
 
 
@@ -163,16 +158,18 @@ def _hydra(config_name: str) -> initialize_config_dir:
 
 def _make_job(config_name: str, config_type: Any, overrides: list[str]) -> Job:
     composed = _compose(config_name, config_type, overrides)
-    chosen = [o for o in overrides if not _is_hydras(o)]
+    chosen = [o for o in overrides if not is_hydras(o)]
     return Job(config_type.from_hydra(plain_config(composed)), chosen)
 
 
 def _compose(config_name: str, config_type: Any, overrides: list[str]) -> DictConfig:
     try:
-        return compose(config_name, overrides)
+        composed = compose(config_name, overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         _explain(overrides, known_keys(config_type), str(error))
         raise UserError(_one_line(error)) from error
+    take_hydras(composed, config_name)
+    return composed
 
 
 def _check_grammar(overrides: list[str]) -> None:
@@ -208,7 +205,9 @@ def _explain(overrides: list[str], keys: set[str], message: str) -> None:
             raise key_error(key, value, f"not installed; try pip install -e '.[{extra}]'")
         if key.startswith("hydra") or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", key):
             continue
-        if options and value not in options and not _is_sweep(value):
+        # One that --config-dir adds may be there, and the mistake inside it.
+        there = override.startswith("+") and f"Could not find '{key}/{value}'" not in message
+        if options and value not in options and not there and not _is_sweep(value):
             raise key_error(key, value, f"must be one of {', '.join(options)}")
         if options and key == "experiment" and not override.startswith("+"):
             raise key_error(key, value, f"write +experiment={value}")
@@ -224,10 +223,6 @@ def _explain(overrides: list[str], keys: set[str], message: str) -> None:
                 (o for o in overrides if o.startswith(f"{group}=")), f"the default {group}"
             )
             raise key_error(key, value, f"{leaf} is no key of {chosen}")
-
-
-def _is_hydras(override: str) -> bool:
-    return re.match(r"[+~]*hydra[./=]", override) is not None
 
 
 def _is_sweep(value: str) -> bool:

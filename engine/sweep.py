@@ -15,7 +15,7 @@ from pathlib import Path
 from engine.cli import CommandLine, Job
 from engine.config import Config
 from engine.data import load_data, plan_data
-from engine.launch import Task, launch_jobs
+from engine.launch import Task, check_launcher, launch_jobs
 from engine.lock import RunBusy, holder
 from engine.parse import UserError, key_error
 from engine.pause import leaving
@@ -44,6 +44,7 @@ def run_sweep(command: CommandLine, task: Task) -> int:
     for group in {job.config.group for job in jobs}:
         if (RESULTS / group).exists() and not (RESULTS / group).is_dir():
             raise key_error("group", group, f"{RESULTS / group} must be a directory for its tables")
+    check_launcher(command.hydra_overrides)
     try:
         train_missing(jobs, command.hydra_overrides, task)
     finally:
