@@ -88,10 +88,10 @@ def train(config: Config, overrides: list[str]) -> None:
             if isinstance(trained, PartialEpoch):
                 save(part := trained)
                 continue
-            part, diverged = None, trained.diverged
-            measured = None
+            part, measured, diverged = None, None, trained.diverged
             if not diverged and (epoch % config.eval_every == 0 or epoch == config.epochs):
                 measured = evaluate_splits(network, ema, data, normalization, runtime)
+                diverged = epoch == config.epochs and not measured.finite
             row = epoch_row(epoch, trained, measured, time.perf_counter() - started)
             run.record_epoch(row, trained)
             if epoch == config.epochs and measured is not None and measured.test is not None:

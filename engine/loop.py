@@ -20,6 +20,7 @@ from tqdm import tqdm
 from engine.augment import EpochDraws, Normalization, TrainingPictures
 from engine.config import ClipConfig
 from engine.data import Dataset, Split
+from engine.finite import is_finite
 from engine.noise_scale import NoiseEstimate, NoiseScale, estimates
 from engine.partial import LayerStatistics, PartialEpoch
 from engine.plan import Plan
@@ -75,6 +76,14 @@ class Evaluations:
     test: Evaluated | None
     holdout: Evaluated | None
     raw: "Evaluations | None" = None
+
+    @property
+    def finite(self) -> bool:
+        """Tell whether the losses are: after the last epoch, one that is not is a divergence.
+
+        Before it, running statistics that lag behind may give one in a run that is well.
+        """
+        return all(math.isfinite(split.loss) for split in (self.test, self.holdout) if split)
 
 
 def train_epoch(
@@ -155,6 +164,8 @@ def train_epoch(
         diverged = not bool(torch.isfinite(losses[:done] + norms[:done]).all())
         if not diverged:
             return part
+    # What no loss shows: running statistics, the last update of all.
+    diverged = diverged or not is_finite(model, optimizer, ema)
     sizes_done = [len(batch) for batch in batches[:done]]
     step_losses = losses.tolist()[:done]
     total = sum(loss * size for loss, size in zip(step_losses, sizes_done, strict=True))
