@@ -15,10 +15,12 @@ from engine.config import Config
 def train(config: Config, overrides: list[str]) -> None:
     """Train one run to its summary: from its seed, from its checkpoint, or not at all if done."""
     # Imported here, so that --help and a mistyped key answer before torch is loaded.
+    from engine import ranks
     from engine.augment import Normalization, TrainingPictures
     from engine.build import build_ema, build_model, build_optimizer, build_scheduler
     from engine.checkpoint import load_latest, save_checkpoint
     from engine.data import load_data, plan_data
+    from engine.follower import Follower
     from engine.loop import evaluate_splits, train_epoch
     from engine.memory import describe_memory
     from engine.noise_scale import NoiseScale
@@ -26,30 +28,35 @@ def train(config: Config, overrides: list[str]) -> None:
     from engine.pause import pausing
     from engine.plan import make_plan
     from engine.record import Run
-    from engine.runtime import facts, peak_memory_bytes, start_runtime
+    from engine.runtime import check_sync_bn, facts, peak_memory_bytes, start_runtime
     from engine.summary import epoch_row
 
-    run = Run(config)
-    if config.resume and not config.plan and run.finished():
+    # Rank 0 alone writes and prints.
+    run = Run(config) if ranks.rank() == 0 else Follower(config)
+    if config.resume and not config.plan and ranks.first_does(run.finished):
         print(f"finished already: {run.describe()}\nresume=false trains it again")
         return
     runtime = start_runtime(
         config.device, config.precision, config.threads, config.deterministic, config.seed
     )
-    data = plan_data(config.data) if config.plan else load_data(config.data)
-    plan = make_plan(config, len(data.train))
+    check_sync_bn(config.sync_bn, runtime)
+    read = plan_data if config.plan else load_data
+    data = ranks.cached_by_first(lambda: read(config.data))
+    plan = make_plan(config, len(data.train), runtime.world_size)
     print(f"run       {run.directory}\n{plan.describe()}", flush=True)
     if config.plan:
         print(describe_memory(config, plan, data, runtime))
         return
 
-    with pausing(config.checkpoint_every) as pauses, run.open(overrides):
-        if config.resume and run.finished():
+    every = config.checkpoint_every
+    with pausing(every) as pauses, run.open(overrides), ranks.ended_by_others():
+        if config.resume and ranks.first_does(run.finished):
             # Another process had it until a moment ago.
             print(run.describe())
             return
         normalization = Normalization.of(data.train.images)
-        model = build_model(config.model, len(data.classes)).to(runtime.device)
+        ranks.check_alike("data.root", (data.classes, normalization))
+        model = build_model(config.model, len(data.classes), config.sync_bn).to(runtime.device)
         model.to(memory_format=runtime.memory_format)
         optimizer = build_optimizer(config.optimizer, config.clip, model, plan.peak_lr)
         scheduler = build_scheduler(config.scheduler, plan, optimizer)
@@ -57,7 +64,7 @@ def train(config: Config, overrides: list[str]) -> None:
         noise = NoiseScale(runtime.device) if config.noise_scale else None
         run.found |= plan.rates() | facts(runtime)
         run.found["parameters"] = sum(p.numel() for p in model.parameters())
-        saved = load_latest(run.checkpoint, runtime.device) if config.resume else None
+        saved = ranks.first_does(lambda: load_latest(run.checkpoint)) if config.resume else None
         part, diverged = None, False
         if saved is not None:
             saved.check_data(data.classes, normalization)
@@ -66,13 +73,15 @@ def train(config: Config, overrides: list[str]) -> None:
             print(f"going on {saved.describe()}")
         pictures = TrainingPictures(data.train, normalization, runtime.device)
         run.start(plan.describe(), pictures.samples(config.seed, 64), afresh=saved is None)
-        network = runtime.compile(model) if config.compile else model
+        network = ranks.distribute(runtime.compile(model) if config.compile else model)
 
         def save(part: PartialEpoch | None = None) -> None:
-            save_checkpoint(
-                run.checkpoint, config, data.classes, normalization, run.history, diverged,
-                model, optimizer, scheduler, ema, noise, part,
-            )  # fmt: skip
+            if runtime.rank == 0:
+                save_checkpoint(
+                    run.checkpoint, config, data.classes, normalization, run.history, diverged,
+                    model, optimizer, scheduler, ema, noise, part,
+                )  # fmt: skip
+            pauses.signal = ranks.largest(pauses.signal or 0) or None
             if not diverged and len(run.history) < config.epochs:
                 pauses.saved()
 
@@ -96,7 +105,8 @@ def train(config: Config, overrides: list[str]) -> None:
             run.record_epoch(row, trained)
             if epoch == config.epochs and measured is not None and measured.test is not None:
                 run.record_mistakes(data, measured.test)
-            if pauses.due_after(epoch) or diverged or epoch == config.epochs:
+            due = ranks.any_rank(pauses.due_after(epoch))
+            if due or diverged or epoch == config.epochs:
                 save()
         run.found["peak_memory_bytes"] = peak_memory_bytes(runtime.device)
         run.finish("diverged" if diverged else "completed", chance=100.0 / len(data.classes))
@@ -122,7 +132,7 @@ def show_configuration(composed: DictConfig) -> None:
 
 def main() -> int:
     """Do what the command line asks for; return the exit status."""
-    command = read_command_line("train", Config)
+    command = read_command_line("train", Config, ranks=True)
     if command.jobs is None:
         show_configuration()
         return 0
@@ -130,8 +140,11 @@ def main() -> int:
         from engine.sweep import run_sweep
 
         return run_sweep(command, sweep_job)
+    from engine.ranks import joined
+
     (job,) = command.jobs
-    train(job.config, job.overrides)
+    with joined(getattr(job.config.data, "download_seconds", 0.0)):
+        train(job.config, job.overrides)
     return 0
 
 

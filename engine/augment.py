@@ -89,7 +89,8 @@ class TrainingPictures:
     def augment(self, index: Tensor, draws: "EpochDraws") -> Tensor:
         """Return pictures cropped and flipped as an epoch has drawn it, uint8 [B, H, W, 3]."""
         rows, columns = draws.crops[:, index]
-        crops = self.windows[index, rows, columns].view(len(index), self.side, self.side, -1)
+        shape = (len(index), self.side, self.side, self.windows.shape[-1] // self.side)
+        crops = self.windows[index, rows, columns].view(shape)
         flips = draws.flips[index].view(-1, 1, 1, 1)
         return torch.where(flips, crops.flip(2), crops)
 

@@ -56,8 +56,11 @@ SCHEDULERS: dict[str, type[WarmupLR]] = {
 }
 
 
-def build_model(config: c.ModelConfig, num_classes: int) -> nn.Module:
-    """Make a network with the initial weights that the present random state gives."""
+def build_model(config: c.ModelConfig, num_classes: int, sync_bn: bool = False) -> nn.Module:
+    """Make a network with the initial weights that the present random state gives.
+
+    sync_bn: its batch norms take their statistics over all ranks.
+    """
     model = MODELS[config.name](
         num_classes=num_classes,
         ghost_batch=config.ghost_batch,
@@ -65,6 +68,8 @@ def build_model(config: c.ModelConfig, num_classes: int) -> nn.Module:
     )
     if config.init == "he":
         initialize_he(model)
+    if sync_bn:
+        models.synchronize_batch_norms(model)
     return model
 
 

@@ -33,6 +33,7 @@ FORMAT = "large-batch-cifar checkpoint"
 VERSION = 2
 # What must be finite, or the run has diverged.
 STATES = ("model", "optimizer", "ema")
+CPU = torch.device("cpu")
 AFRESH = "resume=false starts afresh"
 # What a state that was made by other code, or damaged, may raise where it is put to use.
 MISFITS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
@@ -89,7 +90,9 @@ class Checkpoint:
                 noise.load_state_dict(self.noise_scale or {})
             torch.set_rng_state(self.random_states["cpu"])
             if torch.cuda.is_available() and self.random_states["cuda"]:
-                torch.cuda.set_rng_state_all(self.random_states["cuda"])
+                # The run may have begun where there were more GPUs.
+                states = self.random_states["cuda"][: torch.cuda.device_count()]
+                torch.cuda.set_rng_state_all(states)
         except MISFITS as error:
             allowed = f"does not fit the run ({type(error).__name__}); {AFRESH}"
             raise key_error("checkpoint", self.path, allowed) from error
@@ -174,7 +177,7 @@ def previous_of(path: Path) -> Path:
     return path.with_suffix(f".prev{path.suffix}")
 
 
-def load_latest(path: Path, device: torch.device) -> Checkpoint | None:
+def load_latest(path: Path) -> Checkpoint | None:
     """Read a run's checkpoint, or the one before where it is damaged; None where there is neither.
 
     What is damaged is replaced, so that it cannot become the one before. Raises UserError where no
@@ -184,11 +187,11 @@ def load_latest(path: Path, device: torch.device) -> Checkpoint | None:
     if not path.exists() and not previous.exists():
         return None
     try:
-        return load_checkpoint(path, device)
+        return load_checkpoint(path)
     except DamagedCheckpoint as error:
         damage = error
     try:
-        saved = load_checkpoint(previous, device)
+        saved = load_checkpoint(previous)
     except DamagedCheckpoint as error:
         before = f", and so is {previous.name}" if previous.exists() else ""
         raise UserError(f"{damage}{before}; {AFRESH}") from error
@@ -197,8 +200,10 @@ def load_latest(path: Path, device: torch.device) -> Checkpoint | None:
     return saved
 
 
-def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
+def load_checkpoint(path: Path, device: torch.device = CPU) -> Checkpoint:
     """Read a checkpoint; raise UserError where there is none, or something else, or a part of one.
+
+    device: where its tensors come to lie; `restore` copies them to where a run computes.
 
     Only tensors and plain values are read (`weights_only`), so that no file can run code, and none
     whose checksum disagrees.

@@ -58,7 +58,9 @@ def exit_status(command: Callable[[], int]) -> int:
     try:
         return command()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        # Every rank knows of it, by itself or from the one that it stopped.
+        if _is_first_rank():
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader of our output left, as `| head` does; there is nobody left to tell.
@@ -71,14 +73,17 @@ def exit_status(command: Callable[[], int]) -> int:
         print(f"error: {error}; the same command goes on once there is room", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, Stopped) as error:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        if _is_first_rank():
+            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return error.status if isinstance(error, Stopped) else 130
 
 
-def read_command_line(config_name: str, config_type: Any) -> CommandLine:
-    """Compose and check every job that sys.argv asks for; raise UserError on a mistake."""
-    if (ranks := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise UserError(f"WORLD_SIZE={ranks}: must be 1; several ranks are not supported yet")
+def read_command_line(config_name: str, config_type: Any, ranks: bool = False) -> CommandLine:
+    """Compose and check every job that sys.argv asks for; raise UserError on a mistake.
+
+    ranks: whether the command may be one of several ranks, which torchrun started.
+    """
+    _check_ranks(ranks)
     # Hydra prints its own errors over several lines unless it is told to raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Hydra's own --cfg job --resolve needs them too.
@@ -108,6 +113,11 @@ def read_command_line(config_name: str, config_type: Any) -> CommandLine:
         jobs = [_make_job(config_name, config_type, job) for job in lists]
     if not jobs:
         raise UserError(f"{' '.join(overrides)}: a sweep over no values")
+    if flags.multirun and _world_size() != "1":
+        raise UserError(
+            "-m: torchrun trains one run; sweep with python train.py -m (hydra/launcher=joblib "
+            "trains several runs at once), or start torchrun once for each run"
+        )
     hydra_overrides = [o for o in overrides if is_hydras(o)]
     return CommandLine(jobs, flags.multirun, hydra_overrides)
 
@@ -120,6 +130,7 @@ def make_jobs(config_name: str, config_type: Any, lists: Sequence[list[str]]) ->
 
 def read_arguments(config_type: type[T], usage: str | None) -> T:
     """Read a script's key=value arguments into its dataclass; `--help` prints `usage`."""
+    _check_ranks(False)
     arguments = sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
         print((usage or "").strip())
@@ -150,6 +161,29 @@ def plain_config(composed: DictConfig) -> dict[str, Any]:
         raise UserError(f"{error.full_key}: {_one_line(error)}") from error
     assert isinstance(plain, dict)
     return without_absent({str(key): value for key, value in plain.items()})
+
+
+def _world_size() -> str:
+    return os.environ.get("WORLD_SIZE", "1")
+
+
+def _is_first_rank() -> bool:
+    return _world_size() == "1" or os.environ.get("RANK", "0") == "0"
+
+
+def _check_ranks(several: bool) -> None:
+    """Refuse several ranks where a command is for one; let only the first print."""
+    if _world_size() == "1":
+        return
+    if not _is_first_rank():
+        sys.stdout = open(os.devnull, "w")
+    if not several:
+        name = Path(sys.argv[0]).name
+        raise UserError(f"WORLD_SIZE={_world_size()}: {name} is one process; start it with python")
+    needed = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if absent := [name for name in needed if name not in os.environ]:
+        allowed = f"several ranks are started by torchrun, which sets {', '.join(absent)} too"
+        raise UserError(f"WORLD_SIZE={_world_size()}: {allowed}")
 
 
 def _hydra(config_name: str) -> initialize_config_dir:

@@ -198,6 +198,7 @@ class Config:
     ema: EMAConfig = EMAConfig()
     noise_scale: bool = False
     checkpoint_every: Count | Minutes = 1
+    sync_bn: bool = False
 
     @classmethod
     def from_hydra(cls, raw: Mapping[str, Any]) -> "Config":
@@ -269,6 +270,9 @@ def check_across_keys(config: Config) -> None:
         ghosts = "" if ghost is None else f" of model.ghost_batch={ghost} examples"
         allowed = f"needs a batch of two groups{ghosts} or more, not batch={config.batch}"
         raise key_error("noise_scale", True, allowed)
+    if config.sync_bn and ghost is not None:
+        allowed = f"must be false where model.ghost_batch={ghost} sets the groups"
+        raise key_error("sync_bn", True, allowed)
     if config.data.test_size == 0 and config.data.holdout == 0:
         allowed = "must be above 0 where data.test_size=0 leaves nothing else to evaluate on"
         raise key_error("data.holdout", 0, allowed)

@@ -21,9 +21,10 @@ from engine.augment import EpochDraws, Normalization, TrainingPictures
 from engine.config import ClipConfig
 from engine.data import Dataset, Split
 from engine.finite import is_finite
-from engine.noise_scale import NoiseEstimate, NoiseScale, estimates
+from engine.noise_scale import NoiseEstimate, NoiseScale, estimates, mean_first_pass
 from engine.partial import LayerStatistics, PartialEpoch
 from engine.plan import Plan
+from engine.ranks import add_over_ranks, any_rank, gradients_averaged
 from engine.runtime import Runtime
 from lars import LARS
 from models import commit_batch_statistics
@@ -106,7 +107,8 @@ def train_epoch(
     """Train one pass over the split, the ragged last batch included.
 
     Where `pause` says so, before a step or after the last, what is done by then is returned; the
-    epoch goes on from there as `begun`.
+    epoch goes on from there as `begun`. Each rank takes its part of each batch; the outcome is that
+    of all, and alike on all of them.
 
     Every `log_layers_every` steps of the run, LARS' figures for each layer are kept. `ema` follows
     the weights and buffers after each step, `noise` the gradients before it.
@@ -119,33 +121,44 @@ def train_epoch(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     batches = draws.order.split(plan.batch)
     part = begun or PartialEpoch.of_no_steps(len(batches), runtime.device)
+    part = part.to(runtime.device)
     losses, norms, rates = part.losses, part.gradient_norms, part.rates
-    begun_at = len(rates)
+    begun_at = looked_at = len(rates)
+    # What was done before counts on one rank alone: at the end the ranks' counts are added.
+    correct = part.correct if runtime.rank == 0 else torch.zeros_like(part.correct)
+    own_images = begun_at * plan.batch if runtime.rank == 0 else 0
     first_step = scheduler.last_epoch - begun_at
     paused = diverged = False
     check_every = 1 if runtime.device.type == "cpu" else CHECK_EVERY
     started = runtime.wall_clock() - part.seconds
-    with progress(batches, title, begun_at) as bar:
+    with progress(batches, title, begun_at, runtime.rank) as bar:
         for step, batch in enumerate(bar, begun_at):
-            if paused := pause():
+            # Ranks pause together, where they have just exchanged their losses.
+            if (runtime.world_size == 1 or looked_at == step) and (paused := any_rank(pause())):
                 break
             optimizer.zero_grad()
-            sizes = plan.micro_batch_sizes(len(batch))
+            passes = plan.rank_passes(len(batch))
+            own = batch.split([sum(sizes) for sizes in passes])[runtime.rank]
             losses[step], right, first_norm = accumulate_gradients(
-                model, pictures, draws, batch, sizes, runtime, label_smoothing,
+                model, pictures, draws, own, passes[runtime.rank], len(batch), runtime,
+                label_smoothing,
                 measured=parameters if noise is not None else (),
             )  # fmt: skip
-            part.correct += right
+            correct += right
+            own_images += len(own)
             norms[step] = clip_gradients(parameters, clip if loop_clips else NO_CLIP)
             rates.append(float(optimizer.param_groups[0]["lr"]))
             last = step == len(batches) - 1
             if (step + 1) % check_every == 0 or last:
-                seen = slice(max(0, step + 1 - check_every), step + 1)
+                seen, looked_at = slice(looked_at, step + 1), step + 1
+                add_over_ranks(losses[seen])
                 if not bool(torch.isfinite(losses[seen] + norms[seen]).all()):
                     diverged = True
                     break
             if noise is not None:
-                part.noise[step] = noise.update(first_norm, norms[step], sizes[0], len(batch))
+                firsts = [sizes[0] for sizes in passes if len(sizes) > 1]
+                first_norm, first = mean_first_pass(first_norm, firsts, norms[step])
+                part.noise[step] = noise.update(first_norm, norms[step], first, len(batch))
             if isinstance(optimizer, LARS) and log_layers_every is not None:
                 optimizer.telemetry = (first_step + step + 1) % log_layers_every == 0
             optimizer.step()
@@ -155,11 +168,15 @@ def train_epoch(
             if ema is not None:
                 ema.update_parameters(model)
             scheduler.step()
-            if not bar.disable and (step % 10 == 0 or last):
-                show(bar, float(losses[step]), int(part.correct), (step + 1) * plan.batch)
+            # Where the losses have been read anyway; the accuracy is that of this rank's examples.
+            if not bar.disable and ((step + 1) % max(10, check_every) == 0 or last):
+                accuracy = 100.0 * int(correct) / own_images
+                show(bar, float(losses[step]), accuracy, (step + 1) * plan.batch)
+    add_over_ranks(correct)
+    part.correct = correct
     part.seconds = runtime.wall_clock() - started
     done = len(rates)
-    if not diverged and (paused or pause()):
+    if not diverged and (paused or any_rank(pause())):
         # What is saved must be finite, also where the host has not looked yet.
         diverged = not bool(torch.isfinite(losses[:done] + norms[:done]).all())
         if not diverged:
@@ -190,32 +207,37 @@ def accumulate_gradients(
     draws: EpochDraws,
     batch: Tensor,
     sizes: Sequence[int],
+    batch_size: int,
     runtime: Runtime,
     label_smoothing: float = 0.0,
     measured: Sequence[nn.Parameter] = (),
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Add the gradient of a batch's mean loss to p.grad, in passes of the given sizes.
 
-    Returns the mean loss, the count of examples classified right, and where parameters to measure
-    are given and there are several passes, the norm of the first pass' own mean gradient.
+    batch: int64 [N], this rank's part of the `batch_size` examples; the gradient is all ranks'.
+    Returns this part of the mean loss, the count of its examples classified right, and where
+    parameters to measure are given and there are several passes, the norm of the first pass' own
+    mean gradient.
     """
     total = torch.zeros((), device=runtime.device)
     correct = torch.zeros((), dtype=torch.int64, device=runtime.device)
     first_norm = None
     for place, index in enumerate(batch.split(list(sizes))):
         images, labels = pictures.batch(index, draws)
-        with runtime.autocast():
-            logits = model(images)
-        # A sum over the batch's own size weighs micro-batches by their examples.
-        loss = F.cross_entropy(
-            logits.float(), labels, reduction="sum", label_smoothing=label_smoothing
-        )
-        loss = loss / len(batch)
-        loss.backward()
+        with gradients_averaged(model, last=place == len(sizes) - 1):
+            with runtime.autocast():
+                logits = model(images)
+            # A sum over the batch's own size weighs micro-batches and ranks by their examples.
+            loss = F.cross_entropy(
+                logits.float(), labels, reduction="sum", label_smoothing=label_smoothing
+            )
+            loss = loss / batch_size
+            # What is averaged over the ranks becomes their sum.
+            (loss * runtime.world_size).backward()
         total += loss.detach()
         correct += (logits.detach().argmax(dim=1) == labels).sum()
         if measured and place == 0 and len(sizes) > 1:
-            first_norm = gradient_norm(measured) * (len(batch) / len(index))
+            first_norm = gradient_norm(measured) * (batch_size / len(index) / runtime.world_size)
     return total, correct, first_norm
 
 
@@ -262,23 +284,28 @@ def evaluate_splits(
 def evaluate(
     model: nn.Module, split: Split, normalization: Normalization, classes: int, runtime: Runtime
 ) -> Evaluated:
-    """Measure loss and accuracy on a whole split, in batches of `EVALUATION_BATCH`."""
+    """Measure loss and accuracy on a whole split, in batches of `EVALUATION_BATCH`.
+
+    The ranks take turns at the batches of one process, so that each picture's outcome is the same.
+    """
     model.eval()
     loss = torch.zeros((), device=runtime.device)
     # One row a class: examples, and those of them classified right.
     counts = torch.zeros(2, classes, dtype=torch.int64, device=runtime.device)
-    losses, predictions = [], []
-    for images, labels in zip(
-        split.images.split(EVALUATION_BATCH), split.labels.split(EVALUATION_BATCH), strict=True
-    ):
-        labels = labels.to(runtime.device)
+    losses = torch.zeros(len(split), device=runtime.device)
+    predictions = torch.zeros(len(split), dtype=torch.int64, device=runtime.device)
+    starts = range(0, len(split), EVALUATION_BATCH)
+    for start in starts[runtime.rank :: runtime.world_size]:
+        here = slice(start, start + EVALUATION_BATCH)
+        labels = split.labels[here].to(runtime.device)
         with runtime.autocast():
-            logits = model(normalization.apply(images.to(runtime.device))).float()
+            logits = model(normalization.apply(split.images[here].to(runtime.device))).float()
         loss += F.cross_entropy(logits, labels, reduction="sum")
-        predictions.append(logits.argmax(dim=1))
-        losses.append(F.cross_entropy(logits, labels, reduction="none"))
+        predictions[here] = logits.argmax(dim=1)
+        losses[here] = F.cross_entropy(logits, labels, reduction="none")
         counts[0] += torch.bincount(labels, minlength=classes)
-        counts[1] += torch.bincount(labels[predictions[-1] == labels], minlength=classes)
+        counts[1] += torch.bincount(labels[predictions[here] == labels], minlength=classes)
+    add_over_ranks(loss, counts, losses, predictions)
     total, right = counts.tolist()
     return Evaluated(
         loss=float(loss) / len(split),
@@ -286,21 +313,23 @@ def evaluate(
         per_class_accuracy=[
             100.0 * r / t if t else None for r, t in zip(right, total, strict=True)
         ],
-        losses=torch.cat(losses).cpu(),
-        predictions=torch.cat(predictions).cpu(),
+        losses=losses.cpu(),
+        predictions=predictions.cpu(),
     )
 
 
-def progress(batches: Sequence[Tensor], title: str, begun_at: int = 0) -> "tqdm[Tensor]":
+def progress(
+    batches: Sequence[Tensor], title: str, begun_at: int = 0, rank: int = 0
+) -> "tqdm[Tensor]":
     """Make a bar over the rest of an epoch's batches; silent without a terminal."""
     return tqdm(
         batches[begun_at:], desc=title, initial=begun_at, total=len(batches), leave=False,
-        disable=not sys.stderr.isatty(), unit="step", dynamic_ncols=True,
+        disable=rank > 0 or not sys.stderr.isatty(), unit="step", dynamic_ncols=True,
     )  # fmt: skip
 
 
-def show(bar: "tqdm[Tensor]", loss: float, correct: int, images: int) -> None:
-    """Put loss, accuracy and images a second on the bar."""
+def show(bar: "tqdm[Tensor]", loss: float, accuracy: float, images: int) -> None:
+    """Put loss, accuracy in % and images a second on the bar."""
     elapsed = bar.format_dict["elapsed"] or math.inf
-    accuracy = f"{100 * correct / images:.1f}%"
-    bar.set_postfix(loss=f"{loss:.3f}", accuracy=accuracy, images_per_s=f"{images / elapsed:,.0f}")
+    speed = f"{images / elapsed:,.0f}"
+    bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1f}%", images_per_s=speed)

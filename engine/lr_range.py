@@ -111,7 +111,7 @@ def run_range_test(
         optimizer.zero_grad()
         sizes = plan.micro_batch_sizes(len(batch))
         loss, _, _ = accumulate_gradients(
-            model, pictures, draws, batch, sizes, runtime, label_smoothing
+            model, pictures, draws, batch, sizes, len(batch), runtime, label_smoothing
         )
         norm = clip_gradients(parameters, NO_CLIP if isinstance(optimizer, LARS) else clip)
         value = float(loss)

@@ -18,13 +18,15 @@ from engine.runtime import Runtime
 
 def describe_memory(config: Config, plan: Plan, data: Dataset, runtime: Runtime) -> str:
     """Write an estimate in one line: pictures, weights with their state, one forward pass."""
-    largest = max(plan.micro_batch_sizes(plan.batch))
+    largest = max(map(max, plan.rank_passes(plan.batch)))
     with FakeTensorMode(), runtime.device:
         model = build_model(config.model, len(data.classes))
         activations = saved_bytes(model, largest, runtime)
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    # Weights and gradients; momentum and an average of the weights where there are any.
+    # Weights and gradients; where there are any, momentum, an average of the weights, and the
+    # gradients' copies that cross between ranks.
     copies = 2 + bool(config.optimizer.momentum) + (config.ema.decay is not None)
+    copies += plan.world_size > 1
     state = weights * copies
     # Each picture is kept as bytes and once more with its border; float32 copies pass by.
     pictures = data.train.images.numel() * (1 + (40 / 32) ** 2) + data.test.images.numel()

@@ -17,7 +17,7 @@ from engine.rows import Record, Row
 def noise_scales(record: Record) -> tuple[list[int], list[float]]:
     """Return the epochs at whose end the run had a noise scale, and the scales in examples."""
     found = [(row["epoch"], row.get("noise_scale")) for row in record.history]
-    known = [(epoch, scale) for epoch, scale in found if scale is not None]
+    known = [(epoch, scale) for epoch, scale in found if scale is not None and scale > 0]
     return [epoch for epoch, _ in known], [scale for _, scale in known]
 
 

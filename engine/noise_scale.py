@@ -15,14 +15,19 @@ without bias: here those of one step, its first micro-batch b and its whole batc
 Either alone is very noisy and the ratio of two noisy numbers is biased, so both are averaged over
 the steps, apart, before they are divided. These are the loss' gradients: weight decay, clipping and
 trust ratios come after them. Batch norm makes an example's gradient depend on its group; |G|^2 and
-Sigma are then those of the micro-batches' own loss.
+Sigma are then those of the micro-batches' own loss. Of several ranks each measures a first pass of
+its own: the mean of their |G_b|^2 is then one of which 1 / b is the mean of their 1 / b.
 """
 
 import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from engine.ranks import add_over_ranks
 
 # Averages over about the last 50 steps.
 SMOOTHING = 0.98
@@ -37,8 +42,11 @@ class NoiseEstimate:
 
     @property
     def noise_scale(self) -> float | None:
-        """Return their ratio in examples; None where noise outweighs the gradient, or no step."""
-        if not (self.gradient_squared > 0 and math.isfinite(self.gradient_variance)):
+        """Return their ratio in examples; None where either is lost in the other, or no step.
+
+        Both are differences of measured norms, so that few steps can leave one below 0.
+        """
+        if not (self.gradient_squared > 0 and 0 < self.gradient_variance < math.inf):
             return None
         return self.gradient_variance / self.gradient_squared
 
@@ -52,7 +60,7 @@ class NoiseScale:
         self.sums = torch.zeros(3, device=device)
 
     def update(
-        self, first_norm: Tensor | None, whole_norm: Tensor, first: int, whole: int
+        self, first_norm: Tensor | None, whole_norm: Tensor, first: float, whole: int
     ) -> Tensor:
         """Take in a step: the norms of its mean gradients over `first` and over `whole` examples.
 
@@ -74,6 +82,21 @@ class NoiseScale:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from a saved state."""
         self.sums.copy_(state["sums"])
+
+
+def mean_first_pass(
+    norm: Tensor | None, sizes: Sequence[int], like: Tensor
+) -> tuple[Tensor | None, float]:
+    """Combine the ranks' first passes: the root of their mean squared norm, and their size.
+
+    norm: this rank's own, None where its part went through in one pass; sizes: those of every rank
+    that has one; like: a number on the run's device.
+    """
+    if not sizes:
+        return None, 0
+    square = torch.zeros_like(like) if norm is None else norm**2
+    add_over_ranks(square)
+    return (square / len(sizes)).sqrt(), statistics.harmonic_mean(sizes)
 
 
 def estimates(sums: Tensor) -> list[NoiseEstimate]:

@@ -42,6 +42,12 @@ class PartialEpoch:
             correct=torch.zeros((), dtype=torch.int64, device=device),
         )
 
+    def to(self, device: torch.device) -> "PartialEpoch":
+        """Return it with its sums on a device."""
+        names = ("losses", "gradient_norms", "noise", "correct")
+        moved = {name: getattr(self, name).to(device) for name in names}
+        return dataclasses.replace(self, **moved)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the fields as a checkpoint holds them."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

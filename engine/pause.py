@@ -127,5 +127,7 @@ def handling(
 
 def tell(line: str) -> None:
     """Write a line to stderr past Python's buffer, which a signal may have interrupted."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode())

@@ -1,7 +1,9 @@
 """Batch and epochs to steps, accumulation and rates: every derived number's one home."""
 
 import dataclasses
+import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +28,7 @@ class Plan:
 
     min_lr: where the decay ends; decay_interval: steps between a multistep schedule's falls;
     decay: the rate after warm-up as a formula; min_passes: forward passes that a batch is split
-    into at least, where it has the examples.
+    into at least, where it has the examples; world_size: ranks that share each batch.
     """
 
     train_examples: int
@@ -44,19 +46,34 @@ class Plan:
     decay_interval: float = math.inf
     decay: str = ""
     min_passes: int = 1
+    world_size: int = 1
 
-    def micro_batch_sizes(self, examples: int) -> list[int]:
-        """Split a batch into forward passes of at most `micro_batch`, as even as can be.
+    def micro_batch_sizes(self, examples: int, rank: int = 0) -> list[int]:
+        """Return the sizes of one rank's forward passes over a batch."""
+        return self.rank_passes(examples)[rank]
 
-        With ghost batch norm a pass holds whole groups, so that the groups do not depend on
-        `micro_batch`; the last group, which takes a remainder in, may exceed it.
+    def rank_passes(self, examples: int) -> list[list[int]]:
+        """Split a batch over the ranks, and each part into passes of at most `micro_batch`.
+
+        Both as even as can be, and as many passes on every rank, where synchronised batch norms
+        meet. A rank that is left without examples makes its passes over none.
+
+        With ghost batch norm parts and passes hold whole groups, so that the groups depend on
+        neither; the last group, which takes a remainder in, may exceed `micro_batch`.
         """
         if self.ghost_batch is None:
-            passes = max(math.ceil(examples / self.micro_batch), min(self.min_passes, examples))
-            small, larger = divmod(examples, passes)
-            return [small + 1] * larger + [small] * (passes - larger)
+            parts = even_sizes(examples, self.world_size)
+            least = min(self.min_passes, parts[0])
+            passes = max(1, math.ceil(parts[0] / self.micro_batch), least)
+            return [even_sizes(part, passes) for part in parts]
+        groups = iter(group_sizes(examples, self.ghost_batch))
+        counts = even_sizes(len(group_sizes(examples, self.ghost_batch)), self.world_size)
+        return [self._join_groups(list(itertools.islice(groups, count))) for count in counts]
+
+    def _join_groups(self, groups: list[int]) -> list[int]:
+        """Join ghost groups of the given sizes to passes."""
+        assert self.ghost_batch is not None
         sizes: list[int] = []
-        groups = group_sizes(examples, self.ghost_batch)
         most = self.micro_batch
         if self.min_passes > 1:
             most = min(most, math.ceil(len(groups) / self.min_passes) * self.ghost_batch)
@@ -65,7 +82,7 @@ class Plan:
                 sizes[-1] += group
             else:
                 sizes.append(group)
-        return sizes
+        return sizes or [0]
 
     def rates(self) -> dict[str, float]:
         """Return the rates that a run's summary reports."""
@@ -73,24 +90,39 @@ class Plan:
 
     def describe(self) -> str:
         """Write the plan in four lines, enough to work out every rate by hand."""
-        sizes = self.micro_batch_sizes(self.batch)
-        parts = (
-            f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 else " + ".join(map(str, sizes))
+        parts = Counter(map(describe_sizes, self.rank_passes(self.batch)))
+        shown = ", ".join(
+            passes if self.world_size == 1 else f"{ranks} rank{'s' * (ranks > 1)} of {passes}"
+            for passes, ranks in parts.items()
         )
         last = self.train_examples - (self.steps_per_epoch - 1) * self.batch
         return (
             f"steps     {self.total_steps} = {self.epochs} epochs x {self.steps_per_epoch} "
             f"(batch {self.batch}, the last of an epoch {last}, "
             f"{self.train_examples} training images)\n"
-            f"passes    {parts} images a step\n"
+            f"passes    {shown} images a step\n"
             f"rates     first {self.base_lr:.6g}, peak {self.peak_lr:.6g} at step "
             f"{self.warmup_steps}, final {self.final_lr:.6g} at step {self.total_steps - 1}\n"
             f"decay     {self.decay}"
         )
 
 
-def make_plan(config: Config, train_examples: int) -> Plan:
+def even_sizes(examples: int, parts: int) -> list[int]:
+    """Split examples as even as can be, the larger parts first."""
+    small, larger = divmod(examples, parts)
+    return [small + 1] * larger + [small] * (parts - larger)
+
+
+def describe_sizes(sizes: list[int]) -> str:
+    """Write the sizes of passes: `4 x 1024` where they are alike, else `700 + 600`."""
+    return f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 else " + ".join(map(str, sizes))
+
+
+def make_plan(config: Config, train_examples: int, world_size: int = 1) -> Plan:
     """Work out a run's steps and rates; raise UserError where the split is too small for them."""
+    if config.sync_bn and world_size == 1:
+        allowed = "needs several ranks, as torchrun --nproc-per-node=2 starts them"
+        raise key_error("sync_bn", True, allowed)
     if config.batch > train_examples:
         allowed = f"must be at most the training split's {train_examples} images"
         raise key_error("batch", config.batch, allowed)
@@ -131,7 +163,12 @@ def make_plan(config: Config, train_examples: int) -> Plan:
         decay_interval=decay_interval,
         # The noise scale compares the first pass with the whole batch.
         min_passes=2 if config.noise_scale else 1,
+        world_size=world_size,
     )
+    if config.noise_scale and max(map(len, plan.rank_passes(plan.batch))) < 2:
+        groups = "examples" if plan.ghost_batch is None else "groups of model.ghost_batch"
+        allowed = f"needs two {groups} on a rank, more than batch={plan.batch} gives {world_size}"
+        raise key_error("noise_scale", True, allowed)
     # The schedule's own formula gives the last rate; an optimizer of one number carries it.
     carrier = torch.optim.SGD([torch.zeros(1)], lr=peak_lr)
     schedule = build_scheduler(scheduler, plan, carrier)

@@ -20,17 +20,20 @@ import torch
 from torch import nn
 
 from engine.parse import key_error
+from engine.ranks import local_rank, rank, ranks_here, together, world_size
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how a run computes."""
+    """Where and how a run computes; threads are those of each of its ranks."""
 
     device: torch.device
     precision: str
     threads: int
+    rank: int = 0
+    world_size: int = 1
 
     def autocast(self) -> torch.autocast:
         """Return the context of a forward pass: bf16 autocast, or nothing under fp32."""
@@ -57,8 +60,8 @@ def start_runtime(
     device: str, precision: str, threads: int | None, deterministic: bool, seed: int
 ) -> Runtime:
     """Choose device and precision, set threads and seeds; raise UserError where one is absent."""
-    place = choose_device(device)
-    threads = threads or available_cpus()
+    place = together(lambda: choose_rank_device(device))
+    threads = threads or max(1, available_cpus() // ranks_here())
     torch.set_num_threads(threads)
     keep_freed_memory()
     torch.use_deterministic_algorithms(deterministic)
@@ -68,7 +71,8 @@ def start_runtime(
     random.seed(derive_seed(seed, "python"))
     torch.manual_seed(derive_seed(seed, "torch"))
     reset_peak_memory(place)
-    return Runtime(place, choose_precision(precision, place), threads)
+    precision = choose_precision(precision, place)
+    return Runtime(place, precision, threads, rank(), world_size())
 
 
 def choose_device(name: str) -> torch.device:
@@ -84,6 +88,30 @@ def choose_device(name: str) -> torch.device:
         here = ", ".join(kind for kind, available in present.items() if available)
         raise key_error("device", name, f"this machine has none; it has {here}")
     return torch.device(name)
+
+
+def choose_rank_device(name: str) -> torch.device:
+    """Return the device of this rank: each has a GPU of its own."""
+    place = choose_device(name)
+    if world_size() == 1:
+        return place
+    if place.type == "mps":
+        raise key_error("device", name, "several ranks train on cuda or cpu")
+    if place.type == "cuda":
+        gpus = torch.cuda.device_count()
+        if local_rank() >= gpus:
+            allowed = f"{ranks_here()} ranks here need a GPU each, and this machine has {gpus}"
+            raise key_error("device", name, allowed)
+        place = torch.device("cuda", local_rank())
+        torch.cuda.set_device(place)
+    return place
+
+
+def check_sync_bn(sync_bn: bool, runtime: Runtime) -> None:
+    """Refuse batch-norm statistics over the ranks where torch has no kernels for them."""
+    if sync_bn and runtime.device.type != "cuda":
+        allowed = f"needs device=cuda, and this run's is {runtime.device.type}"
+        raise key_error("sync_bn", True, f"{allowed}; model.ghost_batch makes any ranks agree")
 
 
 def choose_precision(name: str, device: torch.device) -> str:
@@ -190,7 +218,7 @@ def facts(runtime: Runtime) -> dict[str, Any]:
     """Return what a figure must be cited with: hardware, precision, versions, commit."""
     return {
         "device": device_name(runtime.device),
-        "world_size": 1,
+        "world_size": runtime.world_size,
         "threads": runtime.threads,
         "precision": runtime.precision,
         "torch": torch.__version__,

@@ -56,7 +56,8 @@ def differences(
 def mixed(members: Sequence["Record"]) -> str:
     """Mark a row whose runs were not all made by the same means."""
     counted = [record.summary for record in members if record.counted]
-    keys = [k for k in ("commit", "device", "torch") if len({s.get(k) for s in counted}) > 1]
+    means = ("commit", "device", "torch", "world_size")
+    keys = [key for key in means if len({summary.get(key) for summary in counted}) > 1]
     return f"(mixed {', '.join(keys)})" if keys else ""
 
 

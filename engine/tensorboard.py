@@ -89,7 +89,11 @@ def write_epoch(writer: "SummaryWriter", row: Mapping[str, Any], trained: "Train
                 writer.add_scalar(tag, value, first + place)
     for step, layers in trained.layers:
         for layer, figures in layers.items():
+            # Beside ratios of hundredths, those that are 1 by rule would flatten every curve.
+            plain = float(figures["trust_ratio"]) == 1
             for name, figure in figures.items():
+                if plain and name in ("trust_ratio", "effective_rate"):
+                    continue
                 writer.add_scalar(f"{name}/{layer}", float(figure), step)
     for tag, key in TAGS.items():
         if row.get(key) is not None:

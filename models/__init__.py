@@ -1,6 +1,6 @@
 """ResNets for 32x32 pictures: models.resnet20(num_classes=10), and so on."""
 
-from models.batch_norm import BatchNorm2d, commit_batch_statistics
+from models.batch_norm import BatchNorm2d, commit_batch_statistics, synchronize_batch_norms
 from models.resnet import resnet18, resnet34, resnet50, resnet50_imagenet_stem
 from models.resnet_cifar import resnet8, resnet20, resnet32, resnet44, resnet56, resnet110
 
@@ -17,4 +17,5 @@ __all__ = [
     "resnet50_imagenet_stem",
     "resnet56",
     "resnet110",
+    "synchronize_batch_norms",
 ]

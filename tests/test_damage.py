@@ -119,10 +119,10 @@ def test_a_file_of_the_format_before_is_read_and_told(saved, capsys):
 def test_the_one_before_is_used_where_the_newest_is_damaged(saved, capsys):
     save(saved, 1)
     save(saved, 2)
-    assert load_latest(saved, CPU).epoch == 2
+    assert load_latest(saved).epoch == 2
     assert load_checkpoint(previous_of(saved), CPU).epoch == 1
     saved.write_bytes(saved.read_bytes()[:5000])
-    assert load_latest(saved, CPU).epoch == 1
+    assert load_latest(saved).epoch == 1
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert told.startswith(f"checkpoint={saved}: ") and "checkpoint.prev.pt is used" in told
@@ -135,20 +135,20 @@ def test_where_none_is_whole_neither_is_used(saved):
     for path in (saved, previous_of(saved)):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"and so is checkpoint.prev.pt; resume=false starts"):
-        load_latest(saved, CPU)
+        load_latest(saved)
     previous_of(saved).unlink()
     with pytest.raises(UserError, match="; resume=false starts afresh"):
-        load_latest(saved, CPU)
+        load_latest(saved)
     assert saved.exists(), "what is damaged is left for its owner to look at"
     saved.unlink()
-    assert load_latest(saved, CPU) is None
+    assert load_latest(saved) is None
 
 
 def test_a_newer_format_is_refused_and_not_passed_over(saved):
     save(saved, 1)
     rewrite(saved, torch.load(saved, weights_only=True) | {"version": 3})
     with pytest.raises(UserError, match="has format 3; this version reads 2"):
-        load_latest(saved, CPU)
+        load_latest(saved)
 
 
 def test_a_disk_that_keeps_something_else_costs_no_checkpoint(saved, monkeypatch):
@@ -179,7 +179,7 @@ def test_a_save_that_is_cut_off_between_its_renames_costs_no_checkpoint(saved, m
         with pytest.raises(OSError, match="cut off"):
             save(saved, 1)
     assert not saved.exists()
-    assert load_latest(saved, CPU).epoch == 0
+    assert load_latest(saved).epoch == 0
     assert saved.exists()
 
 

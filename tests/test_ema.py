@@ -10,7 +10,7 @@ from engine.build import build_ema, build_model
 from engine.config import EMAConfig, ModelConfig
 from engine.loop import evaluate
 from models import BatchNorm2d, commit_batch_statistics
-from tests.test_checkpoint import only_run
+from tests.test_checkpoint import only_run, rewrite
 from tests.test_config import config
 from tests.test_loop import make_plain, trained
 
@@ -141,7 +141,7 @@ def test_a_checkpoint_that_lacks_what_the_run_keeps_is_told(small, workplace, co
     assert command("train.py", *run).status == 0
     path = only_run(workplace) / "checkpoint.pt"
     (path.parent / "summary.json").unlink()
-    torch.save(torch.load(path, weights_only=True) | {key: None}, path)
+    rewrite(path, torch.load(path, weights_only=True) | {key: None})
     outcome = command("train.py", *run)
     assert outcome.status == 2 and outcome.err.count("\n") == 1
     assert "checkpoint.pt: does not fit the run" in outcome.err

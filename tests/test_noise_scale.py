@@ -130,6 +130,7 @@ def test_a_step_in_one_pass_changes_nothing():
     (made,) = estimates(before[None])
     assert made == NoiseEstimate(pytest.approx(60.0), pytest.approx(-2.0))
     assert made.noise_scale is None  # noise outweighs the gradient
+    assert NoiseEstimate(-1.0, 2.0).noise_scale is None
     (made,) = estimates(NoiseScale(CPU).sums[None])
     assert math.isnan(made.gradient_squared) and made.noise_scale is None
 

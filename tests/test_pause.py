@@ -58,6 +58,8 @@ def test_a_run_stopped_at_any_step_goes_on_at_the_next_to_the_bit(small, workpla
         saved = load_checkpoint(directory / "checkpoint.pt", CPU)
         assert saved.partial is not None
         assert 4 * saved.epoch + len(saved.partial.rates) == step
+    evaluated = command("val.py", f"checkpoint={directory}")
+    assert "after epoch 2 of 3 and step 3 of 4 of the next\n" in evaluated.out
     resumed = command("train.py", *run)
     assert resumed.status == 0
     assert "going on after epoch 2 of 3 and step 3 of 4 of the next" in resumed.out

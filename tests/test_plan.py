@@ -173,3 +173,52 @@ def test_the_description_allows_every_rate_to_be_worked_out():
     for part in ("195 = 15 epochs x 13", "the last of an epoch 848", "4 x 1024", "first 0.1",
                  "peak 3.2 at step 20", "final 0 at step 194"):  # fmt: skip
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world", "examples", "passes"),
+    [
+        (["batch=100"], 4, 100, [[25]] * 4),
+        (["batch=100"], 3, 100, [[34], [33], [33]]),
+        # As many passes on every rank, also where one would do.
+        (["batch=101", "micro_batch=50"], 2, 101, [[26, 25], [25, 25]]),
+        (["batch=100"], 4, 2, [[1], [1], [0], [0]]),
+        (["batch=100", "noise_scale=true"], 2, 100, [[25, 25], [25, 25]]),
+        (["batch=100", "noise_scale=true"], 2, 3, [[1, 1], [1, 0]]),
+        # Ghost groups stay whole; the last takes the remainder in.
+        (["batch=100", "model.ghost_batch=16"], 4, 100, [[32], [32], [16], [20]]),
+        (
+            ["batch=100", "model.ghost_batch=16", "micro_batch=16"],
+            2,
+            100,
+            [[16] * 3, [16] * 2 + [20]],
+        ),
+        (["batch=100", "model.ghost_batch=16"], 4, 31, [[31], [0], [0], [0]]),
+        (
+            ["batch=96", "model.ghost_batch=16", "noise_scale=true"],
+            4,
+            96,
+            [[16] * 2] * 2 + [[16]] * 2,
+        ),
+    ],
+)
+def test_ranks_share_a_batch(overrides, world, examples, passes):
+    plan = make_plan(config(*overrides), 1000, world)
+    assert plan.rank_passes(examples) == passes
+    assert plan.micro_batch_sizes(examples, world - 1) == passes[-1]
+
+
+def test_the_plan_tells_each_ranks_passes():
+    shown = make_plan(config("batch=100", "model.ghost_batch=16"), 1000, 4).describe()
+    assert "2 ranks of 1 x 32, 1 rank of 1 x 16, 1 rank of 1 x 20 images a step" in shown
+
+
+def test_what_needs_other_ranks_is_told():
+    with pytest.raises(UserError, match="sync_bn=true: needs several ranks, as torchrun"):
+        make_plan(config("sync_bn=true"), 1000)
+    with pytest.raises(UserError, match="sync_bn=true: must be false where"):
+        config("sync_bn=true", "model.ghost_batch=8")
+    ghosts = ["noise_scale=true", "batch=64", "model.ghost_batch=16"]
+    make_plan(config(*ghosts), 1000, 2)
+    with pytest.raises(UserError, match=r"needs two groups of .* on a rank"):
+        make_plan(config(*ghosts), 1000, 4)

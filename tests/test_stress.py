@@ -13,10 +13,12 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from tests.test_checkpoint import TOOLBOX, assert_same, only_run, state_of
 
@@ -27,6 +29,10 @@ FEW_KILLS, FEW_TERMS = 2, 1
 
 PROJECT = Path(__file__).resolve().parent.parent
 EPOCHS, STEPS = 6, 24
+PRELOADED = [
+    "train", "engine.build", "engine.data", "engine.loop", "engine.record",
+    "torch.utils.tensorboard", "torchvision.models",
+]  # fmt: skip
 STATE = ("model", "optimizer", "scheduler", "ema", "noise_scale", "epoch", "partial")
 
 
@@ -42,6 +48,8 @@ def attempt(arguments, folder, slow):
     from engine.cli import exit_status
     from schedulers import WarmupLR
 
+    # The semaphore that tqdm makes otherwise outlives a killed process.
+    tqdm.set_lock(threading.RLock())
     os.chdir(folder)
     out = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
@@ -84,7 +92,7 @@ class Trial:
     def start(self):
         fork = multiprocessing.get_context("forkserver")
         # Imported once for all attempts; a run then takes a second.
-        fork.set_forkserver_preload(["tests.test_stress", "train", "torch.utils.tensorboard"])
+        fork.set_forkserver_preload(["tests.test_stress", *PRELOADED])
         process = fork.Process(target=attempt, args=(self.overrides, self.folder, self.slow))
         process.start()
         return process
@@ -109,20 +117,23 @@ class Trial:
         )
 
 
-@pytest.fixture
-def trials(drawn_tree, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def trials(drawn_tree, tmp_path_factory):
     """Make trials of the same run; the first is left alone."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(PROJECT), *filter(None, sys.path)]))
+    folder = tmp_path_factory.mktemp("trials")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", os.pathsep.join([str(PROJECT), *filter(None, sys.path)]))
     overrides = [
         "data=image_folder", f"data.root={drawn_tree}", "model=resnet8", f"epochs={EPOCHS}",
         "batch=32", "threads=1", "deterministic=true", *TOOLBOX, "log_layers_every=2",
     ]  # fmt: skip
-    alone = Trial(tmp_path / "alone", overrides, 0.0)
+    alone = Trial(folder / "alone", overrides, 0.0)
     process = alone.start()
     process.join(120)
     assert process.exitcode == 0, (alone.folder / "output.txt").read_text()
     assert alone.steps() == [*range(1, STEPS + 1)]
-    return alone, lambda name, slow=0.0: Trial(tmp_path / name, overrides, slow)
+    yield alone, lambda name, slow=0.0: Trial(folder / name, overrides, slow)
+    patch.undo()
 
 
 def wait_until_it_trains(process, trial):
