@@ -30,6 +30,11 @@ from engine.pause import Stopped
 from engine.resolvers import register_resolvers, without_absent
 
 T = TypeVar("T")
+# A disk that is full, gone, read-only, or no longer ours.
+DISK_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.ESTALE, errno.ENOTCONN,
+)  # fmt: skip
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -68,9 +73,9 @@ def exit_status(command: Callable[[], int]) -> int:
         return 141
     except OSError as error:
         # A disk that is full or gone is nobody's mistake, and no traceback helps.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        if error.errno not in DISK_ERRORS:
             raise
-        print(f"error: {error}; the same command goes on once there is room", file=sys.stderr)
+        print(f"error: {error}; the same command goes on once that is mended", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, Stopped) as error:
         if _is_first_rank():

@@ -7,7 +7,7 @@ in it keeps a second process out until this one ends, however it ends.
 import contextlib
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,7 @@ class Run:
         self.found: dict[str, Any] = {}
         self.overrides: list[str] = []
         self.writer: Any = None
+        self.held: Callable[[], bool] = lambda: False
 
     def summary(self) -> dict[str, Any] | None:
         """Return summary.json, or the line of a published one, or None where there is neither."""
@@ -136,7 +137,7 @@ class Run:
     def open(self, overrides: list[str]) -> Iterator[None]:
         """Hold the run for this process alone; what stops the run is written to its summary."""
         self.claim(overrides)
-        with locked(self.directory):
+        with locked(self.directory) as self.held:
             self._write_configuration()
             try:
                 yield
@@ -147,10 +148,13 @@ class Run:
             except BaseException as error:
                 if is_out_of_memory(error):
                     error = key_error("micro_batch", self.config.micro_batch, OUT_OF_MEMORY)
+                if isinstance(error, OSError):
+                    self.check_place()
                 reason = " ".join(str(error).split()) or type(error).__name__
                 # What stopped the run may be a full disk, which would hide itself here.
                 with contextlib.suppress(OSError):
-                    self.finish("failed", error=f"{type(error).__name__}: {reason}")
+                    if self.held():
+                        self.finish("failed", error=f"{type(error).__name__}: {reason}")
                 raise error
             finally:
                 if self.writer is not None:
@@ -180,8 +184,15 @@ class Run:
             configuration = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
             write_start(self.writer, command_of(self.overrides), plan, configuration, pictures)
 
+    def check_place(self) -> None:
+        """Raise UserError where the directory was removed; one made anew is another run's."""
+        if not self.held():
+            allowed = "was removed while the run trained; the same command starts it afresh"
+            raise key_error("results", self.directory, allowed)
+
     def record_epoch(self, row: dict[str, Any], trained: "TrainedEpoch") -> None:
         """Add an epoch to the history, metrics.jsonl and TensorBoard."""
+        self.check_place()
         self.history.append(row)
         with open(self.directory / "metrics.jsonl", "a") as file:
             file.write(json_line(row))

@@ -106,7 +106,8 @@ def train_missing(jobs: Sequence[Job], hydra_overrides: Sequence[str], task: Tas
             time.sleep(POLL_SECONDS)
         else:
             return
-        waiting = {r: job for r, job in waiting.items() if r.settled_at() <= before[r]}
+        # Another time, not a later one: the clock may have been put back. 0: under way again.
+        waiting = {r: job for r, job in waiting.items() if r.settled_at() in (0, before[r])}
 
 
 def report(groups: Iterable[str]) -> bool:

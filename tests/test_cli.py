@@ -1,5 +1,4 @@
 import csv
-import errno
 import json
 import os
 import subprocess
@@ -264,18 +263,6 @@ def test_a_dangling_link_among_the_pictures(small, workplace, command, tree):
     outcome = command("train.py", *small)
     assert outcome.status == 2 and "gone.png cannot be read" in outcome.err
     assert outcome.err.count("\n") == 1 and not files_below(workplace)
-
-
-def test_a_full_disk_is_one_line(small, workplace, command, monkeypatch):
-    import engine.checkpoint
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(engine.checkpoint, "write_atomically", full)
-    outcome = command("train.py", *small)
-    assert outcome.status == 1 and outcome.err.count("\n") == 1
-    assert "No space left on device" in outcome.err
 
 
 def test_flags_may_stand_anywhere(small, workplace, command):
