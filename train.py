@@ -22,7 +22,7 @@ def train(config: Config, overrides: list[str]) -> None:
     from engine.data import load_data, plan_data
     from engine.follower import Follower
     from engine.loop import evaluate_splits, train_epoch
-    from engine.memory import describe_memory
+    from engine.memory import check_memory, describe_memory
     from engine.noise_scale import NoiseScale
     from engine.partial import PartialEpoch
     from engine.pause import pausing
@@ -47,6 +47,7 @@ def train(config: Config, overrides: list[str]) -> None:
     if config.plan:
         print(describe_memory(config, plan, data, runtime))
         return
+    ranks.together(lambda: check_memory(config, plan, data, runtime))
 
     every = config.checkpoint_every
     with pausing(every) as pauses, run.open(overrides), ranks.ended_by_others():
