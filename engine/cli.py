@@ -88,7 +88,7 @@ def read_command_line(config_name: str, config_type: Any, ranks: bool = False) -
 
     ranks: whether the command may be one of several ranks, which torchrun started.
     """
-    _check_ranks(ranks)
+    check_ranks(ranks)
     # Hydra prints its own errors over several lines unless it is told to raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Hydra's own --cfg job --resolve needs them too.
@@ -135,7 +135,7 @@ def make_jobs(config_name: str, config_type: Any, lists: Sequence[list[str]]) ->
 
 def read_arguments(config_type: type[T], usage: str | None) -> T:
     """Read a script's key=value arguments into its dataclass; `--help` prints `usage`."""
-    _check_ranks(False)
+    check_ranks(False)
     arguments = sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
         print((usage or "").strip())
@@ -176,7 +176,7 @@ def _is_first_rank() -> bool:
     return _world_size() == "1" or os.environ.get("RANK", "0") == "0"
 
 
-def _check_ranks(several: bool) -> None:
+def check_ranks(several: bool) -> None:
     """Refuse several ranks where a command is for one; let only the first print."""
     if _world_size() == "1":
         return

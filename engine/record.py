@@ -7,6 +7,7 @@ in it keeps a second process out until this one ends, however it ends.
 import contextlib
 import functools
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import yaml
 from engine.config import Config, run_name
 from engine.files import write_text_atomically
 from engine.lock import locked
-from engine.parse import key_error
+from engine.parse import UserError, key_error
 from engine.runtime import is_out_of_memory
 from engine.summary import command_of, json_line, plain, read_json_lines, read_summary, summarize
 from engine.tensorboard import write_epoch, write_mistakes, write_outcome, write_start
@@ -30,11 +31,22 @@ if TYPE_CHECKING:
 RESULTS = Path("results")
 OUT_OF_MEMORY = "the run does not fit into memory; a smaller micro_batch needs less"
 FINISHED = ("completed", "diverged")
+# What every line of a published runs.jsonl has.
+NEEDED = {"status", "run", "batch", "choices", "history"}
 
 
 def runs_directory(group: str) -> Path:
     """Return where a group's runs lie."""
     return RESULTS / "runs" / group
+
+
+def check_inside(group: str, run: str = "") -> None:
+    """Raise UserError where links lead a group's folders, or a run's, out of results."""
+    # Each may be a link itself, to a larger disk.
+    for parent in (RESULTS, RESULTS / "runs"):
+        place, end = parent / group / run, Path(os.path.realpath(parent / group / run))
+        if not end.is_relative_to(os.path.realpath(parent)):
+            raise key_error("group", group, f"{place} is a link that leads out of {parent}")
 
 
 def published_runs(group: str) -> dict[str, dict[str, Any]]:
@@ -50,7 +62,11 @@ def published_runs(group: str) -> dict[str, dict[str, Any]]:
 @functools.lru_cache(maxsize=4)
 def _read_published(path: Path, _modified: int, _size: int) -> dict[str, dict[str, Any]]:
     # A sweep asks for each of its runs; the file is read again only once it has changed.
-    return {line["run"]: line for line in read_json_lines(path)}
+    lines = list(read_json_lines(path))
+    for number, line in enumerate(lines, 1):
+        if absent := NEEDED - line.keys():
+            raise UserError(f"{path}: line {number} has no {min(absent)}; mend or remove it")
+    return {line["run"]: line for line in lines}
 
 
 class Run:
@@ -122,6 +138,7 @@ class Run:
         A directory without summary.json is a run that is planned, under way or cut short, so a
         sweep claims all its runs first and none can go missing from its table.
         """
+        check_inside(self.config.group, self.name)
         self.overrides = overrides
         try:
             (self.directory / ".hydra").mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,26 @@
 """What comes from elsewhere, a configuration, a file, an archive, a text, is data and stays it."""
 
+import ast
+import importlib
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
+from engine.cli import exit_status
+from engine.page import fenced
+from engine.parse import UserError
+from engine.record import check_inside
+from engine.report import write_report
+from engine.tables import escaped
 from tests.conftest import files_below
+
+PROJECT = Path(__file__).resolve().parent.parent
 
 LAUNCHER = "hydra/launcher=NAME and hydra.launcher.KEY=VALUE are"
 REFUSED = [
@@ -85,3 +103,165 @@ def test_a_launchers_own_file_names_its_class_and_no_more(small, workplace, comm
 
 def test_the_projects_own_files_compose(small, workplace, command):
     assert command("train.py", "-m", *small, "plan=true", "hydra/launcher=basic").status == 0
+
+
+def sources():
+    folders = ("lars", "models", "schedulers", "engine", "scripts")
+    paths = [p for folder in folders for p in sorted((PROJECT / folder).rglob("*.py"))]
+    return [*paths, PROJECT / "train.py", PROJECT / "val.py"]
+
+
+def runs_code(source):
+    """Find calls that would run what a file or a text says."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+            yield from names & {"pickle", "marshal", "shelve", "dill", "cloudpickle"}
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if called.endswith("torch.load") and options.get("weights_only") != "True":
+            yield called
+        if called in ("eval", "exec", "os.system", "yaml.load", "yaml.unsafe_load", "__import__"):
+            yield called
+        if options.get("shell") == "True":
+            yield f"{called} with a shell"
+
+
+@pytest.mark.parametrize(
+    "harm",
+    ["torch.load(f)", "torch.load(f, weights_only=False)", "import pickle", "eval(x)", "exec(x)",
+     "yaml.load(f)", "subprocess.run(x, shell=True)", "from pickle import load"],
+)  # fmt: skip
+def test_harm_is_found(harm):
+    assert [*runs_code(harm)]
+
+
+def test_no_file_or_text_is_run_as_code():
+    found = {str(path): [*runs_code(path.read_text())] for path in sources()}
+    assert len(found) > 50 and not {path: calls for path, calls in found.items() if calls}
+
+
+def test_no_command_of_ours_listens_to_the_network():
+    paths = [*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md"), PROJECT / "Makefile"]
+    paths += [*(PROJECT / "conf").rglob("*.yaml"), PROJECT / "scripts" / "sweep.sh"]
+    text = "\n".join(path.read_text() for path in paths)
+    assert "tensorboard --logdir" in text
+    # TensorBoard and Ray's dashboard serve this machine alone, unless they are told otherwise.
+    assert not re.search(r"--bind_all|--host\b|dashboard_host|0\.0\.0\.0", text)
+
+
+@pytest.mark.parametrize("group", ["..", "../x", "/tmp/x", "a/b", "runs", ".", "a b", "é"])
+def test_a_group_is_a_plain_name(small, workplace, command, group):
+    outcome = command("train.py", *small, f"group={group}")
+    assert outcome.status == 2 and outcome.err.startswith("error: group=")
+    assert outcome.err.count("\n") == 1 and not files_below(workplace)
+
+
+@pytest.mark.parametrize("link", ["results/out", "results/runs/out"])
+def test_no_link_leads_a_group_out_of_results(small, workplace, command, link):
+    (workplace / "results" / "runs").mkdir(parents=True)
+    (workplace / "elsewhere").mkdir()
+    (workplace / link).symlink_to(workplace / "elsewhere")
+    before = files_below(workplace)
+    for flags in ([], ["-m"]):
+        outcome = command("train.py", *flags, *small, "group=out")
+        # A sweep says so once more where it would write its table.
+        assert outcome.status == 2 and "is a link that leads out of results" in outcome.err
+        assert "Traceback" not in outcome.err
+    with pytest.raises(UserError, match="is a link that leads out of results"):
+        write_report("out")
+    assert files_below(workplace) == before
+
+
+def test_results_may_be_a_link_itself(workplace):
+    (workplace / "disk" / "runs").mkdir(parents=True)
+    (workplace / "larger").mkdir()
+    (workplace / "results").symlink_to("disk")
+    (workplace / "disk" / "runs").rmdir()
+    (workplace / "disk" / "runs").symlink_to(workplace / "larger")
+    check_inside("group", "run")
+    (workplace / "larger" / "group").mkdir()
+    (workplace / "larger" / "group" / "run").symlink_to(workplace)
+    with pytest.raises(UserError, match="results/runs/group/run is a link that leads out"):
+        check_inside("group", "run")
+
+
+HARM = "x</td><script>alert(1)</script>|`[a](javascript:b)\n# c\n```\n<img src=d>"
+
+
+def test_what_was_typed_is_text_in_a_groups_page(small, workplace, command, tree):
+    assert command("train.py", *small, "epochs=1").status == 0
+    (directory,) = (workplace / "results" / "runs" / "default").iterdir()
+    summary = json.loads((directory / "summary.json").read_text())
+    for number, status in enumerate(["completed", "failed"]):
+        other = summary | {
+            "run": f"other{number}", "device": HARM, "torch": HARM, "commit": HARM, "error": HARM,
+            "status": status, "command": f"python train.py 'data.root={HARM}'",
+            "choices": summary["choices"] | {"data.root": HARM},
+        }  # fmt: skip
+        place = directory.parent / f"other{number}"
+        shutil.copytree(directory, place)
+        (place / "summary.json").write_text(json.dumps(other))
+    write_report("default")
+    folder = workplace / "results" / "default"
+    page = (folder / "README.md").read_text()
+    # What is fenced is shown as it is, and the fence outlasts what is in it.
+    outside = re.sub(r"(?ms)^(`{3,})\n.*?^\1$", "", page)
+    assert "````" in page and "alert(1)" in outside
+    for text in (outside, (folder / "table.md").read_text()):
+        assert "<script" not in text and "<img" not in text
+        assert r"\](javascript" in text and not re.search(r"(?<!\\)\]\(java", text)
+        assert "\n# c" not in text
+        tables = re.findall(r"(?m)^\|.*\|$", text)
+        cells = {len(re.findall(r"(?<!\\)\|", line)) for line in tables if line[2:7] != "Optim"}
+        assert tables and cells <= {5, 9}, "a cell stays a cell"
+
+
+def test_what_is_escaped():
+    assert escaped("optimizer.base_lr=0.1 a*b") == "optimizer.base_lr=0.1 a*b"
+    assert escaped("a|b\n<i>`[x](y)") == r"a\|b &lt;i&gt;\`\[x\](y)"
+    assert fenced("a", "``` b")[0] == "````" and fenced("a") == ["```", "a", "```"]
+
+
+def test_a_published_line_that_lacks_something_is_told(workplace, command, small):
+    (workplace / "results" / "pub").mkdir(parents=True)
+    (workplace / "results" / "pub" / "runs.jsonl").write_text('{"run": "x", "status": "y"}\n')
+    outcome = command("train.py", *small, "group=pub")
+    assert outcome.status == 2 and outcome.err.count("\n") == 1
+    assert "runs.jsonl: line 1 has no batch; mend or remove it" in outcome.err
+
+
+def test_what_a_killed_writer_of_tables_left_is_removed(small, workplace, command):
+    folder = workplace / "results" / "default"
+    folder.mkdir(parents=True)
+    left, young = folder / ".table.md.abc", folder / ".table.csv.def"
+    for path, age in ((left, 7200), (young, 5)):
+        path.write_text("half")
+        os.utime(path, (time.time() - age,) * 2)
+    assert command("train.py", "-m", *small, "epochs=1").status == 0
+    assert not left.exists() and young.exists()
+
+
+@pytest.mark.parametrize(
+    "script", ["val", "scripts.tables", "scripts.status", "scripts.tune", "scripts.lr_range",
+               "scripts.bench.__main__"],
+)  # fmt: skip
+def test_what_is_one_process_refuses_ranks(script, workplace, capsys, monkeypatch):
+    main = importlib.import_module(script).main
+    monkeypatch.setattr(sys, "argv", [f"{script}.py"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, told in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr(sys, "stdout", sys.stdout)
+        assert exit_status(main) == 2
+        err = capsys.readouterr().err
+        assert err.count("is one process; start it with python") == err.count("\n") == told
+    assert not files_below(workplace)
+
+
+def test_every_entry_point_is_among_them():
+    entries = {p for p in sources() if "__main__" in p.read_text()} - {PROJECT / "train.py"}
+    asked = {"val", "tables", "status", "tune", "lr_range", "bench"}
+    assert {p.parent.name if p.stem == "__main__" else p.stem for p in entries} == asked

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from engine.cli import exit_status
+from engine.cli import check_ranks, exit_status
 from engine.parse import UserError
 from scripts.bench import data, epoch, lars, report, step
 
@@ -26,6 +26,7 @@ PARTS = {
 
 def main() -> int:
     """Run the parts that the command line names; return the exit status."""
+    check_ranks(False)
     parser = argparse.ArgumentParser(
         prog="python -m scripts.bench",
         description=__doc__,
