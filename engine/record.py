@@ -160,7 +160,7 @@ class Run:
                 yield
             except (KeyboardInterrupt, SystemExit):
                 # Ctrl-C, or a launcher that hands the job back to its queue.
-                self.finish("interrupted")
+                self._try_to_finish("interrupted")
                 raise
             except BaseException as error:
                 if is_out_of_memory(error):
@@ -168,10 +168,7 @@ class Run:
                 if isinstance(error, OSError):
                     self.check_place()
                 reason = " ".join(str(error).split()) or type(error).__name__
-                # What stopped the run may be a full disk, which would hide itself here.
-                with contextlib.suppress(OSError):
-                    if self.held():
-                        self.finish("failed", error=f"{type(error).__name__}: {reason}")
+                self._try_to_finish("failed", f"{type(error).__name__}: {reason}")
                 raise error
             finally:
                 if self.writer is not None:
@@ -232,6 +229,12 @@ class Run:
         write_text_atomically(self.directory / "summary.json", text + "\n")
         if status in FINISHED:
             (self.directory / "checkpoint.prev.pt").unlink(missing_ok=True)
+
+    def _try_to_finish(self, status: str, error: str | None = None) -> None:
+        # What stopped the run may be a full disk or a removed directory, which would hide it here.
+        with contextlib.suppress(OSError):
+            if self.held():
+                self.finish(status, error)
 
     def _write_configuration(self) -> None:
         contents = {"config.yaml": self.config.to_dict(), "overrides.yaml": self.overrides}

@@ -20,7 +20,7 @@ from engine.lock import RunBusy, holder
 from engine.parse import UserError, key_error
 from engine.pause import leaving
 from engine.plan import make_plan
-from engine.record import FINISHED, RESULTS, Run
+from engine.record import FINISHED, RESULTS, Run, check_inside
 from engine.report import write_report
 
 # A run whose worker died without a word may have been the victim of another's death.
@@ -42,6 +42,7 @@ def run_sweep(command: CommandLine, task: Task) -> int:
             print(f"{Run(job.config).name}\n{plan.describe()}\n")
         return 0
     for group in {job.config.group for job in jobs}:
+        check_inside(group)
         if (RESULTS / group).exists() and not (RESULTS / group).is_dir():
             raise key_error("group", group, f"{RESULTS / group} must be a directory for its tables")
     check_launcher(command.hydra_overrides)

@@ -96,17 +96,24 @@ def test_a_disk_that_became_read_only(small, workplace, command):
         assert command("train.py", *small).status == 0
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
-def test_a_save_that_fails_costs_no_checkpoint(small, workplace, command, monkeypatch, number):
-    with monkeypatch.context() as patch:
+# torch.save puts an error of its own before what stopped it, but not wherever it was stopped.
+@pytest.mark.parametrize(
+    ("number", "writes"), [(errno.ENOSPC, 0), (errno.ENOSPC, 1), (errno.EROFS, 3), (errno.EIO, 10)]
+)
+def test_a_save_that_fails_costs_no_checkpoint(
+    small, workplace, command, monkeypatch, number, writes
+):
+    write, left = engine.checksum.HashingWriter.write, [0] * writes
 
-        def fail(self, data):
+    def fail(self, data):
+        if not left:
             raise OSError(number, os.strerror(number))
+        left.pop()
+        return write(self, data)
 
-        spoil = lambda: patch.setattr(engine.checksum.HashingWriter, "write", fail)  # noqa: E731
-        after_epoch(patch, 2, spoil)
+    with monkeypatch.context() as patch:
+        after_epoch(patch, 2, lambda: patch.setattr(engine.checksum.HashingWriter, "write", fail))
         outcome = command("train.py", *small, "epochs=3")
-    # torch.save puts an error of its own before what stopped it.
     assert_one_line(outcome, 1, os.strerror(number), "the same command goes on")
     directory = only_run(workplace)
     assert load_checkpoint(directory / "checkpoint.pt").epoch == 1
@@ -124,12 +131,17 @@ def test_any_other_error_of_torch_keeps_its_own_words(tmp_path):
 
 
 def test_a_cache_that_has_no_room_is_done_without(tree, monkeypatch):
-    class Full(io.RawIOBase):
-        def writable(self):
-            return True
+    class Full:
+        room = 1
 
         def write(self, data):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            if not self.room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.room -= 1
+            return len(data)
+
+        def flush(self):
+            pass
 
     write = sources.write_atomically
     monkeypatch.setattr(
@@ -161,6 +173,19 @@ def test_a_directory_removed_while_its_run_trains(
     outcome = command("train.py", *small)
     assert outcome.status == 0 and "going on" not in outcome.out
     assert (only_run(workplace) / "summary.json").exists()
+
+
+def test_an_interruption_stays_one_where_nothing_can_be_written(
+    small, workplace, command, monkeypatch
+):
+    def remove_and_interrupt():
+        shutil.rmtree(only_run(workplace))
+        raise KeyboardInterrupt
+
+    after_epoch(monkeypatch, 1, remove_and_interrupt)
+    outcome = command("train.py", *small)
+    assert outcome.status == 130 and outcome.err.startswith("interrupted; ")
+    assert outcome.err.count("\n") == 1
 
 
 @contextmanager
