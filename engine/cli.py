@@ -35,6 +35,7 @@ DISK_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
     errno.ESTALE, errno.ENOTCONN,
 )  # fmt: skip
+LAUNCHERS = ("basic", "joblib", "ray", "slurm", "submitit_local", "submitit_slurm")
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -241,6 +242,8 @@ def _explain(overrides: list[str], keys: set[str], message: str) -> None:
         options = sorted(path.stem for path in (CONF / key).glob("*.yaml")) if key else []
         if key == "hydra/launcher" and f"'hydra/launcher/{value}'" in message:
             extra = value.partition("_")[0].replace("slurm", "submitit")
+            if value not in LAUNCHERS:
+                raise key_error(key, value, f"must be one of {', '.join(LAUNCHERS)}")
             raise key_error(key, value, f"not installed; try pip install -e '.[{extra}]'")
         if key.startswith("hydra") or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", key):
             continue
@@ -254,6 +257,9 @@ def _explain(overrides: list[str], keys: set[str], message: str) -> None:
             raise key_error(key, value, f"unknown key; {closest(key, keys)}")
         if _is_sweep(value):
             raise key_error(key, value, "several values make a sweep, which needs -m")
+    if "Could not delete" in message:
+        deleted = [o for o in overrides if f"'{o.partition('=')[0].lstrip('~')}'" in message]
+        raise UserError(f"{deleted[-1] if deleted else '~'}: {' '.join(message.split())}")
     for override in overrides:
         key, _, value = override.partition("=")
         group, _, leaf = key.rpartition(".")
