@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup check test stress demo bench clean
+.PHONY: help setup check test stress audit demo bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -25,6 +25,10 @@ test: check  ## lint, types and tests
 
 stress: setup  ## kill, stop and damage runs until something gives
 	$(BIN)/python -m pytest -m stress -v
+
+audit: setup  ## look for known vulnerabilities in what is installed
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --skip-editable
 
 demo: setup  ## sweep four batch sizes with both optimizers on generated data; shows the table
 	$(BIN)/python train.py -m +experiment=demo batch=128,512,2048 optimizer=sgd,lars

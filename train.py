@@ -22,7 +22,7 @@ def train(config: Config, overrides: list[str]) -> None:
     from engine.evaluate import evaluate_splits
     from engine.follower import Follower
     from engine.loop import train_epoch
-    from engine.memory import describe_memory
+    from engine.memory import check_memory, describe_memory
     from engine.partial import PartialEpoch
     from engine.pause import pausing
     from engine.plan import make_plan
@@ -49,6 +49,7 @@ def train(config: Config, overrides: list[str]) -> None:
     if config.plan:
         print(describe_memory(config, plan, data, runtime))
         return
+    ranks.together(lambda: check_memory(config, plan, data, runtime))
 
     every = config.checkpoint_every
     with pausing(every) as pauses, run.open(overrides), Saver() as saver, ranks.ended_by_others():
@@ -98,10 +99,10 @@ def train(config: Config, overrides: list[str]) -> None:
             if isinstance(trained, PartialEpoch):
                 save(part := trained)
                 continue
-            part, diverged = None, trained.diverged
-            measured = None
+            part, measured, diverged = None, None, trained.diverged
             if not diverged and (epoch % config.eval_every == 0 or epoch == config.epochs):
                 measured = evaluate_splits(network, state.ema, data, normalization, runtime)
+                diverged = epoch == config.epochs and not measured.finite
             row = epoch_row(epoch, trained, measured, time.perf_counter() - started)
             run.record_epoch(row, trained)
             if epoch == config.epochs and measured is not None and measured.test is not None:

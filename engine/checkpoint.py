@@ -20,6 +20,7 @@ from engine.augment import Normalization
 from engine.checksum import agrees, check_written, write_summed
 from engine.config import Config
 from engine.files import write_atomically
+from engine.finite import is_finite
 from engine.parse import UserError, key_error
 from engine.partial import PartialEpoch
 from engine.saver import Saver
@@ -28,6 +29,8 @@ from engine.state import State, copied
 FORMAT = "large-batch-cifar checkpoint"
 # Version 1 has neither checksum nor partial epoch; all else is the same.
 VERSION = 2
+# What must be finite, or the run has diverged.
+STATES = ("model", "optimizer", "ema")
 CPU = torch.device("cpu")
 AFRESH = "resume=false starts afresh"
 # What a state that was made by other code, or damaged, may raise where it is put to use.
@@ -246,7 +249,8 @@ def _read_content(path: Path, content: dict[str, Any]) -> Checkpoint:
         normalization=Normalization(tuple(content["mean"]), tuple(content["std"])),
         epoch=content["epoch"],
         history=content["history"],
-        diverged=content["diverged"],
+        # Of an older version, or stopped in the midst of an epoch, it may not know yet.
+        diverged=content["diverged"] or not is_finite(*(content.get(key) for key in STATES)),
         model=content["model"],
         optimizer=content["optimizer"],
         scheduler=content["scheduler"],

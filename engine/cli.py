@@ -24,11 +24,18 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.hydra_keys import check_hydra_overrides, is_hydras, take_hydras
 from engine.parse import UserError, closest, key_error, known_keys, parse
 from engine.pause import Stopped
 from engine.resolvers import register_resolvers, without_absent
 
 T = TypeVar("T")
+# A disk that is full, gone, read-only, or no longer ours.
+DISK_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.ESTALE, errno.ENOTCONN,
+)  # fmt: skip
+LAUNCHERS = ("basic", "joblib", "ray", "slurm", "submitit_local", "submitit_slurm")
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -67,9 +74,9 @@ def exit_status(command: Callable[[], int]) -> int:
         return 141
     except OSError as error:
         # A disk that is full or gone is nobody's mistake, and no traceback helps.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        if error.errno not in DISK_ERRORS:
             raise
-        print(f"error: {error}; the same command goes on once there is room", file=sys.stderr)
+        print(f"error: {error}; the same command goes on once that is mended", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, Stopped) as error:
         if _is_first_rank():
@@ -82,7 +89,7 @@ def read_command_line(config_name: str, config_type: Any, ranks: bool = False) -
 
     ranks: whether the command may be one of several ranks, which torchrun started.
     """
-    _check_ranks(ranks)
+    check_ranks(ranks)
     # Hydra prints its own errors over several lines unless it is told to raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Hydra's own --cfg job --resolve needs them too.
@@ -95,6 +102,7 @@ def read_command_line(config_name: str, config_type: Any, ranks: bool = False) -
         if getattr(flags, name) is not None:
             raise UserError(f"--{name.replace('_', '-')}: not used here; see --help for the keys")
     overrides = list(flags.overrides)
+    check_hydra_overrides(overrides)
     if flags.config_dir is not None:
         if not os.path.isdir(flags.config_dir):
             raise UserError(f"--config-dir={flags.config_dir}: must be a directory")
@@ -107,13 +115,6 @@ def read_command_line(config_name: str, config_type: Any, ranks: bool = False) -
             sys.argv[1:] = [a for a in sys.argv[1:] if a not in overrides] + overrides
             return CommandLine(None, False, [])
         _check_grammar(overrides)
-        for override in overrides:
-            if match := re.match(r"hydra\.(launcher)=(.*)", override):
-                raise UserError(f"{override}: write hydra/{match[1]}={match[2]}")
-            if re.match(r"[+~]*hydra[./]sweeper", override):
-                raise UserError(
-                    f"{override}: not used here; -m trains every combination, scripts.tune searches"
-                )
         lists = _split(overrides) if flags.multirun else [overrides]
         jobs = [_make_job(config_name, config_type, job) for job in lists]
     if not jobs:
@@ -123,7 +124,7 @@ def read_command_line(config_name: str, config_type: Any, ranks: bool = False) -
             "-m: torchrun trains one run; sweep with python train.py -m (hydra/launcher=joblib "
             "trains several runs at once), or start torchrun once for each run"
         )
-    hydra_overrides = [o for o in overrides if _is_hydras(o)]
+    hydra_overrides = [o for o in overrides if is_hydras(o)]
     return CommandLine(jobs, flags.multirun, hydra_overrides)
 
 
@@ -135,7 +136,7 @@ def make_jobs(config_name: str, config_type: Any, lists: Sequence[list[str]]) ->
 
 def read_arguments(config_type: type[T], usage: str | None) -> T:
     """Read a script's key=value arguments into its dataclass; `--help` prints `usage`."""
-    _check_ranks(False)
+    check_ranks(False)
     arguments = sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
         print((usage or "").strip())
@@ -176,7 +177,7 @@ def _is_first_rank() -> bool:
     return _world_size() == "1" or os.environ.get("RANK", "0") == "0"
 
 
-def _check_ranks(several: bool) -> None:
+def check_ranks(several: bool) -> None:
     """Refuse several ranks where a command is for one; let only the first print."""
     if _world_size() == "1":
         return
@@ -197,16 +198,18 @@ def _hydra(config_name: str) -> initialize_config_dir:
 
 def _make_job(config_name: str, config_type: Any, overrides: list[str]) -> Job:
     composed = _compose(config_name, config_type, overrides)
-    chosen = [o for o in overrides if not _is_hydras(o)]
+    chosen = [o for o in overrides if not is_hydras(o)]
     return Job(config_type.from_hydra(plain_config(composed)), chosen)
 
 
 def _compose(config_name: str, config_type: Any, overrides: list[str]) -> DictConfig:
     try:
-        return compose(config_name, overrides)
+        composed = compose(config_name, overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         _explain(overrides, known_keys(config_type), str(error))
         raise UserError(_one_line(error)) from error
+    take_hydras(composed, config_name)
+    return composed
 
 
 def _check_grammar(overrides: list[str]) -> None:
@@ -239,10 +242,14 @@ def _explain(overrides: list[str], keys: set[str], message: str) -> None:
         options = sorted(path.stem for path in (CONF / key).glob("*.yaml")) if key else []
         if key == "hydra/launcher" and f"'hydra/launcher/{value}'" in message:
             extra = value.partition("_")[0].replace("slurm", "submitit")
+            if value not in LAUNCHERS:
+                raise key_error(key, value, f"must be one of {', '.join(LAUNCHERS)}")
             raise key_error(key, value, f"not installed; try pip install -e '.[{extra}]'")
         if key.startswith("hydra") or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", key):
             continue
-        if options and value not in options and not _is_sweep(value):
+        # One that --config-dir adds may be there, and the mistake inside it.
+        there = override.startswith("+") and f"Could not find '{key}/{value}'" not in message
+        if options and value not in options and not there and not _is_sweep(value):
             raise key_error(key, value, f"must be one of {', '.join(options)}")
         if options and key == "experiment" and not override.startswith("+"):
             raise key_error(key, value, f"write +experiment={value}")
@@ -250,6 +257,9 @@ def _explain(overrides: list[str], keys: set[str], message: str) -> None:
             raise key_error(key, value, f"unknown key; {closest(key, keys)}")
         if _is_sweep(value):
             raise key_error(key, value, "several values make a sweep, which needs -m")
+    if "Could not delete" in message:
+        deleted = [o for o in overrides if f"'{o.partition('=')[0].lstrip('~')}'" in message]
+        raise UserError(f"{deleted[-1] if deleted else '~'}: {' '.join(message.split())}")
     for override in overrides:
         key, _, value = override.partition("=")
         group, _, leaf = key.rpartition(".")
@@ -258,10 +268,6 @@ def _explain(overrides: list[str], keys: set[str], message: str) -> None:
                 (o for o in overrides if o.startswith(f"{group}=")), f"the default {group}"
             )
             raise key_error(key, value, f"{leaf} is no key of {chosen}")
-
-
-def _is_hydras(override: str) -> bool:
-    return re.match(r"[+~]*hydra[./=]", override) is not None
 
 
 def _is_sweep(value: str) -> bool:

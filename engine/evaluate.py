@@ -1,5 +1,6 @@
 """Loss and accuracy of a model on whole splits, and of each of their examples."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,14 @@ class Evaluations:
     test: Evaluated | None
     holdout: Evaluated | None
     raw: "Evaluations | None" = None
+
+    @property
+    def finite(self) -> bool:
+        """Tell whether the losses are: after the last epoch, one that is not is a divergence.
+
+        Before it, running statistics that lag behind may give one in a run that is well.
+        """
+        return all(math.isfinite(split.loss) for split in (self.test, self.holdout) if split)
 
 
 def evaluate_splits(

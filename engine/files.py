@@ -26,9 +26,12 @@ def write_atomically(
         os.chmod(temporary, 0o666 & ~_umask())
         before_renaming(Path(temporary))
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        # torch.save hides what stopped it, such as a full disk, behind an error of its own.
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from None
         raise
     _sync_directory(path.parent)
 

@@ -4,18 +4,22 @@ Which jobs there are is decided by the caller and not by Hydra's sweeper, so tha
 missing is launched. What became of a job is read from its run's summary, never from the launcher.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from engine.cli import CONF, Job
+from engine.parse import UserError
 from engine.runtime import available_cpus
 
 Task = Callable[[DictConfig], None]
@@ -27,23 +31,37 @@ def launch_jobs(task: Task, jobs: Sequence[Job], hydra_overrides: Sequence[str])
     paths = [str(CONF.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     if paths[0] not in os.pathsep.join(paths[1:]).split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    with made_launcher(task, hydra_overrides) as (launcher, config):
+        threads = threads_each(config.hydra.launcher, len(jobs))
+        overrides = []
+        for job in jobs:
+            divided = threads is not None and job.config.threads is None
+            overrides.append(job.overrides + ([f"threads={threads}"] if divided else []))
+        launcher.launch(overrides, initial_job_idx=0)
+
+
+def check_launcher(hydra_overrides: Sequence[str]) -> None:
+    """Raise UserError where the launcher does not take its keys."""
+    try:
+        with made_launcher(lambda composed: None, hydra_overrides):
+            pass
+    except (HydraException, ImportError, RuntimeError) as error:
+        raise UserError(f"{' '.join(hydra_overrides)}: {error}") from error
+
+
+@contextlib.contextmanager
+def made_launcher(
+    task: Task, hydra_overrides: Sequence[str]
+) -> Iterator[tuple[Launcher, DictConfig]]:
+    """Make the launcher, beside the configuration it was made from."""
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="train"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         config = hydra.compose_config(
             "train", list(hydra_overrides), RunMode.MULTIRUN, with_log_configuration=False
         )
-        threads = threads_each(config.hydra.launcher, len(jobs))
-        launcher = Plugins.instance().instantiate_launcher(
-            HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config)),
-            task,
-            config,
-        )
-        overrides = []
-        for job in jobs:
-            divided = threads is not None and job.config.threads is None
-            overrides.append(job.overrides + ([f"threads={threads}"] if divided else []))
-        launcher.launch(overrides, initial_job_idx=0)
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
+        yield Plugins.instance().instantiate_launcher(context, task, config), config
 
 
 def threads_each(launcher: Any, jobs: int) -> int | None:

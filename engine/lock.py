@@ -14,7 +14,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -42,22 +42,26 @@ def holder(directory: Path) -> str | None:
         if locks is False:
             return name or "another process"
         if _elsewhere(name):
-            age = time.time() - os.fstat(lock.fileno()).st_mtime
+            # A time far ahead is of a clock that was put back since.
+            age = abs(time.time() - os.fstat(lock.fileno()).st_mtime)
             return name if age < PATIENCE_SECONDS else None
         return name if locks is None and _lives(name) else None
     return None
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold a run's directory; raise RunBusy, naming the other, where another process does."""
+def locked(directory: Path) -> Iterator[Callable[[], bool]]:
+    """Hold a run's directory; raise RunBusy, naming the other, where another process does.
+
+    Yields what tells whether it is still held: not where it was removed, or made anew since.
+    """
     path = directory / ".lock"
     with open(path, "a+") as lock:
         _take(path, lock)
         done = threading.Event()
         threading.Thread(target=_beat, args=(path, done), daemon=True).start()
         try:
-            yield
+            yield lambda: _is_at(path, lock)
         finally:
             done.set()
             # So nobody has to find out whether a holder that left in order still lives.
@@ -84,6 +88,12 @@ def _take(path: Path, lock: IO[str]) -> None:
         time.sleep(SETTLE_SECONDS)
         if (name := _name(lock)) != own:
             raise _busy(path, name)
+
+
+def _is_at(path: Path, lock: IO[str]) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.stat(path), os.fstat(lock.fileno()))
+    return False
 
 
 def _busy(path: Path, name: str) -> RunBusy:
@@ -126,7 +136,7 @@ def _lives(name: str) -> bool:
 def _beats(path: Path) -> bool:
     """Watch whether a holder on another host touches the file."""
     first = _touched(path)
-    if time.time() - first > STALE_SECONDS:
+    if abs(time.time() - first) > STALE_SECONDS:
         return False
     until = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < until:

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.augment import EpochDraws
+from engine.finite import is_finite
 from engine.noise_scale import NoiseEstimate, estimates
 from engine.partial import LayerStatistics, PartialEpoch
 from engine.ranks import add_over_ranks, any_rank
@@ -66,6 +67,14 @@ class TrainedEpoch:
             layers=part.layers,
             noise=estimates(part.noise[: done - diverged]) if noise else [],
         )
+
+    @property
+    def finite(self) -> bool:
+        """Tell whether the losses are: after the last epoch, one that is not is a divergence.
+
+        Before it, running statistics that lag behind may give one in a run that is well.
+        """
+        return all(math.isfinite(split.loss) for split in (self.test, self.holdout) if split)
 
 
 def train_epoch(
@@ -140,6 +149,8 @@ def train_epoch(
         diverged = not part.is_finite(slice(len(part.rates)))
         if not diverged:
             return part
+    # What no loss shows: running statistics, the last update of all.
+    diverged = diverged or not is_finite(step.model, optimizer, step.ema)
     sizes = [len(batch) for batch in batches[: len(part.rates)]]
     return TrainedEpoch.of(part, sizes, first_step, diverged, step.noise is not None)
 

@@ -1,8 +1,10 @@
 """How much memory a run will need, worked out without running it.
 
-The model is traced with fake tensors, which have shapes and no storage: what the backward pass
-will need is then counted to the byte. Workspaces of the kernels come on top.
+What the backward pass will need is counted to the byte. A plan traces the model with fake tensors,
+which have shapes and no storage; a run, in a tenth of the time, sends a few images through it.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -12,34 +14,90 @@ from torch.nn import functional as F
 from engine.build import build_model
 from engine.config import Config
 from engine.data import Dataset
+from engine.host_memory import available_bytes
+from engine.parse import key_error
 from engine.plan import Plan
+from engine.ranks import ranks_here
 from engine.runtime import Runtime
+
+# Images of a check: what does not grow with them is counted for each, and counts for little.
+MEASURED = 4
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes that a run needs at least; libraries and workspaces of the kernels come on top."""
+
+    pictures: float
+    state: float
+    activations: float
+    images: int
+
+    def describe(self) -> str:
+        """Write the sum and its parts."""
+        total = self.pictures + self.state + self.activations
+        parts = (total, self.pictures, self.state, self.activations)
+        mib = [f"{part / 2**20:,.0f}" for part in parts]
+        return (
+            f"about {mib[0]} MiB: pictures {mib[1]}, weights and optimizer {mib[2]}, "
+            f"a pass of {self.images} images {mib[3]}"
+        )
 
 
 def describe_memory(config: Config, plan: Plan, data: Dataset, runtime: Runtime) -> str:
     """Write an estimate in one line: pictures, weights with their state, one forward pass."""
-    largest = max(map(max, plan.rank_passes(plan.batch)))
     with FakeTensorMode(), runtime.device:
         model = build_model(config.model, len(data.classes))
-        activations = saved_bytes(model, largest, runtime)
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        needed = estimate(config, plan, data, model, runtime, largest_pass(plan))
+    return f"memory    {needed.describe()}; libraries and workspaces come on top"
+
+
+def check_memory(config: Config, plan: Plan, data: Dataset, runtime: Runtime) -> None:
+    """Raise UserError where a run on the CPU would outgrow the memory, and be killed for it."""
+    available = available_bytes()
+    if runtime.device.type != "cpu" or available is None:
+        return
+    # Its weights must not change those that the run is about to draw.
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(config.model, len(data.classes))
+        model.to(memory_format=runtime.memory_format)
+        needed = estimate(config, plan, data, model, runtime, min(MEASURED, largest_pass(plan)))
+    ranks = ranks_here()
+    if (needed.pictures + needed.state + needed.activations) * ranks > available:
+        each = f", on each of {ranks} ranks here" if ranks > 1 else ""
+        allowed = (
+            f"the run needs {needed.describe()}{each}, and there are {available / 2**20:,.0f} MiB; "
+            "a smaller micro_batch needs less"
+        )
+        raise key_error("micro_batch", config.micro_batch, allowed)
+
+
+def largest_pass(plan: Plan) -> int:
+    """Return the most images that go through a rank's network at once."""
+    return max(map(max, plan.rank_passes(plan.batch)))
+
+
+def estimate(
+    config: Config, plan: Plan, data: Dataset, model: nn.Module, runtime: Runtime, examples: int
+) -> Estimate:
+    """Work out a run's needs from its model and a pass of so many examples through it."""
+    images = largest_pass(plan)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
     # Weights and gradients; where there are any, momentum, an average of the weights, and the
     # gradients' copies that cross between ranks.
     copies = 2 + bool(config.optimizer.momentum) + (config.ema.decay is not None)
     copies += plan.world_size > 1
-    state = weights * copies
-    # Each picture is kept as bytes and once more with its border; float32 copies pass by.
-    pictures = data.train.images.numel() * (1 + (40 / 32) ** 2) + data.test.images.numel()
-    total = pictures + state + activations
-    mib = [f"{part / 2**20:,.0f}" for part in (total, pictures, state, activations)]
-    return (
-        f"memory    about {mib[0]} MiB: pictures {mib[1]}, weights and optimizer {mib[2]}, "
-        f"a pass of {largest} images {mib[3]}; libraries and workspaces come on top"
+    return Estimate(
+        # Each is kept as bytes and once more with its border; float32 copies pass by.
+        pictures=data.train.images.numel() * (1 + (40 / 32) ** 2) + data.test.images.numel(),
+        state=weights * copies,
+        activations=saved_bytes(model, examples, runtime) * images / examples,
+        images=images,
     )
 
 
 def saved_bytes(model: nn.Module, examples: int, runtime: Runtime) -> int:
-    """Count the bytes that autograd keeps for one training pass; call it under FakeTensorMode."""
+    """Count the bytes that autograd keeps for one training pass."""
     kept: dict[int, int] = {}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:

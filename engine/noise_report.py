@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.plots import save
 from engine.rows import Record, Row
+from engine.tables import escaped
 
 
 def noise_scales(record: Record) -> tuple[list[int], list[float]]:
@@ -41,8 +42,8 @@ def noise_section(rows: Sequence[Row]) -> str:
         ratio = row.batch / scale
         told = "a larger batch still saves steps" if ratio < 1 else "larger steps stop paying"
         cells = [
-            row.optimizer.upper(),
-            row.title,
+            escaped(row.optimizer.upper()),
+            escaped(row.title),
             f"{statistics.fmean(scales[0] for scales in runs):,.0f}",
             f"{scale:,.0f}",
             f"{statistics.fmean(scales[-1] for scales in runs):,.0f}",

@@ -1,13 +1,14 @@
 """A group's page, results/<group>/README.md: what was asked, what came out, how to repeat it."""
 
 import math
+import re
 import shlex
 import statistics
 from collections.abc import Iterable, Sequence
 
 from engine.noise_report import noise_section
 from engine.rows import Record, Row, baseline_row
-from engine.tables import accuracy_cell, markdown_tables, shown_seconds
+from engine.tables import accuracy_cell, escaped, markdown_tables, shown_seconds
 
 # A page names so many runs that are missing, and counts the others.
 NAMED_MISSING = 20
@@ -38,7 +39,7 @@ def page(group: str, rows: Sequence[Row], target: float | None, plots: Iterable[
 def question(rows: Sequence[Row]) -> str:
     """Word the question that these rows answer."""
     batches = sorted({row.batch for row in rows})
-    optimizers = " and with ".join(dict.fromkeys(row.optimizer.upper() for row in rows))
+    optimizers = escaped(" and with ".join(dict.fromkeys(row.optimizer.upper() for row in rows)))
     if len(batches) == 1:
         return f"**What is the final accuracy at batch {batches[0]} with {optimizers}?**"
     return (
@@ -65,7 +66,7 @@ def answer(rows: Sequence[Row], target: float | None) -> str:
                     break
                 held = row.batch
             told = "at no batch" if held is None else f"up to batch {held}"
-            lines.append(f"- {title} holds {told}.")
+            lines.append(f"- {escaped(title)} holds {told}.")
     return "\n".join(lines)
 
 
@@ -88,8 +89,8 @@ def on_the_way(rows: Sequence[Row], target: float | None) -> str:
         best, epoch = row.mean("best_test_accuracy"), row.mean("best_epoch")
         first, speed = row.first_at(target), row.mean("images_per_second")
         cells = [
-            row.optimizer.upper(),
-            row.title,
+            escaped(row.optimizer.upper()),
+            escaped(row.title),
             accuracy_cell(row),
             *([holdout_cell(row)] if held_out else []),
             "-" if best is None or epoch is None else f"{best:.2f} (epoch {epoch:.4g})",
@@ -146,11 +147,18 @@ def how_made(records: Sequence[Record]) -> str:
         "torch": [s.get("torch") for s in summaries],
         "Commit": [s.get("commit") for s in summaries],
     }
-    lines = ["```", *merge_commands(commands), "```", ""]
+    lines = [*fenced(*merge_commands(commands)), ""]
     for name, values in facts.items():
-        told = dict.fromkeys(str(value) for value in values if value is not None)
+        told = dict.fromkeys(escaped(value) for value in values if value is not None)
         lines.append(f"- {name}: {', '.join(told) or 'not known'}")
     return "\n".join(lines)
+
+
+def fenced(*lines: str) -> list[str]:
+    """Put lines between fences that nothing in them ends."""
+    longest = max(map(len, re.findall("`+", "\n".join(lines))), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [fence, *lines, fence]
 
 
 def merge_commands(commands: Sequence[str]) -> list[str]:
@@ -181,7 +189,8 @@ def missing(records: Sequence[Record]) -> str:
     lines = []
     for record in left[:NAMED_MISSING]:
         error = record.summary.get("error")
-        lines.append(f"- `{record.summary['run']}`: {record.status}{f', {error}' if error else ''}")
+        reason = f", {escaped(error)}" if error else ""
+        lines.append(f"- `{escaped(record.summary['run'])}`: {escaped(record.status)}{reason}")
     if len(left) > NAMED_MISSING:
         lines.append(f"- and {len(left) - NAMED_MISSING} more")
     return "\n".join(lines)

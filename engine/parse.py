@@ -14,6 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+# The largest number that float32 has: torch refuses to compute with one beyond it.
+LARGEST = (2 - 2**-23) * 2.0**127
+
 
 class UserError(Exception):
     """A user's mistake; its text is the one line to print before exit status 2."""
@@ -124,11 +127,12 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     base, bounds = get_args(hint) if get_origin(hint) is Annotated else (hint, Range())
     if base is float and type(value) is int and abs(value) < 2**1023:
         value = float(value)
-    finite = not isinstance(value, float) or math.isfinite(value)
+    finite = not isinstance(value, float) or abs(value) <= LARGEST
     if type(value) is base and finite and (base in (bool, str) or value in bounds):
         return value
     kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[base]
-    raise key_error(key, value, f"must be {kind} {bounds}".rstrip() + or_null)
+    too_large = " and within float32" if isinstance(value, float) and abs(value) > LARGEST else ""
+    raise key_error(key, value, f"must be {kind} {bounds}".rstrip() + too_large + or_null)
 
 
 def _convert_group(groups: list[Any], value: Any, key: str) -> Any:

@@ -17,7 +17,7 @@ from engine.config import (
     OneCycleConfig,
     PolynomialConfig,
 )
-from engine.parse import key_error
+from engine.parse import LARGEST, key_error
 from models.batch_norm import group_sizes
 from schedulers import SCALING_RULES
 
@@ -134,6 +134,9 @@ def make_plan(config: Config, train_examples: int, world_size: int = 1) -> Plan:
         allowed = f"must be at most the run's {total_steps} steps"
         raise key_error("scheduler.warmup_steps", warmup_steps, allowed)
     base_lr, peak_lr = first_and_peak_rate(config)
+    if peak_lr > LARGEST:
+        allowed = f"gives a peak rate of {peak_lr:.6g}, which float32 cannot hold"
+        raise key_error("optimizer.base_lr", config.optimizer.base_lr, allowed)
     min_lr, decay_interval = 0.0, math.inf
     if isinstance(scheduler, CosineConfig):
         min_lr = scheduler.min_lr

@@ -7,7 +7,8 @@ in it keeps a second process out until this one ends, however it ends.
 import contextlib
 import functools
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import yaml
 from engine.config import Config, run_name
 from engine.files import write_text_atomically
 from engine.lock import locked
-from engine.parse import key_error
+from engine.parse import UserError, key_error
 from engine.runtime import is_out_of_memory
 from engine.summary import command_of, json_line, plain, read_json_lines, read_summary, summarize
 from engine.tensorboard import write_epoch, write_mistakes, write_outcome, write_start
@@ -31,11 +32,22 @@ if TYPE_CHECKING:
 RESULTS = Path("results")
 OUT_OF_MEMORY = "the run does not fit into memory; a smaller micro_batch needs less"
 FINISHED = ("completed", "diverged")
+# What every line of a published runs.jsonl has.
+NEEDED = {"status", "run", "batch", "choices", "history"}
 
 
 def runs_directory(group: str) -> Path:
     """Return where a group's runs lie."""
     return RESULTS / "runs" / group
+
+
+def check_inside(group: str, run: str = "") -> None:
+    """Raise UserError where links lead a group's folders, or a run's, out of results."""
+    # Each may be a link itself, to a larger disk.
+    for parent in (RESULTS, RESULTS / "runs"):
+        place, end = parent / group / run, Path(os.path.realpath(parent / group / run))
+        if not end.is_relative_to(os.path.realpath(parent)):
+            raise key_error("group", group, f"{place} is a link that leads out of {parent}")
 
 
 def published_runs(group: str) -> dict[str, dict[str, Any]]:
@@ -51,7 +63,11 @@ def published_runs(group: str) -> dict[str, dict[str, Any]]:
 @functools.lru_cache(maxsize=4)
 def _read_published(path: Path, _modified: int, _size: int) -> dict[str, dict[str, Any]]:
     # A sweep asks for each of its runs; the file is read again only once it has changed.
-    return {line["run"]: line for line in read_json_lines(path)}
+    lines = list(read_json_lines(path))
+    for number, line in enumerate(lines, 1):
+        if absent := NEEDED - line.keys():
+            raise UserError(f"{path}: line {number} has no {min(absent)}; mend or remove it")
+    return {line["run"]: line for line in lines}
 
 
 class Run:
@@ -71,6 +87,7 @@ class Run:
         self.found: dict[str, Any] = {}
         self.overrides: list[str] = []
         self.writer: Any = None
+        self.held: Callable[[], bool] = lambda: False
 
     def summary(self) -> dict[str, Any] | None:
         """Return summary.json, or the line of a published one, or None where there is neither."""
@@ -122,6 +139,7 @@ class Run:
         A directory without summary.json is a run that is planned, under way or cut short, so a
         sweep claims all its runs first and none can go missing from its table.
         """
+        check_inside(self.config.group, self.name)
         self.overrides = overrides
         try:
             (self.directory / ".hydra").mkdir(parents=True, exist_ok=True)
@@ -137,21 +155,21 @@ class Run:
     def open(self, overrides: list[str]) -> Iterator[None]:
         """Hold the run for this process alone; what stops the run is written to its summary."""
         self.claim(overrides)
-        with locked(self.directory):
+        with locked(self.directory) as self.held:
             self._write_configuration()
             try:
                 yield
             except (KeyboardInterrupt, SystemExit):
                 # Ctrl-C, or a launcher that hands the job back to its queue.
-                self.finish("interrupted")
+                self._try_to_finish("interrupted")
                 raise
             except BaseException as error:
                 if is_out_of_memory(error):
                     error = key_error("micro_batch", self.config.micro_batch, OUT_OF_MEMORY)
+                if isinstance(error, OSError):
+                    self.check_place()
                 reason = " ".join(str(error).split()) or type(error).__name__
-                # What stopped the run may be a full disk, which would hide itself here.
-                with contextlib.suppress(OSError):
-                    self.finish("failed", error=f"{type(error).__name__}: {reason}")
+                self._try_to_finish("failed", f"{type(error).__name__}: {reason}")
                 raise error
             finally:
                 if self.writer is not None:
@@ -181,8 +199,15 @@ class Run:
             configuration = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
             write_start(self.writer, command_of(self.overrides), plan, configuration, pictures)
 
+    def check_place(self) -> None:
+        """Raise UserError where the directory was removed; one made anew is another run's."""
+        if not self.held():
+            allowed = "was removed while the run trained; the same command starts it afresh"
+            raise key_error("results", self.directory, allowed)
+
     def record_epoch(self, row: dict[str, Any], trained: "TrainedEpoch") -> None:
         """Add an epoch to the history, metrics.jsonl and TensorBoard."""
+        self.check_place()
         self.history.append(row)
         with open(self.directory / "metrics.jsonl", "a") as file:
             file.write(json_line(row))
@@ -205,6 +230,12 @@ class Run:
         write_text_atomically(self.directory / "summary.json", text + "\n")
         if status in FINISHED:
             (self.directory / "checkpoint.prev.pt").unlink(missing_ok=True)
+
+    def _try_to_finish(self, status: str, error: str | None = None) -> None:
+        # What stopped the run may be a full disk or a removed directory, which would hide it here.
+        with contextlib.suppress(OSError):
+            if self.held():
+                self.finish(status, error)
 
     def _write_configuration(self) -> None:
         contents = {"config.yaml": self.config.to_dict(), "overrides.yaml": self.overrides}

@@ -1,5 +1,7 @@
 """A group's report: page, tables, plots and runs.jsonl, always made again from the runs."""
 
+import contextlib
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from engine.record import RESULTS, runs_directory
 from engine.rows import Record, Row, load_records, make_rows, target_accuracy
 from engine.summary import json_line
 from engine.tables import comma_separated, markdown
+
+LEFT_SECONDS = 3600.0
 
 
 def write_report(group: str) -> str:
@@ -64,6 +68,11 @@ def _write_files(folder: Path, group: str, records: Sequence[Record]) -> list[st
     """Write the report of these runs; return the names of the files a reader looks at."""
     rows = make_rows(records)
     target = target_accuracy(rows)
+    for path in folder.glob(".*.*"):
+        # The half of a file that a killed writer left; one that is being written is young.
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > LEFT_SECONDS:
+                path.unlink()
     write_text_atomically(folder / "runs.jsonl", runs_lines(records))
     write_text_atomically(folder / "table.md", markdown(group, rows))
     write_text_atomically(folder / "table.csv", comma_separated(rows, target))

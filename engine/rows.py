@@ -16,7 +16,7 @@ import yaml
 
 from engine.config import Config, check_group_name, choices
 from engine.parse import UserError
-from engine.record import published_runs, runs_directory
+from engine.record import check_inside, published_runs, runs_directory
 from engine.settings import SCOPE, differences, mixed, told
 from engine.summary import command_of, read_json_lines, read_summary
 
@@ -140,6 +140,7 @@ class Row:
 def load_records(group: str) -> list[Record]:
     """Read every run of a group, sorted by optimizer, batch, rate, seed and name."""
     check_group_name(group)
+    check_inside(group)
     records = {}
     for name, line in published_runs(group).items():
         summary = {key: value for key, value in line.items() if key != "history"}

@@ -15,12 +15,12 @@ from pathlib import Path
 from engine.cli import CommandLine, Job
 from engine.config import Config
 from engine.data import load_data, plan_data
-from engine.launch import Task, launch_jobs
+from engine.launch import Task, check_launcher, launch_jobs
 from engine.lock import RunBusy, holder
 from engine.parse import UserError, key_error
 from engine.pause import leaving
 from engine.plan import make_plan
-from engine.record import FINISHED, RESULTS, Run
+from engine.record import FINISHED, RESULTS, Run, check_inside
 from engine.report import write_report
 
 # A run whose worker died without a word may have been the victim of another's death.
@@ -42,8 +42,10 @@ def run_sweep(command: CommandLine, task: Task) -> int:
             print(f"{Run(job.config).name}\n{plan.describe()}\n")
         return 0
     for group in {job.config.group for job in jobs}:
+        check_inside(group)
         if (RESULTS / group).exists() and not (RESULTS / group).is_dir():
             raise key_error("group", group, f"{RESULTS / group} must be a directory for its tables")
+    check_launcher(command.hydra_overrides)
     try:
         train_missing(jobs, command.hydra_overrides, task)
     finally:
@@ -105,7 +107,8 @@ def train_missing(jobs: Sequence[Job], hydra_overrides: Sequence[str], task: Tas
             time.sleep(POLL_SECONDS)
         else:
             return
-        waiting = {r: job for r, job in waiting.items() if r.settled_at() <= before[r]}
+        # Another time, not a later one: the clock may have been put back. 0: under way again.
+        waiting = {r: job for r, job in waiting.items() if r.settled_at() in (0, before[r])}
 
 
 def report(groups: Iterable[str]) -> bool:

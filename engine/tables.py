@@ -1,7 +1,9 @@
 """Rows to table.csv and table.md, in the columns that others rely on."""
 
 import csv
+import html
 import io
+import re
 import statistics
 from collections.abc import Sequence
 
@@ -47,6 +49,11 @@ def comma_separated(rows: Sequence[Row], target: float | None) -> str:
     return buffer.getvalue()
 
 
+def escaped(text: object) -> str:
+    """Write what somebody typed so that in Markdown, tables included, it is text and no more."""
+    return re.sub(r"([|`\[\]\\])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+
+
 def markdown(group: str, rows: Sequence[Row]) -> str:
     """Write one table for each optimizer, every run of the group accounted for."""
     scope = {
@@ -55,7 +62,9 @@ def markdown(group: str, rows: Sequence[Row]) -> str:
         for r in row.records
     }
     lines = [f"# {group}", ""]
-    lines += [f"{model} on {data}, {epochs} epochs." for model, data, epochs in sorted(scope)]
+    lines += [
+        escaped(f"{model} on {data}, {epochs} epochs.") for model, data, epochs in sorted(scope)
+    ]
     lines += [markdown_tables(rows), ""]
     lines += ["Accuracy is the final model's; ± is the standard deviation over seeds."]
     return "\n".join(lines) + "\n"
@@ -66,14 +75,14 @@ def markdown_tables(rows: Sequence[Row]) -> str:
     lines = []
     baseline = baseline_row(rows)
     for optimizer in dict.fromkeys(row.optimizer for row in rows):
-        lines += ["", f"## {optimizer.upper()}", ""]
+        lines += ["", f"## {escaped(optimizer.upper())}", ""]
         lines += ["| Batch | Base LR | top-1 Accuracy, % | Time to train |", "|---|---|---|---|"]
         for row in rows:
             if row.optimizer != optimizer:
                 continue
             rates = {r.summary["base_lr"] for r in row.records if r.summary.get("base_lr")}
             cells = [
-                row.title,
+                escaped(row.title),
                 ", ".join(f"{rate:.4g}" for rate in sorted(rates)) or "-",
                 accuracy_cell(row) + (" (base line)" if row is baseline else ""),
                 shown_seconds(row.mean("train_seconds")),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.page import fenced
 from engine.plots import COLOURS, save
 from engine.tune import Cell
 
@@ -16,7 +17,7 @@ def experiment(cells: Sequence[Cell], command: str, scored: str, recipe: str | N
     lines = [
         "# @package _global_",
         f"# Chosen on {scored}, {len(cells[0].points())} trials for each optimizer and batch, by:",
-        f"#   {command}",
+        f"#   {' '.join(command.split())}",
         *(["defaults:", f"  - {recipe}", "  - _self_"] if recipe else []),
         "optimizer:",
     ]
@@ -57,7 +58,7 @@ def tuning_page(group: str, cells: Sequence[Cell], command: str, final: str, sco
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells_text)} |")
     lines += ["", "![rates](rates.png)", "", "Searched with, and trained on all images with:", ""]
-    lines += ["```", command, final, "```", "", "## Trials", ""]
+    lines += [*fenced(command, final), "", "## Trials", ""]
     lines += [f"| Optimizer | Batch | {' | '.join(names)} | Hold-out accuracy, % |"]
     lines += ["|---|---|" + "---|" * (len(keys) + 1)]
     for cell in cells:

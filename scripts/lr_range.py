@@ -114,7 +114,7 @@ def suggest(config: Config, made: "RangeTest", peak: float, facts: dict[str, Any
     """Write plot and numbers; return what to print, the line to paste last."""
     from engine.lr_range import write_range
     from engine.plan import base_lr_for
-    from engine.record import RESULTS
+    from engine.record import RESULTS, check_inside
     from engine.report import cannot_write
 
     base_lr = float(f"{base_lr_for(config, peak):.3g}")
@@ -130,6 +130,7 @@ def suggest(config: Config, made: "RangeTest", peak: float, facts: dict[str, Any
         "seed": config.seed,
     } | facts
     folder = RESULTS / config.group
+    check_inside(config.group)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         paths = write_range(folder / run_name(config), made, found)

@@ -29,6 +29,7 @@ from engine.cli import CommandLine, Job, exit_status, make_jobs, read_command_li
 from engine.config import Config, Count
 from engine.data import load_data
 from engine.files import write_text_atomically
+from engine.launch import check_launcher
 from engine.parse import Range, UserError, key_error, parse
 from engine.plan import make_plan
 from engine.record import FINISHED, RESULTS, Run
@@ -130,6 +131,7 @@ def measure(cells: Sequence[Cell], seeds: Sequence[int], command: CommandLine) -
     jobs = make_jobs("train", Config, [[*o, *command.hydra_overrides] for o in lists])
     for job in jobs:
         make_plan(job.config, len(load_data(job.config.data).train))
+    check_launcher(command.hydra_overrides)
     train_missing(jobs, command.hydra_overrides, sweep_job)
     failures = [text for job in jobs if (text := failure(Run(job.config)))]
     if failures:

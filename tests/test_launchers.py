@@ -1,3 +1,5 @@
+import contextlib
+import importlib
 import json
 from types import SimpleNamespace
 
@@ -79,10 +81,15 @@ def test_divided_threads_reach_the_jobs_that_leave_them_open(workplace, monkeypa
     assert launched == [["batch=32", "threads=3"], ["batch=64"]]
 
 
-def test_a_launcher_that_is_not_installed_is_told(small, workplace, command):
-    outcome = command("train.py", "-m", *small, "batch=32,64", "hydra/launcher=nowhere")
+@pytest.mark.parametrize("launcher", PLUGINS)
+def test_a_launcher_that_is_not_installed_is_told(small, workplace, command, launcher):
+    with contextlib.suppress(ImportError):
+        importlib.import_module(PLUGINS[launcher][0])
+        pytest.skip("it is installed")
+    outcome = command("train.py", "-m", *small, "batch=32,64", f"hydra/launcher={launcher}")
     assert outcome.status == 2 and outcome.err.count("\n") == 1
-    assert "hydra/launcher=nowhere: not installed; try pip install" in outcome.err
+    extra = launcher.partition("_")[0]
+    assert f"{launcher}: not installed; try pip install -e '.[{extra}]'" in outcome.err
 
 
 def test_sweepers_of_hydra_are_refused(small, workplace, command):

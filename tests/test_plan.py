@@ -222,3 +222,9 @@ def test_what_needs_other_ranks_is_told():
     make_plan(config(*ghosts), 1000, 2)
     with pytest.raises(UserError, match=r"needs two groups of .* on a rank"):
         make_plan(config(*ghosts), 1000, 4)
+
+
+def test_a_peak_rate_beyond_float32_is_told():
+    made = config("data=synthetic", "optimizer.base_lr=1e38", "batch=8192")
+    with pytest.raises(UserError, match=r"optimizer\.base_lr=1e\+38: gives a peak rate of 6\.4e"):
+        make_plan(made, 50_000)

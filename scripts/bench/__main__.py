@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from engine.build import MODELS
-from engine.cli import exit_status
+from engine.cli import check_ranks, exit_status
 from engine.parse import UserError
 from scripts.bench import data, epoch, ladder, lars, profile, report, rest, startup, step
 
@@ -54,6 +54,7 @@ def main() -> int:
 
 def read_arguments() -> argparse.Namespace:
     """Read and check the command line; raise UserError on a mistake."""
+    check_ranks(False)
     parser = argparse.ArgumentParser(
         prog="python -m scripts.bench",
         description=__doc__,

@@ -1,0 +1,266 @@
+"""What comes from elsewhere, a configuration, a file, an archive, a text, is data and stays it."""
+
+import ast
+import importlib
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.cli import exit_status
+from engine.page import fenced
+from engine.parse import UserError
+from engine.record import check_inside
+from engine.report import write_report
+from engine.tables import escaped
+from tests.conftest import files_below
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+LAUNCHER = "hydra/launcher=NAME and hydra.launcher.KEY=VALUE are"
+REFUSED = [
+    ("hydra.launcher._target_=os.getcwd", "no key may name code"),
+    ("++hydra.launcher._target_=os.getcwd", "no key may name code"),
+    ("+hydra.launcher.x={_target_: os.getcwd}", "no key may name code"),
+    ("+hydra.callbacks.x._target_=os.getcwd", LAUNCHER),
+    ("+hydra.callbacks={x: {_target_: os.getcwd}}", LAUNCHER),
+    ("hydra={launcher: {_target_: os.getcwd}}", LAUNCHER),
+    ("+hydra.job_logging.handlers={x: {'()': os.getcwd}}", LAUNCHER),
+    ("hydra/job_logging=default", LAUNCHER),
+    ("+hydra/job_logging@foo=default", LAUNCHER),
+    ("hydra.searchpath=[pkg://os]", "--config-dir=DIR adds configurations"),
+    ("hydra.run.dir=/elsewhere", LAUNCHER),
+    ("hydra.sweep.dir=/elsewhere", LAUNCHER),
+    ("hydra.output_subdir=.hydra", LAUNCHER),
+    ("+hydra.job.env_set={PATH: x}", LAUNCHER),
+    ("hydra.job.chdir=true", LAUNCHER),
+    ("hydra.mode=MULTIRUN", LAUNCHER),
+    ("+model@hydra.callbacks.x=resnet8", "hydra.callbacks={'x': "),
+    ("+model._target_=os.getcwd", "model._target_=os.getcwd: unknown key"),
+    ("+hydra.launcher.foo=1", "got an unexpected keyword argument 'foo'"),
+]
+
+
+@pytest.fixture
+def uncalled(monkeypatch):
+    """Fail where the harmless stand-in for hostile code is called by anything but the code here."""
+    import os
+
+    monkeypatch.setattr(os, "system", lambda *_: pytest.fail("code was run"))
+
+
+@pytest.mark.parametrize("flags", [[], ["-m"]])
+@pytest.mark.parametrize(("argument", "told"), REFUSED, ids=[a for a, _ in REFUSED])
+def test_hydras_own_keys_name_no_code(small, workplace, command, argument, told, flags):
+    if not flags and argument == "+hydra.launcher.foo=1":
+        pytest.skip("a run alone has no launcher")
+    outcome = command("train.py", *flags, *small, argument)
+    assert outcome.status == 2, outcome
+    assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
+    assert told in outcome.err and not files_below(workplace)
+
+
+HOSTILE = {
+    "callbacks": "hydra:\n  callbacks:\n    x:\n      _target_: os.system\n      command: exit\n",
+    "launcher": "hydra:\n  launcher:\n    x:\n      _target_: os.system\n      command: exit\n",
+    "job_logging": "hydra:\n  job_logging:\n    handlers:\n      x:\n        (): os.system\n",
+    "job": "hydra:\n  job:\n    env_set:\n      PATH: nowhere\n",
+    "run": "hydra:\n  run:\n    dir: elsewhere\n",
+}
+
+
+@pytest.mark.parametrize("key", HOSTILE)
+@pytest.mark.parametrize("flags", [[], ["-m"], ["--cfg", "job"]])
+def test_an_experiment_from_elsewhere_brings_no_code(
+    small, workplace, command, tmp_path, uncalled, key, flags
+):
+    folder = tmp_path / "shared"
+    (folder / "experiment").mkdir(parents=True)
+    text = f"# @package _global_\n{HOSTILE[key]}"
+    (folder / "experiment" / "shared.yaml").write_text(text)
+    outcome = command("train.py", *flags, f"--config-dir={folder}", *small, "+experiment=shared")
+    assert outcome.status == 2, outcome
+    told = "'x' not in 'BasicLauncherConf'" if key == "launcher" else f"error: hydra.{key}="
+    assert told in outcome.err and outcome.err.count("\n") == 1, outcome.err
+    assert not files_below(workplace)
+
+
+def test_a_launchers_own_file_names_its_class_and_no_more(small, workplace, command, tmp_path):
+    folder = tmp_path / "shared" / "hydra" / "launcher"
+    folder.mkdir(parents=True)
+    (folder / "shared.yaml").write_text("_target_: os.system\ncommand: exit\n")
+    outcome = command(
+        "train.py", "-m", f"--config-dir={tmp_path / 'shared'}", *small, "hydra/launcher=shared"
+    )
+    assert outcome.status == 2 and outcome.err.count("\n") == 1, outcome
+    assert "Invalid plugin 'os.system'" in outcome.err and not files_below(workplace)
+
+
+def test_the_projects_own_files_compose(small, workplace, command):
+    assert command("train.py", "-m", *small, "plan=true", "hydra/launcher=basic").status == 0
+
+
+def sources():
+    folders = ("lars", "models", "schedulers", "engine", "scripts")
+    paths = [p for folder in folders for p in sorted((PROJECT / folder).rglob("*.py"))]
+    return [*paths, PROJECT / "train.py", PROJECT / "val.py"]
+
+
+def runs_code(source):
+    """Find calls that would run what a file or a text says."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+            yield from names & {"pickle", "marshal", "shelve", "dill", "cloudpickle"}
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if called.endswith("torch.load") and options.get("weights_only") != "True":
+            yield called
+        if called in ("eval", "exec", "os.system", "yaml.load", "yaml.unsafe_load", "__import__"):
+            yield called
+        if options.get("shell") == "True":
+            yield f"{called} with a shell"
+
+
+@pytest.mark.parametrize(
+    "harm",
+    ["torch.load(f)", "torch.load(f, weights_only=False)", "import pickle", "eval(x)", "exec(x)",
+     "yaml.load(f)", "subprocess.run(x, shell=True)", "from pickle import load"],
+)  # fmt: skip
+def test_harm_is_found(harm):
+    assert [*runs_code(harm)]
+
+
+def test_no_file_or_text_is_run_as_code():
+    found = {str(path): [*runs_code(path.read_text())] for path in sources()}
+    assert len(found) > 50 and not {path: calls for path, calls in found.items() if calls}
+
+
+def test_no_command_of_ours_listens_to_the_network():
+    paths = [*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md"), PROJECT / "Makefile"]
+    paths += [*(PROJECT / "conf").rglob("*.yaml"), PROJECT / "scripts" / "sweep.sh"]
+    text = "\n".join(path.read_text() for path in paths)
+    assert "tensorboard --logdir" in text
+    # TensorBoard and Ray's dashboard serve this machine alone, unless they are told otherwise.
+    assert not re.search(r"--bind_all|--host\b|dashboard_host|0\.0\.0\.0", text)
+
+
+@pytest.mark.parametrize("group", ["..", "../x", "/tmp/x", "a/b", "runs", ".", "a b", "é"])
+def test_a_group_is_a_plain_name(small, workplace, command, group):
+    outcome = command("train.py", *small, f"group={group}")
+    assert outcome.status == 2 and outcome.err.startswith("error: group=")
+    assert outcome.err.count("\n") == 1 and not files_below(workplace)
+
+
+@pytest.mark.parametrize("link", ["results/out", "results/runs/out"])
+def test_no_link_leads_a_group_out_of_results(small, workplace, command, link):
+    (workplace / "results" / "runs").mkdir(parents=True)
+    (workplace / "elsewhere").mkdir()
+    (workplace / link).symlink_to(workplace / "elsewhere")
+    before = files_below(workplace)
+    for flags in ([], ["-m"]):
+        outcome = command("train.py", *flags, *small, "group=out")
+        assert outcome.status == 2 and outcome.err.count("\n") == 1
+        assert "is a link that leads out of results" in outcome.err
+    with pytest.raises(UserError, match="is a link that leads out of results"):
+        write_report("out")
+    assert files_below(workplace) == before
+
+
+def test_results_may_be_a_link_itself(workplace):
+    (workplace / "disk" / "runs").mkdir(parents=True)
+    (workplace / "larger").mkdir()
+    (workplace / "results").symlink_to("disk")
+    (workplace / "disk" / "runs").rmdir()
+    (workplace / "disk" / "runs").symlink_to(workplace / "larger")
+    check_inside("group", "run")
+    (workplace / "larger" / "group").mkdir()
+    (workplace / "larger" / "group" / "run").symlink_to(workplace)
+    with pytest.raises(UserError, match="results/runs/group/run is a link that leads out"):
+        check_inside("group", "run")
+
+
+HARM = "x</td><script>alert(1)</script>|`[a](javascript:b)\n# c\n```\n<img src=d>"
+
+
+def test_what_was_typed_is_text_in_a_groups_page(small, workplace, command, tree):
+    assert command("train.py", *small, "epochs=1").status == 0
+    (directory,) = (workplace / "results" / "runs" / "default").iterdir()
+    summary = json.loads((directory / "summary.json").read_text())
+    for number, status in enumerate(["completed", "failed"]):
+        other = summary | {
+            "run": f"other{number}", "device": HARM, "torch": HARM, "commit": HARM, "error": HARM,
+            "status": status, "command": f"python train.py 'data.root={HARM}'",
+            "choices": summary["choices"] | {"data.root": HARM},
+        }  # fmt: skip
+        place = directory.parent / f"other{number}"
+        shutil.copytree(directory, place)
+        (place / "summary.json").write_text(json.dumps(other))
+    write_report("default")
+    folder = workplace / "results" / "default"
+    page = (folder / "README.md").read_text()
+    # What is fenced is shown as it is, and the fence outlasts what is in it.
+    outside = re.sub(r"(?ms)^(`{3,})\n.*?^\1$", "", page)
+    assert "````" in page and "alert(1)" in outside
+    for text in (outside, (folder / "table.md").read_text()):
+        assert "<script" not in text and "<img" not in text
+        assert r"\](javascript" in text and not re.search(r"(?<!\\)\]\(java", text)
+        assert "\n# c" not in text
+        tables = re.findall(r"(?m)^\|.*\|$", text)
+        cells = {len(re.findall(r"(?<!\\)\|", line)) for line in tables if line[2:7] != "Optim"}
+        assert tables and cells <= {5, 9}, "a cell stays a cell"
+
+
+def test_what_is_escaped():
+    assert escaped("optimizer.base_lr=0.1 a*b") == "optimizer.base_lr=0.1 a*b"
+    assert escaped("a|b\n<i>`[x](y)") == r"a\|b &lt;i&gt;\`\[x\](y)"
+    assert fenced("a", "``` b")[0] == "````" and fenced("a") == ["```", "a", "```"]
+
+
+def test_a_published_line_that_lacks_something_is_told(workplace, command, small):
+    (workplace / "results" / "pub").mkdir(parents=True)
+    (workplace / "results" / "pub" / "runs.jsonl").write_text('{"run": "x", "status": "y"}\n')
+    outcome = command("train.py", *small, "group=pub")
+    assert outcome.status == 2 and outcome.err.count("\n") == 1
+    assert "runs.jsonl: line 1 has no batch; mend or remove it" in outcome.err
+
+
+def test_what_a_killed_writer_of_tables_left_is_removed(small, workplace, command):
+    folder = workplace / "results" / "default"
+    folder.mkdir(parents=True)
+    left, young = folder / ".table.md.abc", folder / ".table.csv.def"
+    for path, age in ((left, 7200), (young, 5)):
+        path.write_text("half")
+        os.utime(path, (time.time() - age,) * 2)
+    assert command("train.py", "-m", *small, "epochs=1").status == 0
+    assert not left.exists() and young.exists()
+
+
+@pytest.mark.parametrize(
+    "script", ["val", "scripts.tables", "scripts.status", "scripts.tune", "scripts.lr_range",
+               "scripts.bench.__main__"],
+)  # fmt: skip
+def test_what_is_one_process_refuses_ranks(script, workplace, capsys, monkeypatch):
+    main = importlib.import_module(script).main
+    monkeypatch.setattr(sys, "argv", [f"{script}.py"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, told in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr(sys, "stdout", sys.stdout)
+        assert exit_status(main) == 2
+        err = capsys.readouterr().err
+        assert err.count("is one process; start it with python") == err.count("\n") == told
+    assert not files_below(workplace)
+
+
+def test_every_entry_point_is_among_them():
+    entries = {p for p in sources() if "__main__" in p.read_text()} - {PROJECT / "train.py"}
+    asked = {"val", "tables", "status", "tune", "lr_range", "bench"}
+    assert {p.parent.name if p.stem == "__main__" else p.stem for p in entries} == asked
