@@ -68,14 +68,6 @@ class TrainedEpoch:
             noise=estimates(part.noise[: done - diverged]) if noise else [],
         )
 
-    @property
-    def finite(self) -> bool:
-        """Tell whether the losses are: after the last epoch, one that is not is a divergence.
-
-        Before it, running statistics that lag behind may give one in a run that is well.
-        """
-        return all(math.isfinite(split.loss) for split in (self.test, self.holdout) if split)
-
 
 def train_epoch(
     step: Step,

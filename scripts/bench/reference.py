@@ -91,7 +91,7 @@ def train(
 
 def start(cached: str, device: torch.device) -> None:
     """Do what a script does up to the end of its first step, on decoded pictures from a file."""
-    decoded = torch.load(cached)
+    decoded = torch.load(cached, weights_only=True)
     model = with_plain_batch_norm(resnet18()).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     loader = make_loader(
