@@ -135,11 +135,11 @@ def test_a_run_that_resumes_keeps_its_cards_and_writes_its_outcome(
     finish = engine.record.Run.finish
     stopped = []
 
-    def stop(self, status, **rest):
+    def stop(self, status, *rest, **options):
         if status == "completed" and not stopped:
             stopped.append(status)
             raise KeyboardInterrupt
-        finish(self, status, **rest)
+        finish(self, status, *rest, **options)
 
     monkeypatch.setattr(engine.record.Run, "finish", stop)
     assert command("train.py", *small).status == 130
