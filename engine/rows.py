@@ -197,12 +197,15 @@ def _optimizer_order(name: str) -> str:
 
 
 def make_rows(records: Sequence[Record]) -> list[Row]:
-    """Gather the runs that differ in nothing but the seed; order as `load_records`."""
+    """Gather the runs that differ in nothing but the seed; order as `load_records`.
+
+    Where an ablation's rows differ in more, those that change less come first.
+    """
     rows: dict[str, list[Record]] = {}
     for record in records:
         chosen = {key: value for key, value in record.choices.items() if key != "seed"}
         rows.setdefault(json.dumps(chosen, sort_keys=True), []).append(record)
-    return [
+    made = [
         Row(
             members[0].summary["optimizer"],
             members[0].summary["batch"],
@@ -213,6 +216,12 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
         )
         for members in rows.values()
     ]
+
+    def place(row: Row) -> tuple[str, int, float, int]:
+        rate = row.records[0].choices.get("optimizer.base_lr", 0.0)
+        return (_optimizer_order(row.optimizer), row.batch, rate, row.told.count("="))
+
+    return sorted(made, key=place)
 
 
 def _joined(*parts: str) -> str:
