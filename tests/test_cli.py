@@ -76,7 +76,7 @@ MISTAKES = [
     ("~scheduler.gamma=1", "~scheduler.gamma=1: Could not delete from config. 'scheduler.gamma'"),
     ("hydra/launcher=nowhere", "hydra/launcher=nowhere: must be one of basic, joblib, ray, slurm,"),
     ("clip.value=1e39", "clip.value=1e+39: must be a number above 0 and within float32 or null"),
-    ("optimizer.weight_decay=.inf", "optimizer.weight_decay=inf: must be a number at least 0 and"),
+    ("optimizer.weight_decay=inf", "optimizer.weight_decay=inf: must be a number at least 0 and"),
     ("scheduler.warmup_multiplier=1e300", "scheduler.warmup_multiplier=1e+300: must be a number"),
     ("--frobnicate", "unrecognized arguments: --frobnicate"),
     ("--config-name=other", "--config-name: not used here"),
