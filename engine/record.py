@@ -235,7 +235,7 @@ class Run:
         # What stopped the run may be a full disk or a removed directory, which would hide it here.
         with contextlib.suppress(OSError):
             if self.held():
-                self.finish(status, error)
+                self.finish(status, error=error)
 
     def _write_configuration(self) -> None:
         contents = {"config.yaml": self.config.to_dict(), "overrides.yaml": self.overrides}
