@@ -206,14 +206,16 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str | None:
-    """Return the checkout's commit, marked where files differ from it; None outside git."""
+    """Return the checkout's commit, marked where files but results differ; None outside git."""
     try:
         git = ["git", "-C", str(PROJECT)]
         revision = subprocess.run(
             [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
         ).stdout.strip()
         changes = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results"],
+            capture_output=True,
+            text=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
