@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import resnet8, resnet18
+from models import resnet8, resnet18, resnet20
 from scripts.bench import reference, report
 from scripts.bench.ceilings import Ceilings, count_flops, measure_ceilings
 from scripts.bench.harness import BATCH, Harness, random_split
@@ -19,8 +19,9 @@ from scripts.bench.timing import Candidate, interleave, summarise
 Networks = dict[str, tuple[Callable[[], nn.Module], int, int]]
 # Pictures an epoch, on the CPU and on CUDA.
 NETWORKS: Networks = {
-    "ResNet-8": (resnet8, 25_600, 50_000),
-    "ResNet-18": (resnet18, 2_560, 50_000),
+    "ResNet-8": (resnet8, 12_800, 50_000),
+    "ResNet-20": (resnet20, 5_120, 50_000),
+    "ResNet-18": (resnet18, 1_280, 50_000),
 }
 
 
