@@ -205,7 +205,9 @@ def _make_job(config_name: str, config_type: Any, overrides: list[str]) -> Job:
 def _compose(config_name: str, config_type: Any, overrides: list[str]) -> DictConfig:
     try:
         composed = compose(config_name, overrides, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except RecursionError as error:
+        raise UserError(f"{' '.join(overrides)}: a configuration that includes itself") from error
+    except (HydraException, OmegaConfBaseException, ValueError, OSError, yaml.YAMLError) as error:
         _explain(overrides, known_keys(config_type), str(error))
         raise UserError(_one_line(error)) from error
     take_hydras(composed, config_name)

@@ -19,7 +19,15 @@ from engine.files import write_text_atomically
 from engine.lock import locked
 from engine.parse import UserError, key_error
 from engine.runtime import is_out_of_memory
-from engine.summary import command_of, json_line, plain, read_json_lines, read_summary, summarize
+from engine.summary import (
+    NEEDED,
+    command_of,
+    json_line,
+    plain,
+    read_json_lines,
+    read_summary,
+    summarize,
+)
 from engine.tensorboard import write_epoch, write_mistakes, write_outcome, write_start
 
 if TYPE_CHECKING:
@@ -32,8 +40,6 @@ if TYPE_CHECKING:
 RESULTS = Path("results")
 OUT_OF_MEMORY = "the run does not fit into memory; a smaller micro_batch needs less"
 FINISHED = ("completed", "diverged")
-# What every line of a published runs.jsonl has.
-NEEDED = {"status", "run", "batch", "choices", "history"}
 
 
 def runs_directory(group: str) -> Path:
@@ -65,7 +71,7 @@ def _read_published(path: Path, _modified: int, _size: int) -> dict[str, dict[st
     # A sweep asks for each of its runs; the file is read again only once it has changed.
     lines = list(read_json_lines(path))
     for number, line in enumerate(lines, 1):
-        if absent := NEEDED - line.keys():
+        if absent := {*NEEDED, "history"} - line.keys():
             raise UserError(f"{path}: line {number} has no {min(absent)}; mend or remove it")
     return {line["run"]: line for line in lines}
 

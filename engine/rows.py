@@ -164,7 +164,7 @@ def _load_record(directory: Path) -> Record:
         try:
             raw = yaml.safe_load((directory / ".hydra" / "config.yaml").read_text())
             config = Config.from_hydra(raw)
-        except (OSError, yaml.YAMLError, UserError, AttributeError) as error:
+        except (OSError, ValueError, yaml.YAMLError, UserError, AttributeError) as error:
             raise UserError(f"{directory}: its .hydra/config.yaml cannot be read") from error
         summary = {
             "status": "missing",
@@ -186,9 +186,9 @@ def _command(directory: Path) -> str | None:
     """Return the command of a run that left no summary; None where it was killed before that."""
     try:
         overrides = yaml.safe_load((directory / ".hydra" / "overrides.yaml").read_text())
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):
         return None
-    return command_of(overrides)
+    return command_of([str(o) for o in overrides]) if isinstance(overrides, list) else None
 
 
 def _optimizer_order(name: str) -> str:

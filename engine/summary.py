@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from engine.loop import TrainedEpoch
     from engine.record import Run
 
+# What reports and sweeps use of every summary, and so of every line of a published runs.jsonl.
+NEEDED = {
+    "status", "run", "model", "data", "optimizer", "batch", "seed", "epochs", "steps", "choices",
+    "test_accuracy", "train_seconds", "images_per_second",
+}  # fmt: skip
+
 
 def epoch_row(
     epoch: int,
@@ -130,7 +136,7 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
         summary = json.loads((directory / "summary.json").read_text())
     except (OSError, ValueError):
         return None
-    known = isinstance(summary, dict) and {"status", "run", "batch", "choices"} <= summary.keys()
+    known = isinstance(summary, dict) and summary.keys() >= NEEDED
     return summary if known else None
 
 
@@ -140,7 +146,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     Raises UserError for any other that is damaged: a report without its runs would lose them.
     """
     try:
-        lines = path.read_text().splitlines(keepends=True)
+        lines = path.read_text(errors="replace").splitlines(keepends=True)
     except OSError:
         return
     for number, line in enumerate(lines, 1):

@@ -38,7 +38,7 @@ def put(work, *overrides, status="completed", accuracy=80.0, history=HISTORY, **
     summary = {
         "status": status, "run": name, "group": "g", "model": made.model.name,
         "data": made.data.name, "optimizer": made.optimizer.name, "batch": made.batch,
-        "seed": made.seed, "epochs": made.epochs, "base_lr": 0.1, "peak_lr": 0.2,
+        "seed": made.seed, "epochs": made.epochs, "steps": 100, "base_lr": 0.1, "peak_lr": 0.2,
         "test_accuracy": None if status == "failed" else accuracy, "best_test_accuracy": 81.0,
         "best_epoch": 2, "command": "python train.py " + " ".join(overrides),
         "train_seconds": 30.0, "images_per_second": 1000.0, "target_accuracy": None,

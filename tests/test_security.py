@@ -266,3 +266,46 @@ def test_every_entry_point_is_among_them():
     # The other two are what the bench starts, each in a process of its own.
     asked |= {"probe", "reference"}
     assert {p.parent.name if p.stem == "__main__" else p.stem for p in entries} == asked
+
+
+MISTAKEN = {
+    "not: [closed": "yaml",
+    "batch: ${by_batch:{128: 1}}": "yaml",
+    "x: !!python/object/apply:os.system [exit]": "could not determine a constructor",
+    "3": "Invalid loaded object type",
+    "defaults: [shared]": "a configuration that includes itself",
+}
+
+
+@pytest.mark.parametrize(("text", "told"), MISTAKEN.items(), ids=MISTAKEN)
+def test_a_mistake_in_an_experiment_is_one_line(
+    small, workplace, command, tmp_path, uncalled, text, told
+):
+    folder = tmp_path / "shared"
+    (folder / "experiment").mkdir(parents=True)
+    (folder / "experiment" / "shared.yaml").write_text(text + "\n")
+    outcome = command("train.py", f"--config-dir={folder}", *small, "+experiment=shared")
+    assert outcome.status == 2 and outcome.err.count("\n") == 1, outcome
+    assert told in outcome.err and not files_below(workplace)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("metrics.jsonl", b"\xff\xfe"), (".hydra/config.yaml", b"\xff\xfe"),
+     (".hydra/overrides.yaml", b"\xff\xfe"), (".hydra/overrides.yaml", b"3"),
+     ("summary.json", b'{"status":"completed","run":"x","batch":1,"choices":{}}')],
+)  # fmt: skip
+def test_a_damaged_text_of_a_run_is_no_traceback(small, workplace, command, capsys, name, damage):
+    assert command("train.py", *small, "epochs=1").status == 0
+    (run,) = (workplace / "results" / "runs" / "default").iterdir()
+    if name != "summary.json":
+        (run / "summary.json").unlink()
+    (run / name).write_bytes(damage)
+
+    def report():
+        write_report("default")
+        return 0
+
+    status, err = exit_status(report), capsys.readouterr().err
+    assert (status, err.count("\n")) in [(0, 0), (2, 1)], err
+    assert command("train.py", *small, "epochs=1").status == 0
