@@ -199,7 +199,7 @@ def load_checkpoint(path: Path, device: torch.device = CPU) -> Checkpoint:
     whose checksum disagrees.
     """
     if not path.is_file():
-        raise _damaged(path, "there is no such file")
+        raise _damaged(path, "is a directory" if path.is_dir() else "there is no such file")
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             summed = agrees(file)

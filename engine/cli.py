@@ -5,6 +5,7 @@ job of a sweep is composed and checked first, its errors are put on one line wit
 and nothing is made by then. Imports no torch: `--help` and mistakes answer at once.
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -24,18 +25,18 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.explain import explain, one_line
 from engine.hydra_keys import check_hydra_overrides, is_hydras, take_hydras
-from engine.parse import UserError, closest, key_error, known_keys, parse
-from engine.pause import Stopped
+from engine.parse import UserError, known_keys, parse
+from engine.pause import Stopped, leaving_early
 from engine.resolvers import register_resolvers, without_absent
 
 T = TypeVar("T")
-# A disk that is full, gone, read-only, or no longer ours.
+# A disk that is full, gone, read-only, or no longer ours; a directory in a file's place.
 DISK_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
-    errno.ESTALE, errno.ENOTCONN,
+    errno.ESTALE, errno.ENOTCONN, errno.EISDIR, errno.ENOTDIR,
 )  # fmt: skip
-LAUNCHERS = ("basic", "joblib", "ray", "slurm", "submitit_local", "submitit_slurm")
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -62,7 +63,9 @@ class CommandLine:
 def exit_status(command: Callable[[], int]) -> int:
     """Run a command to its exit status: a user's mistake is one line on stderr and status 2."""
     try:
-        return command()
+        # A rank that waits for others in native code would not hear of a signal.
+        with leaving_early() if _world_size() == "1" else contextlib.nullcontext():
+            return command()
     except UserError as error:
         # Every rank knows of it, by itself or from the one that it stopped.
         if _is_first_rank():
@@ -95,7 +98,7 @@ def read_command_line(config_name: str, config_type: Any, ranks: bool = False) -
     # Hydra's own --cfg job --resolve needs them too.
     register_resolvers()
     parser = get_args_parser()
-    parser.error = _refuse_flags  # type: ignore[method-assign]
+    parser.error = refuse_flags  # type: ignore[method-assign]
     # Intermixed: the flags may stand anywhere among the overrides.
     flags = parser.parse_intermixed_args()
     for name in ("experimental_rerun", "config_name", "config_path"):
@@ -144,10 +147,13 @@ def read_arguments(config_type: type[T], usage: str | None) -> T:
     for argument in arguments:
         if not re.match(r"[a-z_.]+=", argument):
             raise UserError(f"{argument}: must be key=value; see --help")
+        key = argument.partition("=")[0]
+        if sum(other.startswith(f"{key}=") for other in arguments) > 1:
+            raise UserError(f"{argument}: {key} is given more than once")
     try:
         raw = plain_config(OmegaConf.from_dotlist(arguments))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(_one_line(error)) from error
+        raise UserError(one_line(error)) from error
     result: T = parse(config_type, raw)
     return result
 
@@ -164,7 +170,7 @@ def plain_config(composed: DictConfig) -> dict[str, Any]:
             cause = cause.__cause__ or cause.__context__
         if cause is not None:
             raise cause from None
-        raise UserError(f"{error.full_key}: {_one_line(error)}") from error
+        raise UserError(f"{error.full_key}: {one_line(error)}") from error
     assert isinstance(plain, dict)
     return without_absent({str(key): value for key, value in plain.items()})
 
@@ -198,6 +204,9 @@ def _hydra(config_name: str) -> initialize_config_dir:
 
 def _make_job(config_name: str, config_type: Any, overrides: list[str]) -> Job:
     composed = _compose(config_name, config_type, overrides)
+    if "experiment" in composed:
+        given = next(o for o in overrides if "experiment" in o)
+        raise UserError(f"{given}: the first line of its file must be '# @package _global_'")
     chosen = [o for o in overrides if not is_hydras(o)]
     return Job(config_type.from_hydra(plain_config(composed)), chosen)
 
@@ -207,10 +216,15 @@ def _compose(config_name: str, config_type: Any, overrides: list[str]) -> DictCo
         composed = compose(config_name, overrides, return_hydra_config=True)
     except RecursionError as error:
         raise UserError(f"{' '.join(overrides)}: a configuration that includes itself") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{' '.join(overrides)}: a file of it is no UTF-8 text") from error
     except (HydraException, OmegaConfBaseException, ValueError, OSError, yaml.YAMLError) as error:
-        _explain(overrides, known_keys(config_type), str(error))
-        raise UserError(_one_line(error)) from error
-    take_hydras(composed, config_name)
+        # --config-dir came as one of the overrides.
+        added = [o.partition("=[file://")[2][:-1] for o in overrides if "searchpath=[" in o]
+        folders = [CONF, *map(Path, added)]
+        explain(overrides, known_keys(config_type), folders, str(error))
+        raise UserError(one_line(error)) from error
+    take_hydras(composed, config_name, [o for o in overrides if is_hydras(o)])
     return composed
 
 
@@ -234,58 +248,9 @@ def _split(overrides: list[str]) -> list[list[str]]:
         )
         return BasicSweeper.split_arguments(parsed, None)[0]
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(_one_line(error)) from error
+        raise UserError(one_line(error)) from error
 
 
-def _explain(overrides: list[str], keys: set[str], message: str) -> None:
-    """Raise a UserError that names the override Hydra's message is about, if one stands out."""
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        options = sorted(path.stem for path in (CONF / key).glob("*.yaml")) if key else []
-        if key == "hydra/launcher" and f"'hydra/launcher/{value}'" in message:
-            extra = value.partition("_")[0].replace("slurm", "submitit")
-            if value not in LAUNCHERS:
-                raise key_error(key, value, f"must be one of {', '.join(LAUNCHERS)}")
-            raise key_error(key, value, f"not installed; try pip install -e '.[{extra}]'")
-        if key.startswith("hydra") or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", key):
-            continue
-        # One that --config-dir adds may be there, and the mistake inside it.
-        there = override.startswith("+") and f"Could not find '{key}/{value}'" not in message
-        if options and value not in options and not there and not _is_sweep(value):
-            raise key_error(key, value, f"must be one of {', '.join(options)}")
-        if options and key == "experiment" and not override.startswith("+"):
-            raise key_error(key, value, f"write +experiment={value}")
-        if not options and key not in keys:
-            raise key_error(key, value, f"unknown key; {closest(key, keys)}")
-        if _is_sweep(value):
-            raise key_error(key, value, "several values make a sweep, which needs -m")
-    if "Could not delete" in message:
-        deleted = [o for o in overrides if f"'{o.partition('=')[0].lstrip('~')}'" in message]
-        raise UserError(f"{deleted[-1] if deleted else '~'}: {' '.join(message.split())}")
-    for override in overrides:
-        key, _, value = override.partition("=")
-        group, _, leaf = key.rpartition(".")
-        if group and f"'{key}'" in message:
-            chosen = next(
-                (o for o in overrides if o.startswith(f"{group}=")), f"the default {group}"
-            )
-            raise key_error(key, value, f"{leaf} is no key of {chosen}")
-
-
-def _is_sweep(value: str) -> bool:
-    return "," in value and not value.startswith(("[", "{", "'", '"'))
-
-
-def _one_line(error: Exception) -> str:
-    """Put a library's message on one line, without its links and advice."""
-    text = str(error)
-    if error.__cause__ is not None and str(error.__cause__) not in text:
-        text = f"{text} {error.__cause__}"
-    text = re.sub(
-        r"(See https?://\S+.*|Set the environment variable.*|full_key:.*|object_type=.*)", "", text
-    )
-    return " ".join(text.split())
-
-
-def _refuse_flags(message: str) -> NoReturn:
+def refuse_flags(message: str) -> NoReturn:
+    """Raise UserError in place of argparse's usage."""
     raise UserError(f"{message}; see --help")

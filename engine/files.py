@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,19 +19,16 @@ def write_atomically(
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(path), os.fdopen(handle, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         before_renaming(Path(temporary))
         os.replace(temporary, path)
-    except BaseException as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        # torch.save hides what stopped it, such as a full disk, behind an error of its own.
-        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-            raise error.__context__ from None
         raise
     _sync_directory(path.parent)
 
@@ -39,6 +36,21 @@ def write_atomically(
 def write_text_atomically(path: Path, text: str) -> None:
     """Write UTF-8 text as `write_atomically` does."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error while a file is written, such as of a full disk, name the file."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save hides what stopped it behind an error of its own.
+        found = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(found, OSError):
+            raise
+        if found.filename is None:
+            found.filename = str(path)
+        raise found from None
 
 
 def _umask() -> int:

@@ -7,7 +7,7 @@ where files go. A run needs none of that, and a configuration from elsewhere mus
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hydra import compose
@@ -19,7 +19,7 @@ SETTABLE = r"[+~]*hydra(/launcher=|\.launcher\.)"
 # The keys by which Hydra's `instantiate` imports and calls.
 CODE = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 # Hydra's own record of a command, and the texts of its help.
-TOLD = ("help", "hydra_help", "launcher", "overrides", "runtime", "searchpath")
+TOLD = ("help", "hydra_help", "overrides", "runtime", "searchpath")
 
 
 def is_hydras(override: str) -> bool:
@@ -47,14 +47,18 @@ def check_hydra_overrides(overrides: Iterable[str]) -> None:
             raise UserError(f"{override}: no key may name code to import")
 
 
-def take_hydras(composed: DictConfig, config_name: str) -> None:
-    """Take Hydra's own node out of a composition; raise UserError where it is not the project's.
+def take_hydras(composed: DictConfig, config_name: str, hydra_overrides: Sequence[str]) -> None:
+    """Take Hydra's own node out of a composition; raise UserError where it is not the command's.
 
-    An experiment, or a group of any other place, could set what a command may not.
+    An experiment, or a group of any other place, could set what a command may not, or choose a
+    launcher, which is the whole sweep's.
     """
-    for key, expected in _plain(_project(config_name)).items():
-        if (value := _plain(composed.hydra)[key]) != expected:
-            raise key_error(f"hydra.{key}", value, "no configuration may set it here")
+    own = _plain(composed.hydra)
+    for key, expected in _chosen(config_name, tuple(hydra_overrides)).items():
+        if own[key] != expected:
+            launcher = "; write hydra/launcher=NAME and hydra.launcher.KEY=VALUE in the command"
+            extra = launcher if key == "launcher" else ""
+            raise key_error(f"hydra.{key}", own[key], f"no configuration may set it here{extra}")
     inner = [v for v in composed.hydra.launcher.values() if OmegaConf.is_config(v)]
     if any(word in OmegaConf.to_yaml(value) for value in inner for word in CODE):
         raise key_error("hydra.launcher", inner, "no key may name code to import")
@@ -63,9 +67,9 @@ def take_hydras(composed: DictConfig, config_name: str) -> None:
 
 
 @functools.cache
-def _project(config_name: str) -> DictConfig:
-    """Compose Hydra's node without any override, under `initialize_config_dir`."""
-    return compose(config_name, [], return_hydra_config=True).hydra
+def _chosen(config_name: str, hydra_overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Compose Hydra's node with the command's own keys alone, under `initialize_config_dir`."""
+    return _plain(compose(config_name, list(hydra_overrides), return_hydra_config=True).hydra)
 
 
 def _plain(hydra: DictConfig) -> dict[str, Any]:

@@ -132,7 +132,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         return value
     kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[base]
     too_large = " and within float32" if isinstance(value, float) and abs(value) > LARGEST else ""
-    raise key_error(key, value, f"must be {kind} {bounds}".rstrip() + too_large + or_null)
+    quoted = f"""; as text it is '{key}="{value}"'""" if base is str and value is not None else ""
+    raise key_error(key, value, f"must be {kind} {bounds}".rstrip() + too_large + or_null + quoted)
 
 
 def _convert_group(groups: list[Any], value: Any, key: str) -> Any:

@@ -2,12 +2,14 @@
 
 SIGTERM, SIGINT and SIGUSR1, with which Slurm warns of a job's end, only set a flag while a run
 trains; once the run has saved, the handler that was there before decides: by default it ends the
-process, a launcher's own may put the job back into its queue. Imports no torch.
+process, a launcher's own may put the job back into its queue. Before and after they end the
+process at once. Imports no torch.
 """
 
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -88,19 +90,41 @@ def pausing(every: int | str) -> Iterator[Pauses]:
             yield pauses
     finally:
         late = pauses.before.get(pauses.signal or 0)
-        if callable(late) and late is not signal.default_int_handler:
+        if callable(late) and late not in (signal.default_int_handler, leave_early):
             late(pauses.signal, None)
 
 
 @contextlib.contextmanager
 def leaving() -> Iterator[None]:
     """Let the same signals end a sweep between its runs, by Stopped, so that it still reports."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise Stopped(EXIT_STATUS[signal.Signals(number)])
-
     with handling(present_handlers(), leave):
         yield
+
+
+@contextlib.contextmanager
+def leaving_early() -> Iterator[None]:
+    """Let the same signals end a command that trains nothing yet, with the same exit status."""
+    before = present_handlers()
+    plain = (signal.SIG_DFL, signal.default_int_handler)
+    with handling({n: h for n, h in before.items() if h in plain}, leave_early):
+        yield
+
+
+def leave(number: int, _frame: FrameType | None) -> None:
+    """Raise Stopped."""
+    raise Stopped(EXIT_STATUS[signal.Signals(number)])
+
+
+def leave_early(number: int, frame: FrameType | None) -> None:
+    """Raise Stopped; while a module is imported, leave without unwinding.
+
+    An exception there may end in a traceback, or abort the process from an extension's code.
+    """
+    specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
+    if any(getattr(spec, "_initializing", False) for spec in specs):
+        tell("interrupted")
+        os._exit(EXIT_STATUS[signal.Signals(number)])
+    leave(number, frame)
 
 
 def present_handlers() -> dict[int, Any]:

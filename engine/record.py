@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from engine.config import Config, run_name
-from engine.files import write_text_atomically
+from engine.files import naming, write_text_atomically
 from engine.lock import locked
 from engine.parse import UserError, key_error
 from engine.runtime import is_out_of_memory
@@ -215,7 +215,8 @@ class Run:
         """Add an epoch to the history, metrics.jsonl and TensorBoard."""
         self.check_place()
         self.history.append(row)
-        with open(self.directory / "metrics.jsonl", "a") as file:
+        metrics = self.directory / "metrics.jsonl"
+        with naming(metrics), open(metrics, "a") as file:
             file.write(json_line(row))
         write_epoch(self.writer, row, trained)
         self.writer.flush()

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from engine.parse import key_error
+from engine.parse import UserError, key_error
 
 # The seed study's k counts from this batch in every recipe, whatever `base_batch` a rule uses.
 STUDY_BATCH = 128
@@ -27,22 +27,31 @@ def register_resolvers() -> None:
 
 def times_k(value: float, *, _root_: Any) -> float:
     """Return the value times batch / 128; a batch that is no number is refused later, by name."""
+    if type(value) not in (int, float):
+        raise UserError(f"${{times_k:{value}}}: must be a number")
     batch = _root_.get("batch")
     return value * batch / STUDY_BATCH if type(batch) is int else value
 
 
 def by_optimizer(values: Mapping[str, Any], *, _root_: Any) -> Any:
     """Return the value listed for the chosen optimizer; `ABSENT`, which drops the key, if none."""
+    _check_mapping("by_optimizer", values)
     return values.get(_root_.optimizer.name, ABSENT)
 
 
 def by_batch(values: Mapping[int, Any], *, _root_: Any) -> Any:
     """Return the value listed for the chosen batch; raise UserError where there is none."""
+    _check_mapping("by_batch", values)
     batch = _root_.get("batch")
     if batch not in values:
         known = ", ".join(map(str, sorted(values)))
         raise key_error("batch", batch, f"this experiment has values for {known} alone")
     return values[batch]
+
+
+def _check_mapping(resolver: str, values: Any) -> None:
+    if not isinstance(values, Mapping):
+        raise UserError(f"${{{resolver}:{values}}}: must be pairs, ${{{resolver}:{{a: 1, b: 2}}}}")
 
 
 def without_absent(values: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from engine.cli import CommandLine, Job
@@ -46,8 +46,9 @@ def run_sweep(command: CommandLine, task: Task) -> int:
         if (RESULTS / group).exists() and not (RESULTS / group).is_dir():
             raise key_error("group", group, f"{RESULTS / group} must be a directory for its tables")
     check_launcher(command.hydra_overrides)
+    claimed = claim_missing(jobs)
     try:
-        train_missing(jobs, command.hydra_overrides, task)
+        train_missing(claimed, command.hydra_overrides, task)
     finally:
         # Also after Ctrl-C: what is done by then is worth its table.
         reported = report(dict.fromkeys(job.config.group for job in jobs))
@@ -69,12 +70,8 @@ def distinct(jobs: Iterable[Job]) -> list[Job]:
     return list(found.values())
 
 
-@leaving()
-def train_missing(jobs: Sequence[Job], hydra_overrides: Sequence[str], task: Task) -> None:
-    """Launch the jobs whose runs are not finished; return when each has an outcome, or none left.
-
-    A run that another process trains is waited for, and taken over if that process dies.
-    """
+def claim_missing(jobs: Sequence[Job]) -> dict[Run, Job]:
+    """Claim the runs that are not finished; raise UserError where one's place cannot be written."""
     waiting = {}
     for job in jobs:
         run = Run(job.config)
@@ -85,6 +82,15 @@ def train_missing(jobs: Sequence[Job], hydra_overrides: Sequence[str], task: Tas
     print(f"sweep     {len(jobs)} runs, {len(jobs) - len(waiting)} finished already", flush=True)
     for run, job in waiting.items():
         run.claim(job.overrides)
+    return waiting
+
+
+@leaving()
+def train_missing(waiting: Mapping[Run, Job], hydra_overrides: Sequence[str], task: Task) -> None:
+    """Launch the jobs of claimed runs; return when each has an outcome, or none is left to try.
+
+    A run that another process trains is waited for, and taken over if that process dies.
+    """
     before = {run: run.settled_at() for run in waiting}
     launches: Counter[Run] = Counter()
     told = False

@@ -1,4 +1,4 @@
-"""Show how far a group's sweep is: `python -m scripts.status group=NAME`. It only reads."""
+"""Show how far groups' sweeps are: `python -m scripts.status group=NAME,NAME`. It only reads."""
 
 import sys
 from dataclasses import dataclass
@@ -9,14 +9,15 @@ from engine.progress import describe_progress
 
 @dataclass(frozen=True)
 class Arguments:
-    """group: the group whose runs are shown, results/runs/<group>."""
+    """group: the groups whose runs are shown, results/runs/<group>, separated by commas."""
 
     group: str = "default"
 
 
 def main() -> int:
-    """Print the overview; return the exit status."""
-    print(describe_progress(read_arguments(Arguments, __doc__).group))
+    """Print the overviews; return the exit status."""
+    groups = read_arguments(Arguments, __doc__).group.split(",")
+    print("\n\n".join(map(describe_progress, groups)))
     return 0
 
 

@@ -35,7 +35,7 @@ from engine.plan import make_plan
 from engine.record import FINISHED, RESULTS, Run
 from engine.report import cannot_write, runs_lines
 from engine.rows import load_records
-from engine.sweep import failure, train_missing
+from engine.sweep import claim_missing, failure, train_missing
 from engine.tune import Cell, geometric, search, search_by_optuna
 from engine.tune_report import draw_rates, experiment, tuning_page
 
@@ -132,7 +132,7 @@ def measure(cells: Sequence[Cell], seeds: Sequence[int], command: CommandLine) -
     for job in jobs:
         make_plan(job.config, len(load_data(job.config.data).train))
     check_launcher(command.hydra_overrides)
-    train_missing(jobs, command.hydra_overrides, sweep_job)
+    train_missing(claim_missing(jobs), command.hydra_overrides, sweep_job)
     failures = [text for job in jobs if (text := failure(Run(job.config)))]
     if failures:
         print(*failures, "the same command tries them again", sep="\n", file=sys.stderr)

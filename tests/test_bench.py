@@ -287,6 +287,7 @@ def run_bench(monkeypatch, *arguments: object) -> int:
     ("arguments", "message"),
     [
         (["speed"], "speed: must be one of data, epoch"),
+        (["lars", "--rounds=x"], "argument --rounds: invalid int value: 'x'; see --help"),
         (["step", "--rounds=1"], "--rounds=1: must be at least 2"),
         (["step", "--model=vgg"], "--model=vgg: must be one of resnet8"),
         (["profile", "--batch=1"], "--batch=1: must be at least 2"),

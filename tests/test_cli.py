@@ -78,6 +78,7 @@ MISTAKES = [
     ("clip.value=1e39", "clip.value=1e+39: must be a number above 0 and within float32 or null"),
     ("optimizer.weight_decay=inf", "optimizer.weight_decay=inf: must be a number at least 0 and"),
     ("scheduler.warmup_multiplier=1e300", "scheduler.warmup_multiplier=1e+300: must be a number"),
+    ("group=2024", """group=2024: must be text; as text it is 'group="2024"'"""),
     ("--frobnicate", "unrecognized arguments: --frobnicate"),
     ("--config-name=other", "--config-name: not used here"),
     ("--experimental-rerun=x.pickle", "--experimental-rerun: not used here"),

@@ -53,6 +53,32 @@ def after_epoch(monkeypatch, number, act):
     return done
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json", "checkpoint.pt"])
+def test_a_directory_in_a_files_place(small, workplace, command, name):
+    assert command("train.py", *small, "epochs=1").status == 0
+    directory = only_run(workplace)
+    for file in ("checkpoint.pt", "summary.json"):
+        (directory / file).unlink()
+    (directory / name).unlink(missing_ok=True)
+    (directory / name).mkdir()
+    outcome = command("train.py", *small, "epochs=1")
+    status = 2 if name == "checkpoint.pt" else 1
+    assert_one_line(outcome, status, f"{directory.name}/{name}", "s a directory")
+    (directory / name).rmdir()
+    assert command("train.py", *small, "epochs=1").status == 0
+
+
+def test_a_sweep_into_a_place_that_cannot_be_written_is_one_line(
+    small, workplace, command, monkeypatch
+):
+    def refuse(self, *_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(engine.record.Path, "mkdir", refuse)
+    outcome = command("train.py", "-m", *small, "seed=0,1")
+    assert_one_line(outcome, 2, "results=", "(Read-only file system)")
+
+
 @contextmanager
 def file_system(folder, options):
     """Mount a file system of its own in a folder."""
@@ -75,7 +101,8 @@ def test_a_disk_that_fills_up(small, workplace, command):
     # Two checkpoints of 0.7 MB have room, and the third, written beside them, has not.
     with file_system(workplace / "results", "size=1900k") as remount:
         outcome = command("train.py", *small, "epochs=4")
-        assert_one_line(outcome, 1, "No space left on device", "the same command goes on")
+        told = ("No space left on device: 'results/runs/", "the same command goes on")
+        assert_one_line(outcome, 1, *told)
         directory = only_run(workplace)
         assert load_checkpoint(directory / "checkpoint.pt").epoch >= 1
         assert not [*directory.glob(".checkpoint*")]
@@ -114,8 +141,9 @@ def test_a_save_that_fails_costs_no_checkpoint(
     with monkeypatch.context() as patch:
         after_epoch(patch, 2, lambda: patch.setattr(engine.checksum.HashingWriter, "write", fail))
         outcome = command("train.py", *small, "epochs=3")
-    assert_one_line(outcome, 1, os.strerror(number), "the same command goes on")
     directory = only_run(workplace)
+    told = f"{os.strerror(number)}: 'results/runs/default/{directory.name}/checkpoint.pt'"
+    assert_one_line(outcome, 1, told, "the same command goes on")
     assert load_checkpoint(directory / "checkpoint.pt").epoch == 1
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["status"] == "failed" and os.strerror(number) in summary["error"]

@@ -254,6 +254,40 @@ def test_a_second_signal_ends_the_process_at_once(small, workplace):
         assert process.wait(10) == -signal.SIGTERM
 
 
+# Stops while torch, or whatever else the run needs first, is imported, and then while it reads.
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
+@pytest.mark.parametrize("place", ["import", "data"])
+def test_a_signal_before_training_ends_the_process(small, workplace, number, status, place):
+    waits = "import time; print('here', flush=True); time.sleep(60)"
+    (workplace / "slow.py").write_text(waits)
+    patch = {
+        "import": "sys.meta_path.insert(0, Slow())",
+        "data": "import engine.data as d; d.load_data = lambda _: exec(open('slow.py').read())",
+    }[place]
+    code = f"""
+import sys, train
+from engine.cli import exit_status
+class Slow:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            import slow
+{patch}
+sys.exit(exit_status(train.main))
+"""
+    path = os.pathsep.join([str(workplace), *sys.path])
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *small],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"here\n"
+        process.send_signal(number)
+        assert process.wait(20) == status
+        told = process.stderr.read()
+        assert told.startswith(b"interrupted") and told.count(b"\n") == 1, told
+    assert not (workplace / "results").exists()
+
+
 def test_minutes_between_checkpoints(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(engine.pause.time, "monotonic", lambda: now[0])

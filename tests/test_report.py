@@ -349,6 +349,16 @@ def test_progress_of_a_sweep(workplace, monkeypatch, capsys):
     assert states["run-2"][0] == "failed" and states["run-1"][3] == "nan"
 
 
+def test_progress_of_several_groups(workplace, monkeypatch, capsys):
+    put(workplace, "batch=128", "epochs=3")
+    monkeypatch.setattr(sys, "argv", ["status", "group=g,g"])
+    assert exit_status(scripts.status.main) == 0
+    assert capsys.readouterr().out.count("g: 1 runs: 1 done") == 2
+    monkeypatch.setattr(sys, "argv", ["status", "group=g", "group=h"])
+    assert exit_status(scripts.status.main) == 2
+    assert capsys.readouterr().err == "error: group=g: group is given more than once\n"
+
+
 def test_the_noise_scale_is_set_beside_the_batch(workplace):
     rising = [
         row | {"noise_scale": scale} for row, scale in zip(HISTORY, (None, 256, 1024), strict=True)

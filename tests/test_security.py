@@ -68,6 +68,7 @@ def test_hydras_own_keys_name_no_code(small, workplace, command, argument, told,
 HOSTILE = {
     "callbacks": "hydra:\n  callbacks:\n    x:\n      _target_: os.system\n      command: exit\n",
     "launcher": "hydra:\n  launcher:\n    x:\n      _target_: os.system\n      command: exit\n",
+    "launcher.class": "hydra:\n  launcher:\n    _target_: os.system\n",
     "job_logging": "hydra:\n  job_logging:\n    handlers:\n      x:\n        (): os.system\n",
     "job": "hydra:\n  job:\n    env_set:\n      PATH: nowhere\n",
     "run": "hydra:\n  run:\n    dir: elsewhere\n",
@@ -85,7 +86,8 @@ def test_an_experiment_from_elsewhere_brings_no_code(
     (folder / "experiment" / "shared.yaml").write_text(text)
     outcome = command("train.py", *flags, f"--config-dir={folder}", *small, "+experiment=shared")
     assert outcome.status == 2, outcome
-    told = "'x' not in 'BasicLauncherConf'" if key == "launcher" else f"error: hydra.{key}="
+    told = f"error: hydra.{key.partition('.')[0]}="
+    told = "'x' not in 'BasicLauncherConf'" if key == "launcher" else told
     assert told in outcome.err and outcome.err.count("\n") == 1, outcome.err
     assert not files_below(workplace)
 
@@ -99,6 +101,21 @@ def test_a_launchers_own_file_names_its_class_and_no_more(small, workplace, comm
     )
     assert outcome.status == 2 and outcome.err.count("\n") == 1, outcome
     assert "Invalid plugin 'os.system'" in outcome.err and not files_below(workplace)
+
+
+def test_a_launcher_is_the_commands_to_choose(small, workplace, command, tmp_path):
+    launcher, experiments = (tmp_path / "shared" / n for n in ("hydra/launcher", "experiment"))
+    launcher.mkdir(parents=True)
+    experiments.mkdir()
+    (launcher / "own.yaml").write_text("_target_: my.Launcher\nkey: 1\n")
+    chosen = "defaults:\n  - override /hydra/launcher: own\n"
+    (experiments / "shared.yaml").write_text(f"# @package _global_\n{chosen}")
+    sweep = ("train.py", "-m", f"--config-dir={tmp_path / 'shared'}", *small, "plan=true")
+    outcome = command(*sweep, "+experiment=shared")
+    assert outcome.status == 2 and outcome.err.count("\n") == 1, outcome
+    assert "hydra.launcher={" in outcome.err
+    assert "; write hydra/launcher=NAME" in outcome.err
+    assert command(*sweep, "+experiment=shared", "hydra/launcher=own").status == 0
 
 
 def test_the_projects_own_files_compose(small, workplace, command):
@@ -268,12 +285,18 @@ def test_every_entry_point_is_among_them():
     assert {p.parent.name if p.stem == "__main__" else p.stem for p in entries} == asked
 
 
+GLOBAL = "# @package _global_\n"
 MISTAKEN = {
     "not: [closed": "yaml",
     "batch: ${by_batch:{128: 1}}": "yaml",
     "x: !!python/object/apply:os.system [exit]": "could not determine a constructor",
     "3": "Invalid loaded object type",
     "defaults: [shared]": "a configuration that includes itself",
+    f"{GLOBAL}# \xff": "a file of it is no UTF-8 text",
+    "epochs: 1": "the first line of its file must be '# @package _global_'",
+    f"{GLOBAL}epochs: ${{times_k:abc}}": "error: ${times_k:abc}: must be a number",
+    f"{GLOBAL}epochs: ${{by_batch:3}}": "error: ${by_batch:3}: must be pairs, ${by_batch:{a: 1,",
+    f"{GLOBAL}epochs: ${{by_optimizer:3}}": "error: ${by_optimizer:3}: must be pairs",
 }
 
 
@@ -283,10 +306,13 @@ def test_a_mistake_in_an_experiment_is_one_line(
 ):
     folder = tmp_path / "shared"
     (folder / "experiment").mkdir(parents=True)
-    (folder / "experiment" / "shared.yaml").write_text(text + "\n")
-    outcome = command("train.py", f"--config-dir={folder}", *small, "+experiment=shared")
+    (folder / "experiment" / "shared.yaml").write_text(text + "\n", encoding="latin-1")
+    others = [o for o in small if not o.startswith("epochs=")]
+    outcome = command("train.py", f"--config-dir={folder}", *others, "+experiment=shared")
     assert outcome.status == 2 and outcome.err.count("\n") == 1, outcome
     assert told in outcome.err and not files_below(workplace)
+    outcome = command("train.py", f"--config-dir={folder}", *others, "+experiment=other")
+    assert "must be one of attempt1, attempt2, attempt3, attempt4, demo, shared" in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from engine.build import MODELS
-from engine.cli import check_ranks, exit_status
+from engine.cli import check_ranks, exit_status, refuse_flags
 from engine.parse import UserError
 from scripts.bench import data, epoch, ladder, lars, profile, report, rest, startup, step
 
@@ -60,6 +60,7 @@ def read_arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.error = refuse_flags  # type: ignore[method-assign]
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, help="timings of each candidate; default: the part's")
