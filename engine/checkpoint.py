@@ -19,7 +19,7 @@ from torch import nn
 from engine.augment import Normalization
 from engine.checksum import agrees, check_written, write_summed
 from engine.config import Config
-from engine.files import write_atomically
+from engine.files import previous_of, write_atomically
 from engine.finite import is_finite
 from engine.parse import UserError, key_error
 from engine.partial import PartialEpoch
@@ -160,11 +160,6 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
         lambda file: write_summed(file, lambda out: torch.save(content, cast(IO[bytes], out))),
         keep_previous,
     )
-
-
-def previous_of(path: Path) -> Path:
-    """Return where the checkpoint before this one is kept."""
-    return path.with_suffix(f".prev{path.suffix}")
 
 
 def load_latest(path: Path) -> Checkpoint | None:

@@ -38,6 +38,11 @@ def write_text_atomically(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def previous_of(path: Path) -> Path:
+    """Return where the file before this one, a checkpoint, is kept."""
+    return path.with_suffix(f".prev{path.suffix}")
+
+
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Let an error while a file is written, such as of a full disk, name the file."""

@@ -33,10 +33,14 @@ class Estimate:
     activations: float
     images: int
 
+    @property
+    def total(self) -> float:
+        """Return the sum."""
+        return self.pictures + self.state + self.activations
+
     def describe(self) -> str:
         """Write the sum and its parts."""
-        total = self.pictures + self.state + self.activations
-        parts = (total, self.pictures, self.state, self.activations)
+        parts = (self.total, self.pictures, self.state, self.activations)
         mib = [f"{part / 2**20:,.0f}" for part in parts]
         return (
             f"about {mib[0]} MiB: pictures {mib[1]}, weights and optimizer {mib[2]}, "
@@ -63,7 +67,7 @@ def check_memory(config: Config, plan: Plan, data: Dataset, runtime: Runtime) ->
         model.to(memory_format=runtime.memory_format)
         needed = estimate(config, plan, data, model, runtime, min(MEASURED, largest_pass(plan)))
     ranks = ranks_here()
-    if (needed.pictures + needed.state + needed.activations) * ranks > available:
+    if needed.total * ranks > available:
         each = f", on each of {ranks} ranks here" if ranks > 1 else ""
         allowed = (
             f"the run needs {needed.describe()}{each}, and there are {available / 2**20:,.0f} MiB; "

@@ -48,10 +48,6 @@ class Plan:
     min_passes: int = 1
     world_size: int = 1
 
-    def micro_batch_sizes(self, examples: int, rank: int = 0) -> list[int]:
-        """Return the sizes of one rank's forward passes over a batch."""
-        return self.rank_passes(examples)[rank]
-
     def rank_passes(self, examples: int) -> list[list[int]]:
         """Split a batch over the ranks, and each part into passes of at most `micro_batch`.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from engine.config import Config, run_name
-from engine.files import naming, write_text_atomically
+from engine.files import naming, previous_of, write_text_atomically
 from engine.lock import locked
 from engine.parse import UserError, key_error
 from engine.runtime import is_out_of_memory
@@ -236,7 +236,7 @@ class Run:
         text = json.dumps(plain(summary), indent=2, allow_nan=False)
         write_text_atomically(self.directory / "summary.json", text + "\n")
         if status in FINISHED:
-            (self.directory / "checkpoint.prev.pt").unlink(missing_ok=True)
+            previous_of(self.checkpoint).unlink(missing_ok=True)
 
     def _try_to_finish(self, status: str, error: str | None = None) -> None:
         # What stopped the run may be a full disk or a removed directory, which would hide it here.

@@ -77,11 +77,11 @@ def own_keys(given: list[str]) -> dict[str, Any]:
 def search(config: Config, arguments: Arguments, command: str) -> None:
     """Run the test of one configuration, and write and tell what it found."""
     from engine.augment import Normalization, TrainingPictures
-    from engine.build import build_model, build_optimizer
     from engine.data import load_data
     from engine.lr_range import growing_rates, run_range_test
     from engine.plan import make_plan
     from engine.runtime import facts, start_runtime
+    from engine.state import State
     from engine.step import Step
 
     runtime = start_runtime(
@@ -93,13 +93,14 @@ def search(config: Config, arguments: Arguments, command: str) -> None:
     high = plan.peak_lr * 100 if arguments.high is None else arguments.high
     if high <= low:
         raise key_error("range.high", high, f"must be above range.low={low:g}")
-    model = build_model(config.model, len(data.classes)).to(runtime.device)
-    model.to(memory_format=runtime.memory_format)
-    optimizer = build_optimizer(config.optimizer, config.clip, model, plan.peak_lr)
+    state = State.of_no_steps(config, plan, len(data.classes), runtime)
     normalization = Normalization.of(data.train.images)
     pictures = TrainingPictures(data.train, normalization, runtime.device)
     rates = growing_rates(low, high, arguments.steps)
-    step = Step(model, optimizer, pictures, plan, runtime, config.clip, config.loss.label_smoothing)
+    step = Step(
+        state.model, state.optimizer, pictures, plan, runtime, config.clip,
+        config.loss.label_smoothing,
+    )  # fmt: skip
     made = run_range_test(step, config.seed, rates, arguments.most)
     if len(made.rates) < FEWEST_STEPS:
         allowed = f"must be lower: after {len(made.rates)} steps {made.stopped}"

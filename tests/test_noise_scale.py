@@ -91,18 +91,18 @@ def test_an_epoch_estimates_it_from_first_pass_and_batch(optimizer, micro_batch,
 
 def test_a_batch_takes_two_passes_at_least():
     made = make_plan(config("noise_scale=true", "batch=100"), 1000)
-    assert made.micro_batch_sizes(100) == [50, 50]
-    assert made.micro_batch_sizes(1) == [1]
-    assert made.micro_batch_sizes(3) == [2, 1]
+    assert made.rank_passes(100)[0] == [50, 50]
+    assert made.rank_passes(1)[0] == [1]
+    assert made.rank_passes(3)[0] == [2, 1]
     keys = ["noise_scale=true", "batch=400", "model.ghost_batch=100"]
     made = make_plan(config(*keys), 1000)
-    assert made.micro_batch_sizes(400) == [200, 200]
-    assert made.micro_batch_sizes(370) == [200, 170]
-    assert made.micro_batch_sizes(250) == [100, 150]
-    assert made.micro_batch_sizes(150) == [150]
+    assert made.rank_passes(400)[0] == [200, 200]
+    assert made.rank_passes(370)[0] == [200, 170]
+    assert made.rank_passes(250)[0] == [100, 150]
+    assert made.rank_passes(150)[0] == [150]
     made = make_plan(config(*keys, "micro_batch=100"), 1000)
-    assert made.micro_batch_sizes(400) == [100] * 4
-    assert make_plan(config("batch=100"), 1000).micro_batch_sizes(100) == [100]
+    assert made.rank_passes(400)[0] == [100] * 4
+    assert make_plan(config("batch=100"), 1000).rank_passes(100)[0] == [100]
 
 
 @pytest.mark.parametrize(
