@@ -188,6 +188,15 @@ def test_epochs_are_beside_the_reference():
     ]
 
 
+def test_the_reference_trains_in_a_process_of_its_own():
+    with epoch.reference_epochs(resnet8, 128, CPU) as reference:
+        (process,) = torch.multiprocessing.active_children()
+        reference.step()
+        reference.step()
+        assert process.is_alive()
+    assert not process.is_alive()
+
+
 def test_the_rest_is_scaled_to_a_whole_epoch():
     seconds = {
         "training": 1.0, "drawing": 0.2, "evaluation": 0.5, "records and TensorBoard": 0.1,
