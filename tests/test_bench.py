@@ -1,6 +1,8 @@
 import json
+import os
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -191,6 +193,9 @@ def test_epochs_are_beside_the_reference():
 def test_the_reference_trains_in_a_process_of_its_own():
     with epoch.reference_epochs(resnet8, 128, CPU) as reference:
         (process,) = torch.multiprocessing.active_children()
+        environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        assert b"THP_MEM_ALLOC_ENABLE=0" in environment
+        assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
         reference.step()
         reference.step()
         assert process.is_alive()

@@ -1,6 +1,7 @@
 """The machine's settings that a run depends on."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -25,12 +26,41 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_a_large_tensors_memory_is_used_again():
     def faults(mode):
         done = subprocess.run(
-            [sys.executable, "-c", PAGES, mode], capture_output=True, text=True, check=True
-        )
+            [sys.executable, "-c", PAGES, mode], capture_output=True, text=True, check=True,
+            env=os.environ | {"THP_MEM_ALLOC_ENABLE": "0"},
+        )  # fmt: skip
         return int(done.stdout)
 
     # A busy system may take idle pages back, so not none.
     assert faults("kept") < 0.5 * faults("default")
+
+
+HUGE = """
+import re, train
+from engine.runtime import start_runtime
+import torch
+tensor = torch.zeros(16 << 20)
+middle, inside = tensor.data_ptr() + tensor.nbytes // 2, False
+for line in open("/proc/self/smaps"):
+    if found := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+        inside = int(found[1], 16) <= middle < int(found[2], 16)
+    elif inside and line.startswith("VmFlags:"):
+        print("hg" in line.split())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are asked for on Linux alone")
+def test_a_large_tensor_asks_for_huge_pages():
+    def asked(environment):
+        done = subprocess.run(
+            [sys.executable, "-c", HUGE], capture_output=True, text=True, check=True,
+            env=environment,
+        )  # fmt: skip
+        return done.stdout.strip()
+
+    own = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
+    assert asked(own) == "True"
+    assert asked(own | {"THP_MEM_ALLOC_ENABLE": "0"}) == "False"
 
 
 def test_every_run_of_a_sweep_is_compiled(small, workplace, command, monkeypatch):
