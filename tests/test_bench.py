@@ -11,6 +11,7 @@ from torch import nn
 from torch.autograd import DeviceType
 
 from engine.cli import exit_status
+from engine.runtime import Runtime
 from models import resnet8, resnet18
 from scripts.bench import (
     __main__,
@@ -48,13 +49,16 @@ def run_startup() -> dict:
         return startup.run(CPU, 2)
 
 
+def run_epochs(compiler: str = "no-such-compiler") -> dict:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXX", compiler)
+        return epoch.run(CPU, 2, {"ResNet-8": (resnet8, 128, 128)}, CEILINGS)
+
+
 # Each with the figures that are its own.
 RUNS = {
     "data": (lambda: data.run(CPU, 2, 256, 128, (64,)), {"64"}),
-    "epoch": (
-        lambda: epoch.run(CPU, 2, {"ResNet-8": (resnet8, 128, 128)}, CEILINGS),
-        {"ResNet-8"},
-    ),
+    "epoch": (run_epochs, {"ResNet-8"}),
     "ladder": (
         lambda: ladder.run(CPU, 2, "resnet8", (16, 32), CEILINGS),
         {"model", "images", "precision", "seconds"},
@@ -188,6 +192,13 @@ def test_epochs_are_beside_the_reference():
         ("this harness", "500", 2.0, "1.50 to 2.50", 4.0, "50.0%"),
         ("reference loop", "125", 8.0, "8.00 to 8.00", 1.0, "50.0%"),
     ]
+
+
+def test_epochs_are_compiled_where_that_can_be(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(Runtime, "compile", lambda self, model: compiled.append(model) or model)
+    assert len(run_epochs("true")["tables"][0][1]) == 3 and len(compiled) == 1
+    assert len(run_epochs()["tables"][0][1]) == 2 and len(compiled) == 1
 
 
 def test_the_reference_trains_in_a_process_of_its_own():

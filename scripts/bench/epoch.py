@@ -5,7 +5,9 @@ pictures are prepared, the precision, the memory format and the step. Each has a
 """
 
 import contextlib
+import importlib.util
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
@@ -41,11 +43,15 @@ def run(
     for name, (make_model, on_cpu, on_cuda) in networks.items():
         images = on_cuda if device.type == "cuda" else on_cpu
         harness = Harness(make_model(), images, device)
+        candidates = {"this harness": Candidate(harness.epoch)}
+        if can_compile(device):
+            compiled = Harness(make_model(), images, device, compiled=True)
+            candidates["this harness, compile=true"] = Candidate(compiled.epoch)
+        precisions = dict.fromkeys(candidates, harness.runtime.precision)
+        precisions["reference loop"] = "fp32"
         with reference_epochs(make_model, images, device) as beside:
-            candidates = {"this harness": Candidate(harness.epoch), "reference loop": beside}
-            times = interleave(candidates, rounds, device, warmup=1)
+            times = interleave(candidates | {"reference loop": beside}, rounds, device, warmup=1)
         flops = count_flops(harness.model)
-        precisions = {"this harness": harness.runtime.precision, "reference loop": "fp32"}
         rows = epoch_rows(times, images, flops.training, ceilings, precisions)
         figures[name] = {"images": images, "seconds": times, "rows": rows}
         tables.append((f"{name}, batch {BATCH}, epochs of {images:,} images", rows))
@@ -89,6 +95,13 @@ def epoch_rows(
             }
         )
     return rows
+
+
+def can_compile(device: torch.device) -> bool:
+    """Tell whether torch.compile finds what it needs: Triton, or a C++ compiler for the CPU."""
+    if device.type == "cuda":
+        return importlib.util.find_spec("triton") is not None
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 @contextlib.contextmanager

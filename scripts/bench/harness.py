@@ -39,6 +39,7 @@ class Harness:
         batch: int = BATCH,
         log_layers_every: int | None = None,
         pictures_type: type[TrainingPictures] = TrainingPictures,
+        compiled: bool = False,
     ) -> None:
         """Build as train.py does, at the precision it would choose and a constant rate."""
         # Every harness of a part sets the same threads and precision.
@@ -52,7 +53,8 @@ class Harness:
         self.optimizer = build_optimizer(settings, NO_CLIP, model, self.plan.peak_lr)
         constant = ConstantConfig("constant", 0.0, 0.0, None)
         self.scheduler = build_scheduler(constant, self.plan, self.optimizer)
-        self.step = Step(self.model, self.optimizer, self.pictures, self.plan, self.runtime)
+        network = self.runtime.compile(self.model) if compiled else self.model
+        self.step = Step(network, self.optimizer, self.pictures, self.plan, self.runtime)
         self.log_layers_every = log_layers_every
 
     def epoch(self) -> TrainedEpoch:
