@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from engine.config import Config, run_name
+from engine.choices import run_name
+from engine.config import Config
 from engine.files import naming, previous_of, write_text_atomically
 from engine.lock import locked
 from engine.parse import UserError, key_error

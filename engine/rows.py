@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from engine.config import Config, check_group_name, choices
+from engine.choices import choices
+from engine.config import Config, check_group_name
 from engine.parse import UserError
 from engine.record import check_inside, published_runs, runs_directory
 from engine.settings import SCOPE, differences, mixed, told

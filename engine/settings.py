@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from engine.config import default_choices
+from engine.choices import default_choices
 
 if TYPE_CHECKING:
     from engine.rows import Record

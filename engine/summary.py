@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.config import choices
+from engine.choices import choices
 from engine.parse import UserError
 
 if TYPE_CHECKING:

@@ -23,8 +23,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.choices import run_name
 from engine.cli import exit_status, read_command_line
-from engine.config import Config, Positive, run_name
+from engine.config import Config, Positive
 from engine.parse import Range, UserError, key_error, parse
 
 if TYPE_CHECKING:

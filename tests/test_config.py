@@ -9,8 +9,9 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from engine.build import build_optimizer
+from engine.choices import choices, run_name
 from engine.cli import CONF, plain_config
-from engine.config import Config, Variant, choices, run_name
+from engine.config import Config, Variant
 from engine.parse import UserError, known_keys
 from lars import PRESETS
 

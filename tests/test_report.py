@@ -10,8 +10,8 @@ import yaml
 import engine.report
 import scripts.status
 import scripts.tables
+from engine.choices import choices
 from engine.cli import exit_status
-from engine.config import choices
 from engine.page import merge_commands
 from engine.parse import UserError
 from engine.plots import draw_against_batch, gather_lines
