@@ -179,7 +179,8 @@ def load_latest(path: Path) -> Checkpoint | None:
         saved = load_checkpoint(previous)
     except DamagedCheckpoint as error:
         before = f", and so is {previous.name}" if previous.exists() else ""
-        raise UserError(f"{damage}{before}; {AFRESH}") from error
+        advice = "remove it" if path.is_dir() else AFRESH
+        raise UserError(f"{damage}{before}; {advice}") from error
     print(f"{damage}; {previous.name} is used instead", file=sys.stderr)
     os.replace(previous, path)
     return saved

@@ -60,8 +60,11 @@ class CommandLine:
     hydra_overrides: list[str]
 
 
-def exit_status(command: Callable[[], int]) -> int:
-    """Run a command to its exit status: a user's mistake is one line on stderr and status 2."""
+def exit_status(command: Callable[[], int], resumes: bool = True) -> int:
+    """Run a command to its exit status: a user's mistake is one line on stderr and status 2.
+
+    resumes: whether the command, given again, goes on where it was stopped.
+    """
     try:
         # A rank that waits for others in native code would not hear of a signal.
         with leaving_early() if _world_size() == "1" else contextlib.nullcontext():
@@ -83,7 +86,8 @@ def exit_status(command: Callable[[], int]) -> int:
         return 1
     except (KeyboardInterrupt, Stopped) as error:
         if _is_first_rank():
-            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+            then = "; the same command goes on from the last checkpoint" if resumes else ""
+            print(f"interrupted{then}", file=sys.stderr)
         return error.status if isinstance(error, Stopped) else 130
 
 
@@ -145,7 +149,7 @@ def read_arguments(config_type: type[T], usage: str | None) -> T:
         print((usage or "").strip())
         raise SystemExit(0)
     for argument in arguments:
-        if not re.match(r"[a-z_.]+=", argument):
+        if not re.match(r"[a-z_.]+=.", argument):
             raise UserError(f"{argument}: must be key=value; see --help")
         key = argument.partition("=")[0]
         if sum(other.startswith(f"{key}=") for other in arguments) > 1:
@@ -153,7 +157,8 @@ def read_arguments(config_type: type[T], usage: str | None) -> T:
     try:
         raw = plain_config(OmegaConf.from_dotlist(arguments))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(one_line(error)) from error
+        given = " ".join(arguments)
+        raise UserError(f"{given}: must be key=value, each value plain or in quotes") from error
     result: T = parse(config_type, raw)
     return result
 

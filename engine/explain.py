@@ -26,7 +26,11 @@ def explain(
                 raise key_error(key, value, f"must be one of {', '.join(LAUNCHERS)}")
             raise key_error(key, value, f"not installed; try pip install -e '.[{extra}]'")
         if key.startswith("hydra") or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", key):
+            if key and f"'{key}'" in message and not key.startswith("hydra"):
+                raise key_error(key, value, "unknown key; see --help")
             continue
+        if override.startswith("+") and key in keys and "Could not append" in message:
+            raise key_error(f"+{key}", value, f"write {key}={value}")
         # One that --config-dir adds may be there, and the mistake inside it.
         there = override.startswith("+") and f"Could not find '{key}/{value}'" not in message
         if options and value not in options and not there and not _is_sweep(value):
@@ -34,7 +38,8 @@ def explain(
         if options and key == "experiment" and not override.startswith("+"):
             raise key_error(key, value, f"write +experiment={value}")
         if not options and key not in keys:
-            raise key_error(key, value, f"unknown key; {closest(key, keys)}")
+            groups = {path.parent.name for folder in folders for path in folder.glob("*/*.yaml")}
+            raise key_error(key, value, f"unknown key; {closest(key, keys | groups)}")
         if _is_sweep(value):
             raise key_error(key, value, "several values make a sweep, which needs -m")
     if "Could not delete" in message:

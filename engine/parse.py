@@ -131,7 +131,10 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if type(value) is base and finite and (base in (bool, str) or value in bounds):
         return value
     kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[base]
-    too_large = " and within float32" if isinstance(value, float) and abs(value) > LARGEST else ""
+    too_large = " and within float32" if base is float and not finite else ""
+    if base is int and isinstance(value, float) and value.is_integer():
+        # YAML reads 1e3 as a float.
+        raise key_error(key, repr(value), f"must be {kind} {bounds}, in digits alone{or_null}")
     quoted = f"""; as text it is '{key}="{value}"'""" if base is str and value is not None else ""
     raise key_error(key, value, f"must be {kind} {bounds}".rstrip() + too_large + or_null + quoted)
 

@@ -43,6 +43,7 @@ class Pauses:
         self.asked_at = 0.0
         self.saved_at = time.monotonic()
         self.before: dict[int, Any] = {}
+        self.closing = False
 
     def due(self) -> bool:
         """Tell whether to save before the next step."""
@@ -59,14 +60,17 @@ class Pauses:
         number, self.signal = self.signal, None
         if number is None:
             return
-        if callable(handler := self.before[number]):
-            handler(number, None)
-        else:
+        self.closing = True
+        if not callable(handler := self.before[number]):
             raise Stopped(EXIT_STATUS[signal.Signals(number)])
+        handler(number, None)
+        # It came back, so the run goes on.
+        self.closing = False
 
     def note(self, number: int, _frame: FrameType | None) -> None:
         """Take in a signal; a second one, warnings apart, ends the process where it stands."""
-        if self.signal is None or (self.signal in WARNINGS and number not in WARNINGS):
+        warned = self.signal in WARNINGS and number not in WARNINGS
+        if not self.closing and (self.signal is None or warned):
             self.signal, self.asked_at = number, time.monotonic()
             tell(f"{signal.Signals(number).name}: saves and stops; a second one stops at once")
         elif number not in WARNINGS and time.monotonic() - self.asked_at > REPEAT_SECONDS:

@@ -155,4 +155,4 @@ def suggest(config: Config, made: "RangeTest", peak: float, facts: dict[str, Any
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(exit_status(main, resumes=False))

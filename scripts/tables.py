@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 
 from engine.cli import exit_status, read_arguments
-from engine.report import compare, write_report
+from engine.report import compare, load_rows, write_report
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class Arguments:
 
 def main() -> int:
     """Write the tables; return the exit status."""
-    groups = read_arguments(Arguments, __doc__).group.split(",")
+    groups = list(dict.fromkeys(read_arguments(Arguments, __doc__).group.split(",")))
+    for group in groups:
+        load_rows(group)
     for group in groups:
         print(write_report(group))
     if len(groups) > 1:
@@ -29,4 +31,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(exit_status(main, resumes=False))

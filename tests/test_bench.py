@@ -313,6 +313,7 @@ def run_bench(monkeypatch, *arguments: object) -> int:
     [
         (["speed"], "speed: must be one of data, epoch"),
         (["lars", "--rounds=x"], "argument --rounds: invalid int value: 'x'; see --help"),
+        (["data", "--folder=/proc/nowhere"], "--folder=/proc/nowhere: cannot be written ("),
         (["step", "--rounds=1"], "--rounds=1: must be at least 2"),
         (["step", "--model=vgg"], "--model=vgg: must be one of resnet8"),
         (["profile", "--batch=1"], "--batch=1: must be at least 2"),

@@ -64,6 +64,7 @@ def test_a_directory_in_a_files_place(small, workplace, command, name):
     outcome = command("train.py", *small, "epochs=1")
     status = 2 if name == "checkpoint.pt" else 1
     assert_one_line(outcome, status, f"{directory.name}/{name}", "s a directory")
+    assert outcome.err.endswith("; remove it\n") == (name == "checkpoint.pt")
     (directory / name).rmdir()
     assert command("train.py", *small, "epochs=1").status == 0
 

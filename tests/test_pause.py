@@ -14,6 +14,7 @@ import engine.evaluate
 import engine.pause
 import engine.step
 from engine.checkpoint import load_checkpoint
+from engine.cli import exit_status
 from engine.pause import Pauses, Stopped, leaving, pausing
 from models import commit_batch_statistics
 from tests.test_checkpoint import CPU, TOOLBOX, assert_same, only_run, state_of
@@ -219,6 +220,35 @@ def test_a_warning_counts_for_no_first_signal_and_twins_for_one(monkeypatch):
     assert not killed
     pauses.note(signal.SIGINT, None)
     assert killed == [signal.SIGINT]
+
+
+def test_a_second_signal_counts_while_a_stopped_run_closes(monkeypatch):
+    killed = []
+    monkeypatch.setattr(engine.pause.os, "kill", lambda *arguments: killed.append(arguments[1]))
+    monkeypatch.setattr(engine.pause.signal, "signal", lambda *_: None)
+    pauses = Pauses(1)
+    pauses.before = {signal.SIGTERM: engine.pause.leave}
+    pauses.note(signal.SIGTERM, None)
+    with pytest.raises(Stopped):
+        pauses.saved()
+    pauses.note(signal.SIGTERM, None)
+    assert not killed, "the first one's twin"
+    pauses.asked_at -= 2 * engine.pause.REPEAT_SECONDS
+    pauses.note(signal.SIGTERM, None)
+    assert killed == [signal.SIGTERM] and pauses.signal is None
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Stopped(143)])
+def test_only_what_resumes_says_so(capsys, error):
+    def interrupted():
+        raise error
+
+    for resumes, said in (
+        (True, "; the same command goes on from the last checkpoint"),
+        (False, ""),
+    ):
+        assert exit_status(interrupted, resumes) == getattr(error, "status", 130)
+        assert capsys.readouterr().err == f"interrupted{said}\n"
 
 
 def test_stopped_passes_between_processes():

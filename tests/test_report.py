@@ -349,6 +349,14 @@ def test_progress_of_a_sweep(workplace, monkeypatch, capsys):
     assert states["run-2"][0] == "failed" and states["run-1"][3] == "nan"
 
 
+def test_tables_of_several_groups_are_written_or_none(workplace, monkeypatch, capsys):
+    put(workplace, "batch=128", "epochs=3")
+    monkeypatch.setattr(sys, "argv", ["tables", "group=g,h"])
+    assert exit_status(scripts.tables.main) == 2
+    assert "group=h: has no runs" in capsys.readouterr().err
+    assert not (workplace / "results" / "g").exists()
+
+
 def test_progress_of_several_groups(workplace, monkeypatch, capsys):
     put(workplace, "batch=128", "epochs=3")
     monkeypatch.setattr(sys, "argv", ["status", "group=g,g"])

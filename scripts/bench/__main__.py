@@ -17,6 +17,7 @@ step      one training step under SGD and LARS                (--model)
 import argparse
 import inspect
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -86,6 +87,13 @@ def read_arguments() -> argparse.Namespace:
         raise UserError(f"--device={arguments.device}: must be cpu or cuda")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device=cuda: there is no CUDA device here")
+    try:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=arguments.folder).close()
+    except OSError as error:
+        raise UserError(
+            f"--folder={arguments.folder}: cannot be written ({error.strerror})"
+        ) from error
     return arguments
 
 
@@ -96,4 +104,4 @@ def options_of(part: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(exit_status(main, resumes=False))

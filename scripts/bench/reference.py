@@ -6,6 +6,7 @@ torch's own batch norm, torch.optim.SGD as it comes, the loss read at every step
 
 import copy
 import itertools
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -56,7 +57,13 @@ def make_loader(images: Tensor, labels: Tensor, batch: int, pin: bool) -> DataLo
         num_workers=available_cpus(),
         persistent_workers=True,
         pin_memory=pin,
+        worker_init_fn=ignore_interrupts,
     )
+
+
+def ignore_interrupts(_worker: int) -> None:
+    """Leave Ctrl-C, which reaches every process of a terminal, to the process of the loader."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def with_plain_batch_norm(model: nn.Module) -> nn.Module:
