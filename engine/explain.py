@@ -25,8 +25,10 @@ def explain(
             if value not in LAUNCHERS:
                 raise key_error(key, value, f"must be one of {', '.join(LAUNCHERS)}")
             raise key_error(key, value, f"not installed; try pip install -e '.[{extra}]'")
-        if key.startswith("hydra") or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", key):
-            if key and f"'{key}'" in message and not key.startswith("hydra"):
+        if key.startswith("hydra"):
+            continue
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", key):
+            if key and f"'{key}'" in message:
                 raise key_error(key, value, "unknown key; see --help")
             continue
         if override.startswith("+") and key in keys and "Could not append" in message:

@@ -37,7 +37,6 @@ def test_a_large_tensors_memory_is_used_again():
 
 HUGE = """
 import re, train
-from engine.runtime import start_runtime
 import torch
 tensor = torch.zeros(16 << 20)
 middle, inside = tensor.data_ptr() + tensor.nbytes // 2, False
