@@ -57,6 +57,12 @@ def check_inside(group: str, run: str = "") -> None:
             raise key_error("group", group, f"{place} is a link that leads out of {parent}")
 
 
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """Word that a run's directory, or a report's folder or file, cannot be written."""
+    allowed = f"cannot be written ({error.strerror}); needs a folder you may write to"
+    return key_error("results", path, allowed)
+
+
 def published_runs(group: str) -> dict[str, dict[str, Any]]:
     """Read a group's runs.jsonl: the runs that are finished here or on another machine, by name."""
     path = (RESULTS / group / "runs.jsonl").absolute()
@@ -155,8 +161,7 @@ class Run:
             with open(self.directory / ".lock", "a"):
                 pass
         except OSError as error:
-            allowed = f"cannot be written ({error.strerror}); needs a folder you may write to"
-            raise key_error("results", self.directory, allowed) from error
+            raise cannot_write(self.directory, error) from error
 
     @contextlib.contextmanager
     def open(self, overrides: list[str]) -> Iterator[None]:

@@ -9,9 +9,9 @@ from typing import Any
 from engine.files import write_text_atomically
 from engine.noise_report import write_noise_plot
 from engine.page import page
-from engine.parse import UserError, key_error
+from engine.parse import key_error
 from engine.plots import write_comparison, write_plots
-from engine.record import RESULTS, runs_directory
+from engine.record import RESULTS, cannot_write, runs_directory
 from engine.rows import Record, Row, load_records, make_rows, target_accuracy
 from engine.summary import json_line
 from engine.tables import comma_separated, markdown
@@ -89,9 +89,3 @@ def _write_files(folder: Path, group: str, records: Sequence[Record]) -> list[st
 def _outcomes(records: Sequence[Record]) -> list[dict[str, Any]]:
     # Not the histories: those of running runs never stand still.
     return [record.summary for record in records]
-
-
-def cannot_write(path: Path, error: OSError) -> UserError:
-    """Word that a report's file or folder cannot be written."""
-    allowed = f"cannot be written ({error.strerror}); needs a folder you may write to"
-    return key_error("results", path, allowed)

@@ -116,8 +116,7 @@ def suggest(config: Config, made: "RangeTest", peak: float, facts: dict[str, Any
     """Write plot and numbers; return what to print, the line to paste last."""
     from engine.lr_range import write_range
     from engine.plan import base_lr_for
-    from engine.record import RESULTS, check_inside
-    from engine.report import cannot_write
+    from engine.record import RESULTS, cannot_write, check_inside
 
     base_lr = float(f"{base_lr_for(config, peak):.3g}")
     scaling = config.optimizer.lr_scaling

@@ -32,8 +32,8 @@ from engine.files import write_text_atomically
 from engine.launch import check_launcher
 from engine.parse import Range, UserError, key_error, parse
 from engine.plan import make_plan
-from engine.record import FINISHED, RESULTS, Run
-from engine.report import cannot_write, runs_lines
+from engine.record import FINISHED, RESULTS, Run, cannot_write
+from engine.report import runs_lines
 from engine.rows import load_records
 from engine.sweep import claim_missing, failure, train_missing
 from engine.tune import Cell, geometric, search, search_by_optuna
