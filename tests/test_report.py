@@ -188,6 +188,13 @@ def test_the_page_answers_and_says_how_it_was_made(workplace):
     assert "Nothing: every run that was asked for has an outcome." in text
 
 
+def test_the_page_names_a_folder_of_images(workplace):
+    held = ("data.holdout=30", "data.root=pictures/cifar10-jpeg")
+    put(workplace, "data=image_folder", *held, data="image_folder")
+    text = page_of(workplace)
+    assert "- Data: image_folder data.root=pictures/cifar10-jpeg data.holdout=30\n" in text
+
+
 def test_the_page_names_what_is_missing(workplace):
     put(workplace)
     put(workplace, "batch=256", status="failed", error="RuntimeError: it broke")
