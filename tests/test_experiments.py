@@ -1,7 +1,10 @@
 """The study's attempts: every row's rates as literals, worked out by hand from the study's text."""
 
 import itertools
+import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -12,6 +15,7 @@ from engine.plan import make_plan
 from models import resnet8
 from tests.test_config import config
 
+SEARCHED = Path(__file__).parent.parent / "results" / "tune-resnet8" / "runs.jsonl"
 BATCHES = (128, 256, 512, 1024, 2048, 4096, 8192)
 # A row for each batch: start, peak, final rate.
 RATES = {
@@ -108,6 +112,25 @@ def test_the_command_line_wins_over_an_attempt():
     assert (made.optimizer.weight_decay, made.scheduler.min_lr) == (0, 0)
     assert (made.model.init, made.group) == ("default", "mine")
     assert made.optimizer.trust_coefficient == 0.001 and made.optimizer.base_lr == 0.4
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_the_ladder_has_the_rates_that_were_searched_and_interpolates_between_them(optimizer):
+    trials = [json.loads(line) for line in open(SEARCHED)]
+    tuned = {}
+    for batch in (128, 1024, 4096, 8192):
+        cell = [t for t in trials if (t["optimizer"], t["batch"]) == (optimizer, batch)]
+        assert len(cell) == 8
+        best = max(cell, key=lambda t: (t["holdout_accuracy"], -t["base_lr"]))
+        tuned[batch] = best["base_lr"]
+        asked = config("+experiment=ladder", f"optimizer={optimizer}", f"batch={batch}")
+        assert asked.optimizer.lr_scaling == best["choices"]["optimizer.lr_scaling"]
+    rates = [
+        config("+experiment=ladder", f"optimizer={optimizer}", f"batch={batch}").optimizer.base_lr
+        for batch in BATCHES
+    ]
+    expected = np.interp(np.log(BATCHES), np.log(list(tuned)), np.log(list(tuned.values())))
+    assert np.log(rates) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("batch", ["abc", "0", "1.5", "null"])
