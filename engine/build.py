@@ -67,6 +67,8 @@ def build_model(config: c.ModelConfig, num_classes: int, sync_bn: bool = False) 
     )
     if config.init == "he":
         initialize_he(model)
+    for layer in models.batch_norms(model):
+        layer.momentum = config.bn_momentum
     if sync_bn:
         models.synchronize_batch_norms(model)
     return model
@@ -87,7 +89,13 @@ def build_optimizer(
     LARS clips by itself, from the norms that it needs anyway; the loop clips for SGD.
     """
     adapt = config.adapt if isinstance(config, c.LARSConfig) else "weights"
-    groups = parameter_groups(model, config.weight_decay, decay=config.decay, adapt=adapt)
+    groups = parameter_groups(
+        model,
+        config.weight_decay,
+        decay=config.decay,
+        adapt=adapt,
+        bias_lr_scale=config.bias_lr_scale,
+    )
     options: dict[str, Any] = {
         "lr": peak_lr,
         "momentum": config.momentum,

@@ -44,6 +44,7 @@ class ModelConfig:
     init: Literal["default", "he"]
     ghost_batch: Count | None
     zero_init_residual: bool = False
+    bn_momentum: Annotated[float, Range(low=0, high=1, low_open=True)] = 0.1
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class SGDConfig:
     nesterov: bool
     weight_decay: NotNegative
     decay: Which
+    bias_lr_scale: NotNegative = field(default=1.0, kw_only=True)
 
 
 @dataclass(frozen=True)

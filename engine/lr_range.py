@@ -94,7 +94,7 @@ def run_range_test(
     for rate in rates:
         batch, draws = next(batches)
         for group in step.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_scale"]
         figures = step.gradients(batch, draws)
         value = float(figures.loss)
         if not math.isfinite(value + float(figures.gradient_norm)):

@@ -122,12 +122,12 @@ def how_made(records: Sequence[Record]) -> str:
     """Write the commands, and what the figures must be cited with."""
     summaries = [record.summary for record in records]
     commands = [s["command"] for s in summaries if s.get("command")]
-    told = ("data.root", "data.train_size", "data.test_size", "data.holdout")
+    named = ("data.root", "data.train_size", "data.test_size", "data.holdout")
     data = [
         " ".join(
             [
                 record.summary["data"],
-                *(f"{k}={record.choices[k]}" for k in told if record.choices.get(k)),
+                *(f"{k}={record.choices[k]}" for k in named if record.choices.get(k)),
             ]
         )
         for record in records

@@ -27,8 +27,9 @@ class Plan:
     """What a run will do. Rates are per optimizer step; `final_lr` is the last step's.
 
     min_lr: where the decay ends; decay_interval: steps between a multistep schedule's falls;
-    decay: the rate after warm-up as a formula; min_passes: forward passes that a batch is split
-    into at least, where it has the examples; world_size: ranks that share each batch.
+    decay: the rate after warm-up as a formula; bias_lr_scale: the rate of biases and normalisation
+    parameters over these; min_passes: forward passes that a batch is split into at least, where it
+    has the examples; world_size: ranks that share each batch.
     """
 
     train_examples: int
@@ -45,6 +46,7 @@ class Plan:
     min_lr: float = 0.0
     decay_interval: float = math.inf
     decay: str = ""
+    bias_lr_scale: float = 1.0
     min_passes: int = 1
     world_size: int = 1
 
@@ -85,7 +87,7 @@ class Plan:
         return {"base_lr": self.base_lr, "peak_lr": self.peak_lr, "final_lr": self.final_lr}
 
     def describe(self) -> str:
-        """Write the plan in four lines, enough to work out every rate by hand."""
+        """Write the plan in four lines or five, enough to work out every rate by hand."""
         parts = Counter(map(describe_sizes, self.rank_passes(self.batch)))
         shown = ", ".join(
             passes if self.world_size == 1 else f"{ranks} rank{'s' * (ranks > 1)} of {passes}"
@@ -100,6 +102,10 @@ class Plan:
             f"rates     first {self.base_lr:.6g}, peak {self.peak_lr:.6g} at step "
             f"{self.warmup_steps}, final {self.final_lr:.6g} at step {self.total_steps - 1}\n"
             f"decay     {self.decay}"
+        ) + (
+            f"\nbiases    and normalisation parameters: {self.bias_lr_scale:g} times these rates"
+            if self.bias_lr_scale != 1.0
+            else ""
         )
 
 
@@ -160,6 +166,7 @@ def make_plan(config: Config, train_examples: int, world_size: int = 1) -> Plan:
         final_lr=peak_lr,
         min_lr=min_lr,
         decay_interval=decay_interval,
+        bias_lr_scale=config.optimizer.bias_lr_scale,
         # The noise scale compares the first pass with the whole batch.
         min_passes=2 if config.noise_scale else 1,
         world_size=world_size,

@@ -18,14 +18,17 @@ def parameter_groups(
     *,
     decay: str = "weights",
     adapt: str = "weights",
+    bias_lr_scale: float = 1.0,
     norm_modules: tuple[type[nn.Module], ...] = NORM_MODULES,
 ) -> list[dict[str, Any]]:
     """Split a model's parameters into weights, and biases with normalisation parameters.
 
     `decay` and `adapt` say which of them get `weight_decay` and which a trust ratio: "weights" or
     "all". A parameter is judged by the module that owns it, never by its shape; one that several
-    modules share counts once, with the first of them; frozen ones are left out. The groups hold
-    (name, parameter) pairs, and suit every torch optimizer: those without an `adapt` ignore it.
+    modules share counts once, with the first of them; frozen ones are left out. `bias_lr_scale` is
+    the rate of biases and normalisation parameters as a multiple of the weights'; the schedulers
+    here take it from the group's `lr_scale`, as timm's do. The groups hold (name, parameter) pairs,
+    and suit every torch optimizer: one without an `adapt` or `lr_scale` ignores it.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, not {type(model).__name__}")
@@ -34,6 +37,8 @@ def parameter_groups(
             raise ValueError(f"Invalid {option} value: {value!r}; it is 'weights' or 'all'")
     if not weight_decay >= 0.0:
         raise ValueError(f"Invalid weight_decay value: {weight_decay!r}")
+    if not bias_lr_scale >= 0.0:
+        raise ValueError(f"Invalid bias_lr_scale value: {bias_lr_scale!r}")
 
     pairs: dict[bool, list[tuple[str, nn.Parameter]]] = {True: [], False: []}
     for module, attribute, name, parameter in _parameters_with_owners(model):
@@ -45,6 +50,7 @@ def parameter_groups(
             "params": pairs[is_weight],
             "weight_decay": weight_decay if is_weight or decay == "all" else 0.0,
             "adapt": is_weight or adapt == "all",
+            "lr_scale": 1.0 if is_weight else bias_lr_scale,
         }
         for is_weight in (True, False)
         if pairs[is_weight]

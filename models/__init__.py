@@ -2,6 +2,7 @@
 
 from models.batch_norm import (
     BatchNorm2d,
+    batch_norms,
     commit_batch_statistics,
     forget_batch_statistics,
     synchronize_batch_norms,
@@ -11,6 +12,7 @@ from models.resnet_cifar import resnet8, resnet20, resnet32, resnet44, resnet56,
 
 __all__ = [
     "BatchNorm2d",
+    "batch_norms",
     "commit_batch_statistics",
     "forget_batch_statistics",
     "resnet8",

@@ -6,7 +6,8 @@ The optimizer is made with the peak rate. For step s of S, with W warm-up steps:
     s >= W   the decay at progress (s - W) / (S - 1 - W), so that step S - 1 is at the minimum
 
 The first step therefore runs at `start_lr` and step W at the peak. Each rate depends on the step
-alone, never on the rate before it, so a resumed run is on the same curve to the bit.
+alone, never on the rate before it, so a resumed run is on the same curve to the bit. A group with
+an `lr_scale` runs at so many times these rates.
 """
 
 from torch import Tensor
@@ -53,8 +54,12 @@ class WarmupLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
-        """Return every group's rate for the present step."""
-        return [self.lr_at(self.last_epoch, float(peak)) for peak in self.base_lrs]
+        """Return every group's rate for the present step, its `lr_scale` included."""
+        pairs = zip(self.optimizer.param_groups, self.base_lrs, strict=True)
+        return [
+            self.lr_at(self.last_epoch, float(peak)) * group.get("lr_scale", 1.0)
+            for group, peak in pairs
+        ]
 
     def lr_at(self, step: int, peak: float) -> float:
         """Return the rate of one step, counted from 0, under a given peak."""

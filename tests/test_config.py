@@ -8,11 +8,12 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
-from engine.build import build_optimizer
+from engine.build import build_optimizer, build_scheduler
 from engine.choices import choices, run_name
 from engine.cli import CONF, plain_config
 from engine.config import Config, Variant
 from engine.parse import UserError, known_keys
+from engine.plan import make_plan
 from lars import PRESETS
 
 GROUPS = ("model", "data", "optimizer", "scheduler")
@@ -139,16 +140,33 @@ def test_a_variant_fills_in_what_is_null_and_what_is_given_wins():
     assert [g["adapt"] for g in optimizer.param_groups] == [True, False]
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_biases_step_at_their_own_rate(optimizer):
+    made = config(f"optimizer={optimizer}", "optimizer.bias_lr_scale=0.25", "batch=10",
+                  "optimizer.weight_decay=0", "epochs=4", "scheduler.warmup_epochs=0",
+                  "optimizer.lr_scaling=none", "optimizer.base_lr=2")  # fmt: skip
+    model = torch.nn.Linear(3, 2).double()
+    plan = make_plan(made, 10)
+    stepped = build_optimizer(made.optimizer, made.clip, model, plan.peak_lr)
+    build_scheduler(made.scheduler, plan, stepped)
+    before = model.bias.detach().clone()
+    model(torch.ones(1, 3, dtype=torch.float64)).sum().backward()
+    stepped.step()
+    assert torch.allclose(model.bias, before - 0.5 * model.bias.grad, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [
+        ("optimizer.bias_lr_scale=-1", "optimizer.bias_lr_scale=-1: must be a number at least 0"),
+        ("model.bn_momentum=0", "model.bn_momentum=0: must be a number above 0 and at most 1"),
         ("optimizer.variant=tim", "optimizer.variant=tim: must be one of paper, blog, quadra"),
         ("optimizer.trust_weight_decay=no", "must be one of weight_decay, momentum or a number"),
         ("optimizer.trust_weight_decay=-1", "must be a number at least 0 or null"),
         ("optimizer.zero_norm=two", "must be one of one, skip, raw or null"),
     ],
 )
-def test_wrong_lars_options_are_told(override, told):
+def test_wrong_options_are_told(override, told):
     with pytest.raises(UserError) as raised:
         config("optimizer=lars", override)
     assert told in str(raised.value)

@@ -89,6 +89,15 @@ def test_decay_and_adaptation_are_set_apart(options: dict[str, Any], expected: l
     assert [(g["weight_decay"], g["adapt"]) for g in groups] == expected
 
 
+def test_biases_and_norms_may_have_a_rate_of_their_own() -> None:
+    """The groups carry it for the schedulers; a rate below 0 is refused."""
+    groups = parameter_groups(Everything(), 0.1, bias_lr_scale=0.05)
+    assert [g["lr_scale"] for g in groups] == [1.0, 0.05]
+    for wrong in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match="Invalid bias_lr_scale value"):
+            parameter_groups(Everything(), 0.1, bias_lr_scale=wrong)
+
+
 def test_a_model_of_one_kind_has_one_group() -> None:
     """No empty groups, and a name without a dot for a module on its own."""
     groups = parameter_groups(nn.Linear(2, 2, bias=False), 0.1)

@@ -64,9 +64,11 @@ def make_test(rates, *overrides, most=4.0):
     return tested, model, optimizer
 
 
-def test_each_step_is_taken_at_its_rate():
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_each_step_is_taken_at_its_rate(scale):
     rates = [0.1, 0.2, 0.4]
-    tested, model, _ = make_test(rates, "optimizer.momentum=0", "optimizer.weight_decay=0")
+    plain = ("optimizer.momentum=0", "optimizer.weight_decay=0")
+    tested, model, _ = make_test(rates, *plain, f"optimizer.bias_lr_scale={scale}")
     split = pictures_of(90)
     pictures = TrainingPictures(split, Normalization.of(split.images), torch.device("cpu"))
     reference, losses = make_plain(), []
@@ -74,10 +76,9 @@ def test_each_step_is_taken_at_its_rate():
         images, labels = pictures.batch(batch, draws)
         loss = torch.nn.functional.cross_entropy(reference(images), labels)
         losses.append(loss.item())
-        for p, g in zip(
-            reference.parameters(), torch.autograd.grad(loss, reference.parameters()), strict=True
-        ):
-            p.data -= rate * g
+        gradients = torch.autograd.grad(loss, reference.parameters())
+        for (name, p), g in zip(reference.named_parameters(), gradients, strict=True):
+            p.data -= rate * (scale if name.endswith("bias") else 1.0) * g
     assert tested.losses == pytest.approx(losses, rel=1e-5) and tested.rates == rates
     for a, b in zip(model.parameters(), reference.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)

@@ -7,7 +7,7 @@ from torch import nn
 import models
 from engine.build import MODELS, build_model, initialize_he
 from engine.config import ModelConfig
-from models.batch_norm import BatchNorm2d, commit_batch_statistics, group_sizes
+from models.batch_norm import BatchNorm2d, batch_norms, commit_batch_statistics, group_sizes
 
 PUBLISHED = {
     "resnet8": 75_290,
@@ -123,6 +123,18 @@ def test_running_statistics_move_once_a_step_by_the_mean_over_micro_batches():
     before = layer.running_mean.clone()
     commit_batch_statistics(layer)  # nothing is pending
     assert torch.equal(layer.running_mean, before)
+
+
+def test_a_model_has_the_momentum_that_is_asked_for():
+    made = ModelConfig("resnet8", "default", None, bn_momentum=0.75)
+    model, x = build_model(made, 10), torch.randn(4, 3, 8, 8)
+    assert {layer.momentum for layer in batch_norms(model)} == {0.75}
+    seen = []
+    batch_norms(model)[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(x)
+    commit_batch_statistics(model)
+    moved = batch_norms(model)[0].running_mean
+    assert torch.allclose(moved, 0.75 * seen[0].mean(dim=(0, 2, 3)), atol=1e-6)
 
 
 def test_evaluation_is_torch_batch_norm():

@@ -56,6 +56,12 @@ def test_warmup_steps_stand_in_for_warmup_epochs():
     assert recipe.warmup_steps == 7
 
 
+def test_the_plan_tells_the_rate_of_biases_where_it_is_another():
+    assert "biases" not in plan().describe()
+    told = plan("optimizer.bias_lr_scale=0.05").describe().splitlines()[-1]
+    assert told == "biases    and normalisation parameters: 0.05 times these rates"
+
+
 def test_final_fraction_is_a_part_of_the_peak():
     for scheduler in ("polynomial", "cosine", "onecycle"):
         keys = [f"scheduler={scheduler}", "scheduler.final_fraction=0.01", "batch=4096"]

@@ -95,6 +95,20 @@ def test_each_group_keeps_its_own_peak():
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5, 1.5])
 
 
+def test_a_groups_lr_scale_multiplies_every_rate():
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)]
+    groups[1]["lr_scale"] = 0.25
+    optimizer = torch.optim.SGD(groups, lr=4.0)
+    options = {"total_steps": 5, "warmup_steps": 2, "start_lr": 2.0, "min_lr": 1.0, "power": 1.0}
+    scheduler = schedulers.WarmupPolynomialLR(optimizer, **options)
+    seen = []
+    for _ in range(5):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    assert seen == [[2.0, 0.5], [3.0, 0.75], [4.0, 1.0], [2.5, 0.625], [1.0, 0.25]]
+
+
 @pytest.mark.parametrize(
     "kind",
     [schedulers.WarmupPolynomialLR, schedulers.WarmupCosineLR, schedulers.WarmupOneCycleLR],
