@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ import engine.sweep
 from tests.test_cli import rows_of
 
 HOLD = (
-    "import fcntl, sys, time; place, seconds, summary = sys.argv[1:]; "
+    "import fcntl, sys; place, summary = sys.argv[1:]; "
     "f = open(place + '/.lock', 'a+'); fcntl.flock(f, fcntl.LOCK_EX); "
-    "print('held', flush=True); time.sleep(float(seconds)); "
+    "print('held', flush=True); sys.stdin.readline(); "
     "summary and open(place + '/summary.json', 'w').write(summary)"
 )
 
@@ -135,7 +136,6 @@ def test_published_runs_are_not_trained_again(small, workplace, command, trained
 def test_a_run_that_another_process_trains_is_waited_for(
     small, workplace, command, trained, monkeypatch, interrupted
 ):
-    monkeypatch.setattr(engine.sweep, "POLL_SECONDS", 0.05)
     assert command("train.py", *small, "batch=32", "epochs=1").status == 0
     place = directories(workplace)[32]
     (place / "summary.json").unlink()
@@ -143,9 +143,13 @@ def test_a_run_that_another_process_trains_is_waited_for(
     del trained[:]
     summary = json.dumps({"status": "interrupted"}) if interrupted else ""
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, place, "3", summary], stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLD, place, summary], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
-        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        assert holder.stdin is not None and holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        # It lets go only once the sweep waits, however slow the machine is.
+        waits = types.SimpleNamespace(sleep=lambda seconds: holder.communicate())
+        monkeypatch.setattr(engine.sweep, "time", waits)
         outcome = command("train.py", "-m", *small, "batch=32,64", "epochs=1")
     assert outcome.status == 0
     assert "waiting   for 1 runs" in outcome.out
