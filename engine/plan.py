@@ -94,6 +94,10 @@ class Plan:
             for passes, ranks in parts.items()
         )
         last = self.train_examples - (self.steps_per_epoch - 1) * self.batch
+        biases = ""
+        if self.bias_lr_scale != 1.0:
+            times = f"{self.bias_lr_scale:g} times these rates"
+            biases = f"\nbiases    and normalisation parameters: {times}"
         return (
             f"steps     {self.total_steps} = {self.epochs} epochs x {self.steps_per_epoch} "
             f"(batch {self.batch}, the last of an epoch {last}, "
@@ -101,11 +105,7 @@ class Plan:
             f"passes    {shown} images a step\n"
             f"rates     first {self.base_lr:.6g}, peak {self.peak_lr:.6g} at step "
             f"{self.warmup_steps}, final {self.final_lr:.6g} at step {self.total_steps - 1}\n"
-            f"decay     {self.decay}"
-        ) + (
-            f"\nbiases    and normalisation parameters: {self.bias_lr_scale:g} times these rates"
-            if self.bias_lr_scale != 1.0
-            else ""
+            f"decay     {self.decay}{biases}"
         )
 
 

@@ -117,18 +117,18 @@ def test_the_command_line_wins_over_an_attempt():
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
 def test_the_ladder_has_the_rates_that_were_searched_and_interpolates_between_them(optimizer):
     trials = [json.loads(line) for line in open(SEARCHED)]
+    made = {
+        batch: config("+experiment=ladder", f"optimizer={optimizer}", f"batch={batch}").optimizer
+        for batch in BATCHES
+    }
     tuned = {}
     for batch in (128, 1024, 4096, 8192):
         cell = [t for t in trials if (t["optimizer"], t["batch"]) == (optimizer, batch)]
         assert len(cell) == 8
         best = max(cell, key=lambda t: (t["holdout_accuracy"], -t["base_lr"]))
         tuned[batch] = best["base_lr"]
-        asked = config("+experiment=ladder", f"optimizer={optimizer}", f"batch={batch}")
-        assert asked.optimizer.lr_scaling == best["choices"]["optimizer.lr_scaling"]
-    rates = [
-        config("+experiment=ladder", f"optimizer={optimizer}", f"batch={batch}").optimizer.base_lr
-        for batch in BATCHES
-    ]
+        assert made[batch].lr_scaling == best["choices"]["optimizer.lr_scaling"]
+    rates = [made[batch].base_lr for batch in BATCHES]
     expected = np.interp(np.log(BATCHES), np.log(list(tuned)), np.log(list(tuned.values())))
     assert np.log(rates) == pytest.approx(expected, abs=1e-5)
 
