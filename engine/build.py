@@ -61,13 +61,12 @@ def build_model(config: c.ModelConfig, num_classes: int, sync_bn: bool = False) 
     sync_bn: its batch norms take their statistics over all ranks.
     """
     model = MODELS[config.name](
-        num_classes=num_classes,
-        ghost_batch=config.ghost_batch,
-        zero_init_residual=config.zero_init_residual,
+        num_classes=num_classes, zero_init_residual=config.zero_init_residual
     )
     if config.init == "he":
         initialize_he(model)
     for layer in models.batch_norms(model):
+        layer.ghost_batch = config.ghost_batch
         layer.momentum = config.bn_momentum
     if sync_bn:
         models.synchronize_batch_norms(model)

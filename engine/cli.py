@@ -60,6 +60,13 @@ class CommandLine:
     hydra_overrides: list[str]
 
 
+@dataclass(frozen=True)
+class Groups:
+    """group: names of groups, separated by commas."""
+
+    group: str = "default"
+
+
 def exit_status(command: Callable[[], int], resumes: bool = True) -> int:
     """Run a command to its exit status: a user's mistake is one line on stderr and status 2.
 
@@ -161,6 +168,11 @@ def read_arguments(config_type: type[T], usage: str | None) -> T:
         raise UserError(f"{given}: must be key=value, each value plain or in quotes") from error
     result: T = parse(config_type, raw)
     return result
+
+
+def read_groups(usage: str | None) -> list[str]:
+    """Read a script's only argument, `group=A,B`: the groups it names, each once."""
+    return list(dict.fromkeys(read_arguments(Groups, usage).group.split(",")))
 
 
 def plain_config(composed: DictConfig) -> dict[str, Any]:

@@ -14,15 +14,13 @@ from models.batch_norm import BatchNorm2d
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut without parameters."""
 
-    def __init__(
-        self, in_channels: int, channels: int, stride: int, ghost_batch: int | None
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         """Make the block; `stride` 2 halves the picture."""
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
-        self.bn1 = BatchNorm2d(channels, ghost_batch)
+        self.bn1 = BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = BatchNorm2d(channels, ghost_batch)
+        self.bn2 = BatchNorm2d(channels)
         self.stride = stride
         self.new_channels = channels - in_channels
 
@@ -42,13 +40,7 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """A ResNet of depth 6n + 2 for 32x32 pictures."""
 
-    def __init__(
-        self,
-        depth: int,
-        num_classes: int = 10,
-        ghost_batch: int | None = None,
-        zero_init_residual: bool = False,
-    ) -> None:
+    def __init__(self, depth: int, num_classes: int = 10, zero_init_residual: bool = False) -> None:
         """Make the network; `depth` is 6n + 2, at least 8.
 
         zero_init_residual: every block starts as its shortcut (Goyal et al. 2017, section 5.1).
@@ -58,12 +50,12 @@ class CifarResNet(nn.Module):
         if rest or blocks < 1:
             raise ValueError(f"depth={depth}: must be 6n + 2, at least 8")
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = BatchNorm2d(16, ghost_batch)
+        self.bn1 = BatchNorm2d(16)
         stages = []
         channels_in = 16
         for channels, stride in ((16, 1), (32, 2), (64, 2)):
-            stage = [BasicBlock(channels_in, channels, stride, ghost_batch)]
-            stage += [BasicBlock(channels, channels, 1, ghost_batch) for _ in range(blocks - 1)]
+            stage = [BasicBlock(channels_in, channels, stride)]
+            stage += [BasicBlock(channels, channels, 1) for _ in range(blocks - 1)]
             stages.append(nn.Sequential(*stage))
             channels_in = channels
         self.layer1, self.layer2, self.layer3 = stages
@@ -80,43 +72,31 @@ class CifarResNet(nn.Module):
         return self.fc(x.mean(dim=(2, 3)))
 
 
-def resnet8(
-    num_classes: int = 10, ghost_batch: int | None = None, zero_init_residual: bool = False
-) -> CifarResNet:
+def resnet8(num_classes: int = 10, zero_init_residual: bool = False) -> CifarResNet:
     """Make a ResNet-8: 75,290 parameters with 10 classes."""
-    return CifarResNet(8, num_classes, ghost_batch, zero_init_residual)
+    return CifarResNet(8, num_classes, zero_init_residual)
 
 
-def resnet20(
-    num_classes: int = 10, ghost_batch: int | None = None, zero_init_residual: bool = False
-) -> CifarResNet:
+def resnet20(num_classes: int = 10, zero_init_residual: bool = False) -> CifarResNet:
     """Make a ResNet-20: 269,722 parameters with 10 classes."""
-    return CifarResNet(20, num_classes, ghost_batch, zero_init_residual)
+    return CifarResNet(20, num_classes, zero_init_residual)
 
 
-def resnet32(
-    num_classes: int = 10, ghost_batch: int | None = None, zero_init_residual: bool = False
-) -> CifarResNet:
+def resnet32(num_classes: int = 10, zero_init_residual: bool = False) -> CifarResNet:
     """Make a ResNet-32: 464,154 parameters with 10 classes."""
-    return CifarResNet(32, num_classes, ghost_batch, zero_init_residual)
+    return CifarResNet(32, num_classes, zero_init_residual)
 
 
-def resnet44(
-    num_classes: int = 10, ghost_batch: int | None = None, zero_init_residual: bool = False
-) -> CifarResNet:
+def resnet44(num_classes: int = 10, zero_init_residual: bool = False) -> CifarResNet:
     """Make a ResNet-44: 658,586 parameters with 10 classes."""
-    return CifarResNet(44, num_classes, ghost_batch, zero_init_residual)
+    return CifarResNet(44, num_classes, zero_init_residual)
 
 
-def resnet56(
-    num_classes: int = 10, ghost_batch: int | None = None, zero_init_residual: bool = False
-) -> CifarResNet:
+def resnet56(num_classes: int = 10, zero_init_residual: bool = False) -> CifarResNet:
     """Make a ResNet-56: 853,018 parameters with 10 classes."""
-    return CifarResNet(56, num_classes, ghost_batch, zero_init_residual)
+    return CifarResNet(56, num_classes, zero_init_residual)
 
 
-def resnet110(
-    num_classes: int = 10, ghost_batch: int | None = None, zero_init_residual: bool = False
-) -> CifarResNet:
+def resnet110(num_classes: int = 10, zero_init_residual: bool = False) -> CifarResNet:
     """Make a ResNet-110: 1,727,962 parameters with 10 classes."""
-    return CifarResNet(110, num_classes, ghost_batch, zero_init_residual)
+    return CifarResNet(110, num_classes, zero_init_residual)

@@ -5,22 +5,14 @@ may be used while a sweep is under way.
 """
 
 import sys
-from dataclasses import dataclass
 
-from engine.cli import exit_status, read_arguments
+from engine.cli import exit_status, read_groups
 from engine.report import compare, load_rows, write_report
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """group: the groups to rebuild, results/<group>, separated by commas."""
-
-    group: str = "default"
 
 
 def main() -> int:
     """Write the tables; return the exit status."""
-    groups = list(dict.fromkeys(read_arguments(Arguments, __doc__).group.split(",")))
+    groups = read_groups(__doc__)
     for group in groups:
         load_rows(group)
     for group in groups:
