@@ -1,4 +1,4 @@
-"""Plots of groups: accuracy and time against the batch, accuracy as training goes on."""
+"""Plots of groups: accuracy and time against batch and epochs, accuracy as training goes on."""
 
 import io
 import statistics
@@ -20,23 +20,28 @@ def write_plots(
     folder: Path, group: str, rows: Sequence["Row"], target: float | None
 ) -> list[Path]:
     """Draw a group; return the paths of the PNG files written."""
-    lines = gather_lines({"": rows})
+    lines, lengths = gather_lines({"": rows}), gather_lengths(rows)
 
     def accuracy(figure: Any) -> None:
         axes = figure.subplots()
         draw_baseline(axes, rows)
-        draw_against_batch(axes, lines, lambda row: row.figures("test_accuracy"))
+        draw_against(axes, "batch", lines, lambda row: row.figures("test_accuracy"))
         axes.set(ylabel="Final test accuracy, %", title=group)
 
     def time(figure: Any) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
-        draw_against_batch(left, lines, lambda row: row.figures("train_seconds"))
-        draw_against_batch(right, lines, lambda row: row.times_to(target))
+        draw_against(left, "batch", lines, lambda row: row.figures("train_seconds"))
+        draw_against(right, "batch", lines, lambda row: row.times_to(target))
         left.set(ylabel="Training time, s", title=f"{group}: time to train", ylim=(0, None))
         right.set(title="time to target" + (f", {target:.2f} %" if target is not None else ""))
 
     def curves(figure: Any) -> None:
         draw_curves(figure, group, lines)
+
+    def epochs(figure: Any) -> None:
+        axes = figure.subplots()
+        draw_against(axes, "epochs", lengths, lambda row: row.figures("test_accuracy"))
+        axes.set(ylabel="Final test accuracy, %", title=group)
 
     panels = len({title for title in panel_titles(lines).values()})
     drawn = {
@@ -44,6 +49,8 @@ def write_plots(
         "time.png": (time, (8.4, 3.6)),
         "curves.png": (curves, (8.4, 0.6 + 2.8 * panels)),
     }
+    if lengths:
+        drawn["epochs.png"] = (epochs, (7.2, 4.2))
     return [save(folder / name, draw, size) for name, (draw, size) in drawn.items()]
 
 
@@ -53,8 +60,8 @@ def write_comparison(path: Path, groups: Mapping[str, Sequence["Row"]]) -> Path:
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
-        draw_against_batch(left, lines, lambda row: row.figures("test_accuracy"))
-        draw_against_batch(right, lines, lambda row: row.figures("train_seconds"))
+        draw_against(left, "batch", lines, lambda row: row.figures("test_accuracy"))
+        draw_against(right, "batch", lines, lambda row: row.figures("train_seconds"))
         left.set(title="Final test accuracy, %")
         right.set(title="Training time, s", ylim=(0, None))
 
@@ -90,6 +97,14 @@ def gather_lines(groups: Mapping[str, Sequence["Row"]]) -> dict[str, list["Row"]
     return lines
 
 
+def gather_lengths(rows: Sequence["Row"]) -> dict[str, list["Row"]]:
+    """Gather the rows that differ in the epochs alone, shortest first; empty if none do."""
+    lines: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.epochs):
+        lines.setdefault(row.length_line, []).append(row)
+    return {label: found for label, found in lines.items() if len(found) > 1}
+
+
 def draw_baseline(axes: Any, rows: Sequence["Row"]) -> None:
     """Draw the smallest-batch SGD row as a band of a standard deviation to each side."""
     from engine.rows import baseline_row
@@ -105,25 +120,28 @@ def draw_baseline(axes: Any, rows: Sequence["Row"]) -> None:
         axes.axhspan(mean - spread, mean + spread, color="grey", alpha=0.15, linewidth=0)
 
 
-def draw_against_batch(
-    axes: Any, lines: Mapping[str, Sequence["Row"]], figures: Callable[["Row"], list[Any]]
+def draw_against(
+    axes: Any,
+    axis: str,
+    lines: Mapping[str, Sequence["Row"]],
+    figures: Callable[["Row"], list[Any]],
 ) -> None:
-    """Draw each line's mean and spread against the batch, every run a dot, a diverged one a cross.
+    """Draw each line's mean and spread, every run a dot, a diverged one a cross.
 
-    figures: a row's (status, figure) pairs; a row of which a run has none, since it never reached
-    the target, has no mean.
+    axis: what it is drawn against, `batch` or `epochs`. figures: a row's (status, figure) pairs; a
+    row of which a run has none, since it never reached the target, has no mean.
     """
-    batches = sorted({row.batch for rows in lines.values() for row in rows})
+    places = sorted({getattr(row, axis) for rows in lines.values() for row in rows})
     for number, (label, rows) in enumerate(lines.items()):
-        found = [(row.batch, figures(row)) for row in rows]
+        found = [(getattr(row, axis), figures(row)) for row in rows]
         if not any(pairs for _, pairs in found):
             continue
         points = [
-            (row.batch, [value for _, value in pairs])
-            for row, (_, pairs) in zip(rows, found, strict=True)
+            (place, [value for _, value in pairs])
+            for row, (place, pairs) in zip(rows, found, strict=True)
             if pairs and len(pairs) == len(row.of("completed", "diverged"))
         ]
-        x = [batch for batch, _ in points]
+        x = [place for place, _ in points]
         means = [statistics.fmean(values) for _, values in points]
         spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in points]
         colour = COLOURS.get(label, f"C{number}")
@@ -135,14 +153,15 @@ def draw_against_batch(
             color=colour, alpha=0.15, linewidth=0,
         )  # fmt: skip
         for status, marker in (("completed", "o"), ("diverged", "x")):
-            dots = [(batch, v) for batch, pairs in found for s, v in pairs if s == status]
+            dots = [(place, v) for place, pairs in found for s, v in pairs if s == status]
             if dots:
                 axes.scatter(*zip(*dots, strict=True), 18, color=colour, marker=marker, zorder=3)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(batches, [str(batch) for batch in batches])
+    axes.set_xticks(places, [str(place) for place in places])
     axes.minorticks_off()
-    axes.set_xlim(batches[0] / 1.3, batches[-1] * 1.3)
-    axes.set_xlabel("Batch (cross: diverged, counted as chance)" if crossed(lines) else "Batch")
+    axes.set_xlim(places[0] / 1.3, places[-1] * 1.3)
+    note = " (cross: diverged, counted as chance)" if crossed(lines) else ""
+    axes.set_xlabel(axis.capitalize() + note)
 
 
 def crossed(lines: Mapping[str, Sequence["Row"]]) -> bool:

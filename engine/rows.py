@@ -91,6 +91,17 @@ class Row:
         return _joined(self.optimizer.upper(), self.scope, self.told)
 
     @property
+    def epochs(self) -> int:
+        """Return the epochs of each of its runs."""
+        return int(self.records[0].summary["epochs"])
+
+    @property
+    def length_line(self) -> str:
+        """Return what rows have in common that differ in the epochs alone."""
+        scope = [part for part in self.scope.split() if not part.startswith("epochs=")]
+        return _joined(self.optimizer.upper(), str(self.batch), *scope, self.told)
+
+    @property
     def title(self) -> str:
         """Return what a table of one optimizer calls the row."""
         return _joined(str(self.batch), self.scope, self.settings)

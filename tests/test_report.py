@@ -15,7 +15,7 @@ from engine.choices import choices
 from engine.cli import exit_status
 from engine.page import merge_commands
 from engine.parse import UserError
-from engine.plots import draw_against_batch, gather_lines
+from engine.plots import draw_against, gather_lengths, gather_lines
 from engine.report import write_report
 from engine.rows import load_records, make_rows
 from tests.test_config import config
@@ -246,11 +246,36 @@ def test_the_time_to_target_has_no_mean_where_a_seed_misses_it(workplace):
         put(workplace, "batch=256", f"seed={seed}", history=HISTORY[: 3 - seed])
     rows = make_rows(load_records("g"))
     axes = Figure().subplots()
-    draw_against_batch(axes, gather_lines({"": rows}), lambda row: row.times_to(79.5))
+    draw_against(axes, "batch", gather_lines({"": rows}), lambda row: row.times_to(79.5))
     (line,) = axes.lines
     assert list(line.get_xdata()) == [128]
     dots = [tuple(place) for marks in axes.collections for place in marks.get_offsets()]
     assert dots.count((256, 30.0)) == 1 and dots.count((128, 30.0)) == 2
+
+
+def test_a_group_of_several_lengths_is_drawn_against_its_epochs(workplace):
+    from matplotlib.figure import Figure
+
+    for epochs, accuracy in ((15, 60.0), (45, 80.0)):
+        for seed in (0, 1):
+            put(workplace, f"epochs={epochs}", f"seed={seed}", accuracy=accuracy + seed)
+        put(workplace, f"epochs={epochs}", "batch=256", "optimizer=lars", accuracy=accuracy)
+    put(workplace, "epochs=90", "batch=512")
+    assert "![epochs](epochs.png)" in page_of(workplace)
+    lines = gather_lengths(make_rows(load_records("g")))
+    assert {label: [row.epochs for row in rows] for label, rows in lines.items()} == {
+        "SGD 128": [15, 45], "LARS 256": [15, 45],
+    }  # fmt: skip
+    axes = Figure().subplots()
+    draw_against(axes, "epochs", lines, lambda row: row.figures("test_accuracy"))
+    drawn = {line.get_label(): [*zip(*line.get_data(), strict=True)] for line in axes.lines}
+    assert drawn["SGD 128"] == [(15, 60.5), (45, 80.5)] and axes.get_xlabel() == "Epochs"
+
+
+def test_a_group_of_one_length_is_not_drawn_against_its_epochs(workplace):
+    put(workplace, "batch=128")
+    put(workplace, "batch=256")
+    assert "epochs.png" not in page_of(workplace)
 
 
 def test_the_same_runs_give_the_same_files(workplace):
