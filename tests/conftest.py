@@ -1,5 +1,6 @@
 """Shared fixtures: a small picture tree, a folder to work in, and the commands run in-process."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,11 @@ from engine.cli import exit_status
 from engine.data import load_data
 
 CLASSES = ("cat", "dog", "ship")
+
+
+def pytest_configure():
+    """Hear Ctrl-C also where a shell started the tests in the background, deaf to it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
