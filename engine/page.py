@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from engine.noise_report import noise_section
-from engine.rows import Record, Row, baseline_row
+from engine.rows import Record, Row, baseline_row, by_line
 from engine.tables import accuracy_cell, escaped, markdown_tables, shown_seconds
 
 # A page names so many runs that are missing, and counts the others.
@@ -68,14 +68,6 @@ def answer(rows: Sequence[Row], target: float | None) -> str:
             told = "at no batch" if held is None else f"up to batch {held}"
             lines.append(f"- {escaped(title)} holds {told}.")
     return "\n".join(lines)
-
-
-def by_line(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Gather rows that differ in the batch alone, smallest first, under a title."""
-    lines: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row.batch):
-        lines.setdefault(row.line, []).append(row)
-    return lines
 
 
 def on_the_way(rows: Sequence[Row], target: float | None) -> str:

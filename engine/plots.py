@@ -89,12 +89,13 @@ def save(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> 
 
 def gather_lines(groups: Mapping[str, Sequence["Row"]]) -> dict[str, list["Row"]]:
     """Gather the rows that differ in the batch alone under their label."""
-    lines: dict[str, list[Row]] = {}
-    for group, rows in groups.items():
-        for row in sorted(rows, key=lambda row: row.batch):
-            label = f"{group} {row.line}".strip()
-            lines.setdefault(label, []).append(row)
-    return lines
+    from engine.rows import by_line
+
+    return {
+        f"{group} {line}".strip(): found
+        for group, rows in groups.items()
+        for line, found in by_line(rows).items()
+    }
 
 
 def gather_lengths(rows: Sequence["Row"]) -> dict[str, list["Row"]]:

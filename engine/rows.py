@@ -18,7 +18,7 @@ from engine.choices import choices
 from engine.config import Config, check_group_name
 from engine.parse import UserError
 from engine.record import check_inside, published_runs, runs_directory
-from engine.settings import SCOPE, differences, mixed, told
+from engine.settings import KIND, differences, mixed, told
 from engine.summary import command_of, read_json_lines, read_summary
 
 
@@ -69,13 +69,15 @@ class Record:
 class Row:
     """The runs that differ in nothing but the seed.
 
-    scope: model, data and epochs where the group has several; told: other choices that differ from
-    those of its optimizer and batch; mixed: a note where its runs should not be averaged lightly.
+    kind: model and data where the group has several; length: epochs, likewise; told: other choices
+    that differ from those of its optimizer and batch; mixed: a note where its runs should not be
+    averaged lightly.
     """
 
     optimizer: str
     batch: int
-    scope: str
+    kind: str
+    length: str
     told: str
     mixed: str
     records: Sequence[Record]
@@ -86,25 +88,24 @@ class Row:
         return _joined(self.told, self.mixed)
 
     @property
-    def line(self) -> str:
-        """Return what rows have in common that differ in the batch alone."""
-        return _joined(self.optimizer.upper(), self.scope, self.told)
-
-    @property
     def epochs(self) -> int:
         """Return the epochs of each of its runs."""
         return int(self.records[0].summary["epochs"])
 
     @property
+    def line(self) -> str:
+        """Return what rows have in common that differ in the batch alone."""
+        return _joined(self.optimizer.upper(), self.kind, self.length, self.told)
+
+    @property
     def length_line(self) -> str:
         """Return what rows have in common that differ in the epochs alone."""
-        scope = [part for part in self.scope.split() if not part.startswith("epochs=")]
-        return _joined(self.optimizer.upper(), str(self.batch), *scope, self.told)
+        return _joined(self.optimizer.upper(), str(self.batch), self.kind, self.told)
 
     @property
     def title(self) -> str:
         """Return what a table of one optimizer calls the row."""
-        return _joined(str(self.batch), self.scope, self.settings)
+        return _joined(str(self.batch), self.kind, self.length, self.settings)
 
     def of(self, *statuses: str) -> list[Record]:
         """Return the row's runs of the given statuses."""
@@ -221,7 +222,8 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
         Row(
             members[0].summary["optimizer"],
             members[0].summary["batch"],
-            differences(members, records, SCOPE),
+            differences(members, records, KIND),
+            differences(members, records, ("epochs",)),
             told(members, records),
             mixed(members),
             members,
@@ -234,6 +236,14 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
         return (_optimizer_order(row.optimizer), row.batch, rate, row.told.count("="))
 
     return sorted(made, key=place)
+
+
+def by_line(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Gather rows that differ in the batch alone, smallest first, under a title."""
+    lines: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.batch):
+        lines.setdefault(row.line, []).append(row)
+    return lines
 
 
 def _joined(*parts: str) -> str:

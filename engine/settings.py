@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from engine.rows import Record
 
 # What tells the rows of a group apart where it mixes them; table.csv has a column for each.
-SCOPE = ("model.name", "data.name", "epochs")
+KIND = ("model.name", "data.name")
+SCOPE = (*KIND, "epochs")
 # With more keys than these a row names only those in which it differs from most others.
 MOST_TOLD = 3
 # What a row or a column of its own already says.

@@ -123,8 +123,6 @@ def test_time_to_target_needs_every_seed_to_reach_it(workplace):
 def test_published_runs_count_where_their_directories_are_not(workplace):
     put(workplace, "seed=0", accuracy=70.0)
     before = write_report("g")
-    import shutil
-
     shutil.rmtree(workplace / "results" / "runs")
     assert write_report("g") == before
     assert load_records("g")[0].history == HISTORY
