@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from engine.noise_report import noise_section
 from engine.rows import Record, Row, baseline_row, by_line
-from engine.tables import accuracy_cell, escaped, markdown_tables, shown_seconds
+from engine.tables import accuracy_cell, escaped, markdown_tables, shown_seconds, whose
 
 # A page names so many runs that are missing, and counts the others.
 NAMED_MISSING = 20
@@ -22,8 +22,8 @@ def page(group: str, rows: Sequence[Row], target: float | None, plots: Iterable[
         question(rows),
         answer(rows, target),
         markdown_tables(rows).strip(),
-        "Accuracy is the final model's, on the test split; ± is the standard deviation over "
-        "seeds. A diverged run counts as chance and is marked nan.",
+        f"Accuracy is {whose(rows)}; ± is the standard deviation over seeds. A diverged run counts "
+        "as chance and is marked nan.",
         *(f"![{name.removesuffix('.png')}]({name})" for name in plots),
         "## On the way",
         on_the_way(rows, target),
@@ -61,7 +61,7 @@ def answer(rows: Sequence[Row], target: float | None) -> str:
         for title, members in by_line(rows).items():
             held = None
             for row in members:
-                mean = row.mean("test_accuracy")
+                mean = row.accuracy()
                 if mean is None or mean < target:
                     break
                 held = row.batch
@@ -73,19 +73,22 @@ def answer(rows: Sequence[Row], target: float | None) -> str:
 def on_the_way(rows: Sequence[Row], target: float | None) -> str:
     """Write the history beside the final accuracy: best epoch, first time at the target."""
     goal = "the target" if target is None else f"{target:.2f} %"
-    held_out = any(row.figures("holdout_accuracy") for row in rows)
-    names = ["Optimizer", "Batch", "Final, %", *(["Hold-out, %"] if held_out else [])]
-    names += ["Best epoch, %", f"First at {goal}", "Time to it", "Time to train", "Images/s"]
+    tested = rows[0].split == "test"
+    both = tested and any(row.figures("holdout_accuracy") for row in rows)
+    names = ["Optimizer", "Batch", "Final, %", *(["Hold-out, %"] if both else [])]
+    names += ["Best epoch, %"] if tested else []
+    names += [f"First at {goal}", "Time to it", "Time to train", "Images/s"]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for row in rows:
         best, epoch = row.mean("best_test_accuracy"), row.mean("best_epoch")
+        best_cell = "-" if best is None or epoch is None else f"{best:.2f} (epoch {epoch:.4g})"
         first, speed = row.first_at(target), row.mean("images_per_second")
         cells = [
             escaped(row.optimizer.upper()),
             escaped(row.title),
             accuracy_cell(row),
-            *([holdout_cell(row)] if held_out else []),
-            "-" if best is None or epoch is None else f"{best:.2f} (epoch {epoch:.4g})",
+            *([holdout_cell(row)] if both else []),
+            *([best_cell] if tested else []),
             "-" if first is None else f"epoch {first[0]:.4g}",
             shown_seconds(first[1] if first else None),
             shown_seconds(row.mean("train_seconds")),
@@ -94,9 +97,10 @@ def on_the_way(rows: Sequence[Row], target: float | None) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "Means over seeds. The best epoch was found on the test split, so it is history and no "
-        "result. A row is at the target only if each of its seeds gets there; times are training "
-        "steps alone.",
+        "Means over seeds. "
+        + ("The best epoch was found on the test split, so it is history and no result. " * tested)
+        + "A row is at the target only if each of its seeds gets there; times are training steps "
+        "alone.",
     ]
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from engine.rows import Row
 
 COLOURS = {"SGD": "#1f6f8b", "LARS": "#d1495b"}
+SPLITS = {"test": "test accuracy", "holdout": "hold-out accuracy"}
 # More panels than this would not be read; the lines of one optimizer then share one.
 MOST_PANELS = 4
 
@@ -25,8 +26,8 @@ def write_plots(
     def accuracy(figure: Any) -> None:
         axes = figure.subplots()
         draw_baseline(axes, rows)
-        draw_against(axes, "batch", lines, lambda row: row.figures("test_accuracy"))
-        axes.set(ylabel="Final test accuracy, %", title=group)
+        draw_against(axes, "batch", lines, lambda row: row.results())
+        axes.set(ylabel=f"Final {SPLITS[rows[0].split]}, %", title=group)
 
     def time(figure: Any) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
@@ -40,8 +41,8 @@ def write_plots(
 
     def epochs(figure: Any) -> None:
         axes = figure.subplots()
-        draw_against(axes, "epochs", lengths, lambda row: row.figures("test_accuracy"))
-        axes.set(ylabel="Final test accuracy, %", title=group)
+        draw_against(axes, "epochs", lengths, lambda row: row.results())
+        axes.set(ylabel=f"Final {SPLITS[rows[0].split]}, %", title=group)
 
     panels = len({title for title in panel_titles(lines).values()})
     drawn = {
@@ -60,9 +61,10 @@ def write_comparison(path: Path, groups: Mapping[str, Sequence["Row"]]) -> Path:
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
-        draw_against(left, "batch", lines, lambda row: row.figures("test_accuracy"))
+        draw_against(left, "batch", lines, lambda row: row.results())
         draw_against(right, "batch", lines, lambda row: row.figures("train_seconds"))
-        left.set(title="Final test accuracy, %")
+        splits = dict.fromkeys(SPLITS[row.split] for rows in groups.values() for row in rows)
+        left.set(title=f"Final {' or '.join(splits)}, %")
         right.set(title="Training time, s", ylim=(0, None))
 
     return save(path, draw, (9.6, 4.2))
@@ -111,7 +113,7 @@ def draw_baseline(axes: Any, rows: Sequence["Row"]) -> None:
     from engine.rows import baseline_row
 
     row = baseline_row(rows)
-    mean = row.mean("test_accuracy") if row else None
+    mean = row.accuracy() if row else None
     if row is None or mean is None:
         return
     label = f"base line: SGD {row.batch}"
@@ -177,7 +179,7 @@ def panel_titles(lines: Mapping[str, Sequence["Row"]]) -> dict[str, str]:
 
 
 def draw_curves(figure: Any, group: str, lines: Mapping[str, Sequence["Row"]]) -> None:
-    """Draw every run's test accuracy over the epochs and over wall time, a colour a batch."""
+    """Draw every run's accuracy over the epochs and over wall time, a colour a batch."""
     from matplotlib import colormaps
 
     titles = panel_titles(lines)
@@ -186,7 +188,9 @@ def draw_curves(figure: Any, group: str, lines: Mapping[str, Sequence["Row"]]) -
     batches = sorted({row.batch for rows in lines.values() for row in rows})
     for label, rows in lines.items():
         left, right = panels[place[titles[label]]]
-        left.set(title=f"{group}: {titles[label]}", ylabel="Test accuracy, %")
+        left.set(
+            title=f"{group}: {titles[label]}", ylabel=f"{SPLITS[rows[0].split].capitalize()}, %"
+        )
         for row in rows:
             colour = colormaps["viridis"](
                 0.92 * batches.index(row.batch) / max(1, len(batches) - 1)
@@ -195,7 +199,7 @@ def draw_curves(figure: Any, group: str, lines: Mapping[str, Sequence["Row"]]) -
             if name in right.get_legend_handles_labels()[1]:
                 name = None
             for record in row.records:
-                epochs, seconds, accuracies = record.curve()
+                epochs, seconds, accuracies = record.curve(row.split)
                 style = {"color": colour, "linewidth": 1.2, "marker": ".", "markersize": 4}
                 left.plot(epochs, accuracies, **style)
                 right.plot(seconds, accuracies, label=name if accuracies else None, **style)

@@ -49,11 +49,14 @@ def state(group: str, record: Record) -> str:
 
 
 def accuracy(record: Record) -> str:
-    """Write the final accuracy, or the latest so far."""
+    """Write the final accuracy, or the latest so far; on the hold-out where there is no other."""
     if record.status == "diverged":
         return "nan"
-    tested = [row["test_accuracy"] for row in record.history if row["test_accuracy"] is not None]
-    return f"{tested[-1]:.2f}" if tested else "-"
+    for row in reversed(record.history):
+        for split in ("test", "holdout"):
+            if row[f"{split}_accuracy"] is not None:
+                return f"{row[f'{split}_accuracy']:.2f}"
+    return "-"
 
 
 def seconds_left(record: Record, records: Sequence[Record]) -> float | None:

@@ -44,24 +44,32 @@ class Record:
         """Tell whether the run has an accuracy that enters a mean."""
         return self.status in ("completed", "diverged")
 
-    def first_at(self, target: float) -> tuple[int, float] | None:
+    def accuracy(self, split: str) -> float | None:
+        """Return the final accuracy on `split`, %: of a diverged run chance, None if not known."""
+        # Chance stands under the test split, whether or not that was to be evaluated.
+        key = "test" if self.status == "diverged" else split
+        value = self.summary.get(f"{key}_accuracy") if self.counted else None
+        return None if value is None else float(value)
+
+    def first_at(self, split: str, target: float) -> tuple[int, float] | None:
         """Return epoch and training seconds of the first evaluation at or above `target` %."""
         seconds = 0.0
         for row in self.history:
             seconds += row["train_seconds"]
-            if row["test_accuracy"] is not None and row["test_accuracy"] >= target:
+            accuracy = row[f"{split}_accuracy"]
+            if accuracy is not None and accuracy >= target:
                 return row["epoch"], seconds
         return None
 
-    def curve(self) -> tuple[list[int], list[float], list[float]]:
-        """Return epochs, wall seconds since the start and test accuracies, where evaluated."""
+    def curve(self, split: str) -> tuple[list[int], list[float], list[float]]:
+        """Return epochs, wall seconds since the start and accuracies, where evaluated."""
         epochs, seconds, accuracies, passed = [], [], [], 0.0
         for row in self.history:
             passed += row["wall_seconds"]
-            if row["test_accuracy"] is not None:
+            if row[f"{split}_accuracy"] is not None:
                 epochs.append(row["epoch"])
                 seconds.append(passed)
-                accuracies.append(row["test_accuracy"])
+                accuracies.append(row[f"{split}_accuracy"])
         return epochs, seconds, accuracies
 
 
@@ -71,7 +79,8 @@ class Row:
 
     kind: model and data where the group has several; length: epochs, likewise; told: other choices
     that differ from those of its optimizer and batch; mixed: a note where its runs should not be
-    averaged lightly.
+    averaged lightly; split: whose accuracies are told, test, or holdout where no run of the group
+    evaluates the test split.
     """
 
     optimizer: str
@@ -80,6 +89,7 @@ class Row:
     length: str
     told: str
     mixed: str
+    split: str
     records: Sequence[Record]
 
     @property
@@ -119,7 +129,17 @@ class Row:
 
     def accuracies(self) -> list[float]:
         """Return the final accuracies, % each; a diverged run's is chance."""
-        return [value for _, value in self.figures("test_accuracy")]
+        return [value for _, value in self.results()]
+
+    def accuracy(self) -> float | None:
+        """Return the mean of the final accuracies, %."""
+        accuracies = self.accuracies()
+        return statistics.fmean(accuracies) if accuracies else None
+
+    def results(self) -> list[tuple[str, float]]:
+        """Return status and final accuracy, %, for each run that has one."""
+        found = [(r.status, r.accuracy(self.split)) for r in self.records]
+        return [(status, value) for status, value in found if value is not None]
 
     def spread(self) -> float | None:
         """Return the sample standard deviation of the accuracies, given two or more."""
@@ -135,14 +155,14 @@ class Row:
         """Return status and seconds to the target for each run that reaches it."""
         if target is None:
             return []
-        found = [(r.status, r.first_at(target)) for r in self.records if r.counted]
+        found = [(r.status, r.first_at(self.split, target)) for r in self.records if r.counted]
         return [(status, first[1]) for status, first in found if first is not None]
 
     def first_at(self, target: float | None) -> tuple[float, float] | None:
         """Return mean epoch and training seconds to the target; None if any run misses it."""
         if target is None or not self.accuracies():
             return None
-        firsts = [record.first_at(target) for record in self.records if record.counted]
+        firsts = [r.first_at(self.split, target) for r in self.records if r.counted]
         reached = [first for first in firsts if first is not None]
         if len(reached) < len(firsts):
             return None
@@ -218,6 +238,7 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
     for record in records:
         chosen = {key: value for key, value in record.choices.items() if key != "seed"}
         rows.setdefault(json.dumps(chosen, sort_keys=True), []).append(record)
+    tested = any(record.choices.get("data.test_size") != 0 for record in records)
     made = [
         Row(
             members[0].summary["optimizer"],
@@ -226,6 +247,7 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
             differences(members, records, ("epochs",)),
             told(members, records),
             mixed(members),
+            "test" if tested else "holdout",
             members,
         )
         for members in rows.values()
@@ -262,5 +284,5 @@ def target_accuracy(rows: Sequence[Row]) -> float | None:
     if len(asked) == 1:
         return next(iter(asked))
     baseline = baseline_row(rows)
-    accuracy = baseline.mean("test_accuracy") if baseline else None
+    accuracy = baseline.accuracy() if baseline else None
     return None if accuracy is None else accuracy - 0.5

@@ -38,8 +38,8 @@ def comma_separated(rows: Sequence[Row], target: float | None) -> str:
                 "diverged": len(row.of("diverged")),
                 "failed": len(row.of("failed")),
                 "missing": len(row.of("missing", "interrupted")),
-                "accuracy_mean": row.mean("test_accuracy"),
-                "accuracy_std": row.spread(),
+                "accuracy_mean": row.accuracy() if row.split == "test" else None,
+                "accuracy_std": row.spread() if row.split == "test" else None,
                 "best_accuracy_mean": row.mean("best_test_accuracy"),
                 "train_seconds_mean": row.mean("train_seconds"),
                 "seconds_to_target_mean": first_at[1] if first_at else None,
@@ -66,7 +66,7 @@ def markdown(group: str, rows: Sequence[Row]) -> str:
         escaped(f"{model} on {data}, {epochs} epochs.") for model, data, epochs in sorted(scope)
     ]
     lines += [markdown_tables(rows), ""]
-    lines += ["Accuracy is the final model's; ± is the standard deviation over seeds."]
+    lines += [f"Accuracy is {whose(rows)}; ± is the standard deviation over seeds."]
     return "\n".join(lines) + "\n"
 
 
@@ -89,6 +89,13 @@ def markdown_tables(rows: Sequence[Row]) -> str:
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def whose(rows: Sequence[Row]) -> str:
+    """Say what the accuracies of a group are of."""
+    if rows and rows[0].split == "holdout":
+        return "the final model's on held-out training images; no run evaluated the test split"
+    return "the final model's, on the test split"
 
 
 def shown_seconds(seconds: float | None) -> str:

@@ -8,6 +8,7 @@ import sys
 import pytest
 import yaml
 
+import engine.progress
 import engine.report
 import scripts.status
 import scripts.tables
@@ -20,10 +21,11 @@ from engine.report import write_report
 from engine.rows import load_records, make_rows
 from tests.test_config import config
 
+EPOCH = {"holdout_accuracy": None, "train_seconds": 10.0, "wall_seconds": 12.0}
 HISTORY = [
-    {"epoch": 1, "test_accuracy": 40.0, "train_seconds": 10.0, "wall_seconds": 12.0},
-    {"epoch": 2, "test_accuracy": None, "train_seconds": 10.0, "wall_seconds": 12.0},
-    {"epoch": 3, "test_accuracy": 79.7, "train_seconds": 10.0, "wall_seconds": 12.0},
+    {"epoch": 1, "test_accuracy": 40.0, **EPOCH},
+    {"epoch": 2, "test_accuracy": None, **EPOCH},
+    {"epoch": 3, "test_accuracy": 79.7, **EPOCH},
 ]
 
 
@@ -434,6 +436,27 @@ def test_the_page_shows_what_was_chosen_on(workplace):
     assert "| Final, % | Hold-out, % | Best epoch, % |" in page
     assert "| 80.00 ± 0.00 | 70.50 (70.00, 71.00) | 81.00 (epoch 2) |" in page
     assert "| 256 | 80.00 | - | 81.00 (epoch 2) |" in page
+
+
+def test_a_group_that_leaves_the_test_split_alone_is_told_by_its_hold_out(workplace):
+    only = ("data.holdout=10", "data.test_size=0")
+    history = [{"epoch": 1, "test_accuracy": None, **EPOCH, "holdout_accuracy": 70.0}]
+    for batch, accuracy in ((128, 70.0), (256, 71.0)):
+        found = {"accuracy": None, "holdout_accuracy": accuracy, "history": history}
+        put(workplace, f"batch={batch}", *only, best_test_accuracy=None, best_epoch=None, **found)
+    put(workplace, "batch=512", *only, status="diverged", accuracy=10.0, holdout_accuracy=None)
+    text, rows = table(workplace)
+    assert "| 128 | 0.1 | 70.00 (base line) | 30.0 s |" in text
+    assert (
+        "| 256 | 0.1 | 71.00 | 30.0 s |" in text and "| 512 | 0.1 | 10.0 (nan) | 30.0 s |" in text
+    )
+    # table.csv has no column that says which split a figure is of.
+    assert {row["accuracy_mean"] for row in rows} == {""}
+    page = (workplace / "results" / "g" / "README.md").read_text()
+    assert "on held-out training images; no run evaluated the test split" in page
+    assert "| Final, % | First at 69.50 % |" in page and "epoch 1 | 10.0 s |" in page
+    assert "- SGD holds up to batch 256." in page and "Best epoch" not in page
+    assert engine.progress.accuracy(load_records("g")[0]) == "70.00"
 
 
 def test_a_row_of_an_ablation_names_what_it_changes(workplace):
