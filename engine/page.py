@@ -71,38 +71,45 @@ def answer(rows: Sequence[Row], target: float | None) -> str:
 
 
 def on_the_way(rows: Sequence[Row], target: float | None) -> str:
-    """Write the history beside the final accuracy: best epoch, first time at the target."""
-    goal = "the target" if target is None else f"{target:.2f} %"
+    """Write the history beside the final accuracy: training's, best epoch, time to the target."""
     tested = rows[0].split == "test"
     both = tested and any(row.figures("holdout_accuracy") for row in rows)
-    names = ["Optimizer", "Batch", "Final, %", *(["Hold-out, %"] if both else [])]
-    names += ["Best epoch, %"] if tested else []
-    names += [f"First at {goal}", "Time to it", "Time to train", "Images/s"]
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for row in rows:
-        best, epoch = row.mean("best_test_accuracy"), row.mean("best_epoch")
-        best_cell = "-" if best is None or epoch is None else f"{best:.2f} (epoch {epoch:.4g})"
-        first, speed = row.first_at(target), row.mean("images_per_second")
-        cells = [
-            escaped(row.optimizer.upper()),
-            escaped(row.title),
-            accuracy_cell(row),
-            *([holdout_cell(row)] if both else []),
-            *([best_cell] if tested else []),
-            "-" if first is None else f"epoch {first[0]:.4g}",
-            shown_seconds(first[1] if first else None),
-            shown_seconds(row.mean("train_seconds")),
-            "-" if speed is None else f"{speed:,.0f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+    table = [history_cells(row, target, both) for row in rows]
+    lines = [f"| {' | '.join(table[0])} |", "|---" * len(table[0]) + "|"]
+    lines += [f"| {' | '.join(cells.values())} |" for cells in table]
     lines += [
         "",
-        "Means over seeds. "
+        "Means over seeds. Training accuracy is the last epoch's, on augmented images, while the "
+        "weights still moved. "
         + ("The best epoch was found on the test split, so it is history and no result. " * tested)
         + "A row is at the target only if each of its seeds gets there; times are training steps "
         "alone.",
     ]
     return "\n".join(lines)
+
+
+def history_cells(row: Row, target: float | None, both: bool) -> dict[str, str]:
+    """Write a row's cells by column; both: whether it has a hold-out beside the test split."""
+    train, speed = row.train_accuracy(), row.mean("images_per_second")
+    best, epoch = row.mean("best_test_accuracy"), row.mean("best_epoch")
+    first = row.first_at(target)
+    cells = {
+        "Optimizer": escaped(row.optimizer.upper()),
+        "Batch": escaped(row.title),
+        "Final, %": accuracy_cell(row),
+        "Training, %": "-" if train is None else f"{train:.2f}",
+    }
+    if both:
+        cells["Hold-out, %"] = holdout_cell(row)
+    if row.split == "test":
+        known = best is not None and epoch is not None
+        cells["Best epoch, %"] = f"{best:.2f} (epoch {epoch:.4g})" if known else "-"
+    goal = "the target" if target is None else f"{target:.2f} %"
+    cells[f"First at {goal}"] = f"epoch {first[0]:.4g}" if first else "-"
+    cells["Time to it"] = shown_seconds(first[1] if first else None)
+    cells["Time to train"] = shown_seconds(row.mean("train_seconds"))
+    cells["Images/s"] = "-" if speed is None else f"{speed:,.0f}"
+    return cells
 
 
 def holdout_cell(row: Row) -> str:

@@ -136,6 +136,12 @@ class Row:
         accuracies = self.accuracies()
         return statistics.fmean(accuracies) if accuracies else None
 
+    def train_accuracy(self) -> float | None:
+        """Return the mean training accuracy of the last epoch, %, over the runs that completed."""
+        found = [r.history[-1].get("train_accuracy") for r in self.of("completed") if r.history]
+        values = [value for value in found if value is not None]
+        return statistics.fmean(values) if values else None
+
     def results(self) -> list[tuple[str, float]]:
         """Return status and final accuracy, %, for each run that has one."""
         found = [(r.status, r.accuracy(self.split)) for r in self.records]

@@ -21,7 +21,12 @@ from engine.report import write_report
 from engine.rows import load_records, make_rows
 from tests.test_config import config
 
-EPOCH = {"holdout_accuracy": None, "train_seconds": 10.0, "wall_seconds": 12.0}
+EPOCH = {
+    "holdout_accuracy": None,
+    "train_accuracy": 77.5,
+    "train_seconds": 10.0,
+    "wall_seconds": 12.0,
+}
 HISTORY = [
     {"epoch": 1, "test_accuracy": 40.0, **EPOCH},
     {"epoch": 2, "test_accuracy": None, **EPOCH},
@@ -180,7 +185,7 @@ def test_the_page_answers_and_says_how_it_was_made(workplace):
         assert f"]({name})" in text and (workplace / "results" / "g" / name).stat().st_size > 0
     # 79.7 % at the third epoch is the first at or above the target; the second was not evaluated.
     assert (
-        "| SGD | 256 | 79.75 ± 1.00 | 81.00 (epoch 2) | epoch 3 | 30.0 s | 30.0 s | 1,000 |"
+        "| SGD | 256 | 79.75 ± 1.00 | 77.50 | 81.00 (epoch 2) | epoch 3 | 30.0 s | 30.0 s | 1,000 |"
     ) in text
     assert "python train.py -m optimizer=sgd batch=128,256,512 seed=0,1,2" not in text
     for fact in ("- Seeds: 0, 1, 2", "- Hardware: cpu", "- torch: 2", "- Commit: abc",
@@ -433,9 +438,9 @@ def test_the_page_shows_what_was_chosen_on(workplace):
     put(workplace, "batch=256")
     write_report("g")
     page = (workplace / "results" / "g" / "README.md").read_text()
-    assert "| Final, % | Hold-out, % | Best epoch, % |" in page
-    assert "| 80.00 ± 0.00 | 70.50 (70.00, 71.00) | 81.00 (epoch 2) |" in page
-    assert "| 256 | 80.00 | - | 81.00 (epoch 2) |" in page
+    assert "| Final, % | Training, % | Hold-out, % | Best epoch, % |" in page
+    assert "| 80.00 ± 0.00 | 77.50 | 70.50 (70.00, 71.00) | 81.00 (epoch 2) |" in page
+    assert "| 256 | 80.00 | 77.50 | - | 81.00 (epoch 2) |" in page
 
 
 def test_a_group_that_leaves_the_test_split_alone_is_told_by_its_hold_out(workplace):
@@ -454,7 +459,7 @@ def test_a_group_that_leaves_the_test_split_alone_is_told_by_its_hold_out(workpl
     assert {row["accuracy_mean"] for row in rows} == {""}
     page = (workplace / "results" / "g" / "README.md").read_text()
     assert "on held-out training images; no run evaluated the test split" in page
-    assert "| Final, % | First at 69.50 % |" in page and "epoch 1 | 10.0 s |" in page
+    assert "| Final, % | Training, % | First at 69.50 % |" in page and "epoch 1 | 10.0 s |" in page
     assert "- SGD holds up to batch 256." in page and "Best epoch" not in page
     assert engine.progress.accuracy(load_records("g")[0]) == "70.00"
 
