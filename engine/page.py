@@ -59,6 +59,9 @@ def answer(rows: Sequence[Row], target: float | None) -> str:
     if target is not None:
         lines.append(f"- The target is {target:.2f} %; a row holds if its mean is not below it.")
         for title, members in by_line(rows).items():
+            if len(members) == 1 and members[0].told:
+                # One of many settings at one batch: the tables tell how it did.
+                continue
             held = None
             for row in members:
                 mean = row.accuracy()

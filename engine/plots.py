@@ -1,6 +1,7 @@
-"""Plots of groups: accuracy and time against batch and epochs, accuracy as training goes on."""
+"""Plots of groups: accuracy and time against batch, epochs or settings, and over training."""
 
 import io
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,21 +14,27 @@ if TYPE_CHECKING:
 
 COLOURS = {"SGD": "#1f6f8b", "LARS": "#d1495b"}
 SPLITS = {"test": "test accuracy", "holdout": "hold-out accuracy"}
-# More panels than this would not be read; the lines of one optimizer then share one.
+# More panels than this would not be read; the lines of one optimizer then share one, and lines of
+# one batch each get a plot of their own.
 MOST_PANELS = 4
+PLOTS = ("accuracy.png", "time.png", "settings.png", "curves.png", "epochs.png")
 
 
 def write_plots(
     folder: Path, group: str, rows: Sequence["Row"], target: float | None
 ) -> list[Path]:
-    """Draw a group; return the paths of the PNG files written."""
-    lines, lengths = gather_lines({"": rows}), gather_lengths(rows)
+    """Draw a group; return the paths of the PNG files written, and remove those it has no more."""
+    every, lengths = gather_lines({"": rows}), gather_lengths(rows)
+    points = [found[0] for found in every.values() if len(found) == 1]
+    settings = points if len(points) > MOST_PANELS else []
+    lines = {label: found for label, found in every.items() if found[0] not in settings}
+    what = f"Final {SPLITS[rows[0].split]}, %"
 
     def accuracy(figure: Any) -> None:
         axes = figure.subplots()
         draw_baseline(axes, rows)
         draw_against(axes, "batch", lines, lambda row: row.results())
-        axes.set(ylabel=f"Final {SPLITS[rows[0].split]}, %", title=group)
+        axes.set(ylabel=what, title=group)
 
     def time(figure: Any) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
@@ -37,21 +44,29 @@ def write_plots(
         right.set(title="time to target" + (f", {target:.2f} %" if target is not None else ""))
 
     def curves(figure: Any) -> None:
-        draw_curves(figure, group, lines)
+        draw_curves(figure, group, every)
+
+    def choices(figure: Any) -> None:
+        axes = figure.subplots()
+        draw_settings(axes, settings)
+        axes.set(xlabel=what, title=group)
 
     def epochs(figure: Any) -> None:
         axes = figure.subplots()
         draw_against(axes, "epochs", lengths, lambda row: row.results())
-        axes.set(ylabel=f"Final {SPLITS[rows[0].split]}, %", title=group)
+        axes.set(ylabel=what, title=group)
 
-    panels = len({title for title in panel_titles(lines).values()})
-    drawn = {
-        "accuracy.png": (accuracy, (7.2, 4.2)),
-        "time.png": (time, (8.4, 3.6)),
-        "curves.png": (curves, (8.4, 0.6 + 2.8 * panels)),
-    }
+    panels = len({title for title in panel_titles(every).values()})
+    drawn: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {}
+    if lines:
+        drawn |= {"accuracy.png": (accuracy, (7.2, 4.2)), "time.png": (time, (8.4, 3.6))}
+    if settings:
+        drawn["settings.png"] = (choices, (9.6, 1.2 + 0.24 * len(settings)))
+    drawn["curves.png"] = (curves, (8.4, 0.6 + 2.8 * panels))
     if lengths:
         drawn["epochs.png"] = (epochs, (7.2, 4.2))
+    for name in set(PLOTS) - set(drawn):
+        (folder / name).unlink(missing_ok=True)
     return [save(folder / name, draw, size) for name, (draw, size) in drawn.items()]
 
 
@@ -165,6 +180,25 @@ def draw_against(
     axes.set_xlim(places[0] / 1.3, places[-1] * 1.3)
     note = " (cross: diverged, counted as chance)" if crossed(lines) else ""
     axes.set_xlabel(axis.capitalize() + note)
+
+
+def draw_settings(axes: Any, rows: Sequence["Row"]) -> None:
+    """Draw rows that share no line, the best on top: every run a dot, a diverged one a cross."""
+    ranked = sorted(rows, key=lambda row: row.accuracy() or 0.0)
+    for place, row in enumerate(ranked):
+        colour = COLOURS.get(row.optimizer.upper(), "C0")
+        for status, value in row.results():
+            axes.scatter(
+                value, place, 18, color=colour, marker="x" if status == "diverged" else "o"
+            )
+        mean = row.accuracy()
+        if mean is not None:
+            axes.plot(mean, place, "|", color=colour, markersize=12)
+    # Short of these a key is still known; the tables have it whole.
+    groups = r"\b(?:optimizer|model|loss|scheduler)\.(?!name)"
+    titles = [re.sub(groups, "", f"{row.optimizer.upper()} {row.title}") for row in ranked]
+    axes.set_yticks(range(len(ranked)), titles, fontsize=7)
+    axes.set_ylim(-1, len(ranked))
 
 
 def crossed(lines: Mapping[str, Sequence["Row"]]) -> bool:

@@ -464,6 +464,25 @@ def test_a_group_that_leaves_the_test_split_alone_is_told_by_its_hold_out(workpl
     assert engine.progress.accuracy(load_records("g")[0]) == "70.00"
 
 
+def test_many_settings_at_one_batch_get_a_plot_of_their_own(workplace):
+    for number, change in enumerate(("0.1", "0.2", "0.3", "0.4")):
+        put(workplace, f"optimizer.base_lr={change}", accuracy=70.0 + number)
+    text, _ = table(workplace)
+    assert "accuracy.png" in text and "settings.png" not in text
+    put(workplace, "optimizer.base_lr=0.5", status="diverged", accuracy=10.0)
+    text, _ = table(workplace)
+    folder = workplace / "results" / "g"
+    assert "settings.png" in text and "accuracy.png" not in text and "time.png" not in text
+    assert (folder / "settings.png").exists() and not (folder / "accuracy.png").exists()
+    page = (folder / "README.md").read_text()
+    assert "![settings](settings.png)" in page and "holds" not in page.replace("a row holds", "")
+    # A line of several batches is still drawn against them, beside those that are not.
+    for batch in (256, 512):
+        put(workplace, "optimizer=lars", f"batch={batch}")
+    text, _ = table(workplace)
+    assert "accuracy.png" in text and "settings.png" in text
+
+
 def test_a_row_of_an_ablation_names_what_it_changes(workplace):
     changes = [
         "ema.decay=0.9",
