@@ -17,7 +17,6 @@ SPLITS = {"test": "test accuracy", "holdout": "hold-out accuracy"}
 # More panels than this would not be read; the lines of one optimizer then share one, and lines of
 # one batch each get a plot of their own.
 MOST_PANELS = 4
-PLOTS = ("accuracy.png", "time.png", "settings.png", "curves.png", "epochs.png")
 
 
 def write_plots(
@@ -57,17 +56,17 @@ def write_plots(
         axes.set(ylabel=what, title=group)
 
     panels = len({title for title in panel_titles(every).values()})
-    drawn: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {}
-    if lines:
-        drawn |= {"accuracy.png": (accuracy, (7.2, 4.2)), "time.png": (time, (8.4, 3.6))}
-    if settings:
-        drawn["settings.png"] = (choices, (9.6, 1.2 + 0.24 * len(settings)))
-    drawn["curves.png"] = (curves, (8.4, 0.6 + 2.8 * panels))
-    if lengths:
-        drawn["epochs.png"] = (epochs, (7.2, 4.2))
-    for name in set(PLOTS) - set(drawn):
-        (folder / name).unlink(missing_ok=True)
-    return [save(folder / name, draw, size) for name, (draw, size) in drawn.items()]
+    plots = {
+        "accuracy.png": (lines, accuracy, (7.2, 4.2)),
+        "time.png": (lines, time, (8.4, 3.6)),
+        "settings.png": (settings, choices, (9.6, 1.2 + 0.24 * len(settings))),
+        "curves.png": (every, curves, (8.4, 0.6 + 2.8 * panels)),
+        "epochs.png": (lengths, epochs, (7.2, 4.2)),
+    }
+    for name, (shown, _, _) in plots.items():
+        if not shown:
+            (folder / name).unlink(missing_ok=True)
+    return [save(folder / name, draw, size) for name, (shown, draw, size) in plots.items() if shown]
 
 
 def write_comparison(path: Path, groups: Mapping[str, Sequence["Row"]]) -> Path:

@@ -7,7 +7,7 @@ summary is `missing`; no run that was asked for is left out.
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,9 +123,7 @@ class Row:
 
     def mean(self, key: str) -> float | None:
         """Return the mean of a summary's figure over the runs that count and have it."""
-        values = [r.summary[key] for r in self.records if r.counted]
-        values = [value for value in values if value is not None]
-        return statistics.fmean(values) if values else None
+        return _mean(r.summary[key] for r in self.records if r.counted)
 
     def accuracies(self) -> list[float]:
         """Return the final accuracies, % each; a diverged run's is chance."""
@@ -133,14 +131,12 @@ class Row:
 
     def accuracy(self) -> float | None:
         """Return the mean of the final accuracies, %."""
-        accuracies = self.accuracies()
-        return statistics.fmean(accuracies) if accuracies else None
+        return _mean(self.accuracies())
 
     def train_accuracy(self) -> float | None:
         """Return the mean training accuracy of the last epoch, %, over the runs that completed."""
-        found = [r.history[-1].get("train_accuracy") for r in self.of("completed") if r.history]
-        values = [value for value in found if value is not None]
-        return statistics.fmean(values) if values else None
+        ended = self.of("completed")
+        return _mean(r.history[-1].get("train_accuracy") for r in ended if r.history)
 
     def results(self) -> list[tuple[str, float]]:
         """Return status and final accuracy, %, for each run that has one."""
@@ -272,6 +268,11 @@ def by_line(rows: Sequence[Row]) -> dict[str, list[Row]]:
     for row in sorted(rows, key=lambda row: row.batch):
         lines.setdefault(row.line, []).append(row)
     return lines
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _joined(*parts: str) -> str:

@@ -4,7 +4,6 @@ import csv
 import html
 import io
 import re
-import statistics
 from collections.abc import Sequence
 
 from engine.rows import Row, baseline_row
@@ -105,7 +104,7 @@ def shown_seconds(seconds: float | None) -> str:
 
 def accuracy_cell(row: Row) -> str:
     """Write a row's accuracy with its spread, and how many of its runs did not end well."""
-    accuracies, total = row.accuracies(), len(row.records)
+    total = len(row.records)
     notes = []
     diverged = len(row.of("diverged"))
     if diverged == total:
@@ -116,9 +115,9 @@ def accuracy_cell(row: Row) -> str:
         count = len(row.of(*statuses))
         if count:
             notes.append(name if count == total else f"{count} of {total} {name}")
-    if not accuracies:
+    mean, spread = row.accuracy(), row.spread()
+    if mean is None:
         return ", ".join(notes) or "-"
-    mean, spread = statistics.fmean(accuracies), row.spread()
     digits = 1 if diverged == total else 2
     cell = f"{mean:.{digits}f}" + (
         f" ± {spread:.2f}" if spread is not None and diverged < total else ""
