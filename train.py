@@ -8,12 +8,15 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from engine.cli import CONF, exit_status, plain_config, read_command_line
+from engine.cli import CONF, config_dir_flags, exit_status, plain_config, read_command_line
 from engine.config import Config
 
 
-def train(config: Config, overrides: list[str]) -> None:
-    """Train one run to its summary: from its seed, from its checkpoint, or not at all if done."""
+def train(config: Config, arguments: list[str]) -> None:
+    """Train one run to its summary: from its seed, from its checkpoint, or not at all if done.
+
+    arguments: those of the command that trains this run alone.
+    """
     # Imported here, so that --help and a mistyped key answer before torch is loaded.
     from engine import ranks
     from engine.augment import Normalization, TrainingPictures
@@ -52,7 +55,7 @@ def train(config: Config, overrides: list[str]) -> None:
     ranks.together(lambda: check_memory(config, plan, data, runtime))
 
     every = config.checkpoint_every
-    with pausing(every) as pauses, run.open(overrides), Saver() as saver, ranks.ended_by_others():
+    with pausing(every) as pauses, run.open(arguments), Saver() as saver, ranks.ended_by_others():
         if config.resume and ranks.first_does(run.finished):
             # Another process had it until a moment ago.
             print(run.describe())
@@ -124,8 +127,9 @@ def sweep_job(composed: DictConfig) -> None:
     # Workers of some launchers start in a folder of their own.
     os.chdir(hydra_config.runtime.cwd)
     config = Config.from_hydra(plain_config(composed))
-    with report_failure(config):
-        train(config, list(hydra_config.overrides.task))
+    arguments = [*config_dir_flags(hydra_config.overrides.hydra), *hydra_config.overrides.task]
+    with report_failure(config, arguments):
+        train(config, arguments)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -147,7 +151,7 @@ def main() -> int:
 
     (job,) = command.jobs
     with joined(getattr(job.config.data, "download_seconds", 0.0)):
-        train(job.config, job.overrides)
+        train(job.config, job.arguments)
     return 0
 
 

@@ -5,13 +5,14 @@ job of a sweep is composed and checked first, its errors are put on one line wit
 and nothing is made by then. Imports no torch: `--help` and mistakes answer at once.
 """
 
+import argparse
 import contextlib
 import errno
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -42,10 +43,19 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 @dataclass(frozen=True)
 class Job:
-    """One run that the command line asks for: its configuration and what was chosen for it."""
+    """One run that the command line asks for: its configuration and what was chosen for it.
+
+    folders: the --config-dir flags that the overrides need.
+    """
 
     config: Any
     overrides: list[str]
+    folders: list[str] = field(default_factory=list)
+
+    @property
+    def arguments(self) -> list[str]:
+        """Return what follows train.py in the command of this run alone."""
+        return [*self.folders, *self.overrides]
 
 
 @dataclass(frozen=True)
@@ -110,17 +120,24 @@ def read_command_line(config_name: str, config_type: Any, ranks: bool = False) -
     register_resolvers()
     parser = get_args_parser()
     parser.error = refuse_flags  # type: ignore[method-assign]
+    # Hydra keeps the last of several folders; an experiment may build upon another folder's.
+    several = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    several.error = refuse_flags  # type: ignore[method-assign]
+    several.add_argument("--config-dir", "-cd", action="append", default=[])
+    given, others = several.parse_known_args()
     # Intermixed: the flags may stand anywhere among the overrides.
-    flags = parser.parse_intermixed_args()
+    flags = parser.parse_intermixed_args(others)
     for name in ("experimental_rerun", "config_name", "config_path"):
         if getattr(flags, name) is not None:
             raise UserError(f"--{name.replace('_', '-')}: not used here; see --help for the keys")
     overrides = list(flags.overrides)
     check_hydra_overrides(overrides)
-    if flags.config_dir is not None:
-        if not os.path.isdir(flags.config_dir):
-            raise UserError(f"--config-dir={flags.config_dir}: must be a directory")
-        overrides.append(f"hydra.searchpath=[file://{os.path.abspath(flags.config_dir)}]")
+    for folder in given.config_dir:
+        if not os.path.isdir(folder):
+            raise UserError(f"--config-dir={folder}: must be a directory")
+    if given.config_dir:
+        places = ",".join(f"file://{os.path.abspath(folder)}" for folder in given.config_dir)
+        overrides.append(f"hydra.searchpath=[{places}]")
     with _hydra(config_name):
         if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.cfg:
             if flags.cfg:
@@ -167,6 +184,17 @@ def read_arguments(config_type: type[T], usage: str | None) -> T:
         given = " ".join(arguments)
         raise UserError(f"{given}: must be key=value, each value plain or in quotes") from error
     result: T = parse(config_type, raw)
+    return result
+
+
+def read_own_keys(given: Sequence[str], prefix: str, config_type: type[T]) -> T:
+    """Read a script's own keys, `prefix.key=value`, from among those of train.py."""
+    own = [argument for argument in given if argument.startswith(f"{prefix}.")]
+    try:
+        raw = plain_config(OmegaConf.from_dotlist(own)).get(prefix, {})
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"{' '.join(own)}: must be {prefix}.key=value") from error
+    result: T = parse(config_type, raw, f"{prefix}.")
     return result
 
 
@@ -225,7 +253,21 @@ def _make_job(config_name: str, config_type: Any, overrides: list[str]) -> Job:
         given = next(o for o in overrides if "experiment" in o)
         raise UserError(f"{given}: the first line of its file must be '# @package _global_'")
     chosen = [o for o in overrides if not is_hydras(o)]
-    return Job(config_type.from_hydra(plain_config(composed)), chosen)
+    config = config_type.from_hydra(plain_config(composed))
+    return Job(config, chosen, config_dir_flags(overrides))
+
+
+def config_dir_flags(overrides: Sequence[str]) -> list[str]:
+    """Return the flags that one of these overrides was; a folder inside this one is relative."""
+    return [
+        f"--config-dir={os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder}"
+        for folder in _added_folders(overrides)
+    ]
+
+
+def _added_folders(overrides: Sequence[str]) -> list[Path]:
+    listed = [o.partition("=[")[2][:-1] for o in overrides if o.startswith("hydra.searchpath=")]
+    return [Path(place.removeprefix("file://")) for text in listed for place in text.split(",")]
 
 
 def _compose(config_name: str, config_type: Any, overrides: list[str]) -> DictConfig:
@@ -236,9 +278,7 @@ def _compose(config_name: str, config_type: Any, overrides: list[str]) -> DictCo
     except UnicodeDecodeError as error:
         raise UserError(f"{' '.join(overrides)}: a file of it is no UTF-8 text") from error
     except (HydraException, OmegaConfBaseException, ValueError, OSError, yaml.YAMLError) as error:
-        # --config-dir came as one of the overrides.
-        added = [o.partition("=[file://")[2][:-1] for o in overrides if "searchpath=[" in o]
-        folders = [CONF, *map(Path, added)]
+        folders = [CONF, *_added_folders(overrides)]
         explain(overrides, known_keys(config_type), folders, str(error))
         raise UserError(one_line(error)) from error
     take_hydras(composed, config_name, [o for o in overrides if is_hydras(o)])

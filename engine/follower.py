@@ -25,7 +25,7 @@ class Follower(Run):
         return ""
 
     @contextlib.contextmanager
-    def open(self, overrides: list[str]) -> Iterator[None]:
+    def open(self, arguments: list[str]) -> Iterator[None]:
         """Tell what stops this rank alone, since rank 0 will only know that it ended."""
         try:
             yield

@@ -98,7 +98,7 @@ class Run:
         self.log = self.directory / "error.log"
         self.history: list[dict[str, Any]] = []
         self.found: dict[str, Any] = {}
-        self.overrides: list[str] = []
+        self.arguments: list[str] = []
         self.writer: Any = None
         self.held: Callable[[], bool] = lambda: False
 
@@ -146,14 +146,14 @@ class Run:
                 times.append(path.stat().st_mtime_ns)
         return max(times)
 
-    def claim(self, overrides: list[str]) -> None:
+    def claim(self, arguments: list[str]) -> None:
         """Make the run's place, unless it is there; raise UserError where it cannot be written.
 
         A directory without summary.json is a run that is planned, under way or cut short, so a
         sweep claims all its runs first and none can go missing from its table.
         """
         check_inside(self.config.group, self.name)
-        self.overrides = overrides
+        self.arguments = arguments
         try:
             (self.directory / ".hydra").mkdir(parents=True, exist_ok=True)
             if not (self.directory / ".hydra" / "config.yaml").exists():
@@ -164,9 +164,9 @@ class Run:
             raise cannot_write(self.directory, error) from error
 
     @contextlib.contextmanager
-    def open(self, overrides: list[str]) -> Iterator[None]:
+    def open(self, arguments: list[str]) -> Iterator[None]:
         """Hold the run for this process alone; what stops the run is written to its summary."""
-        self.claim(overrides)
+        self.claim(arguments)
         with locked(self.directory) as self.held:
             self._write_configuration()
             try:
@@ -209,7 +209,7 @@ class Run:
         self.writer = SummaryWriter(str(self.directory), purge_step=done + 1)
         if afresh:
             configuration = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
-            write_start(self.writer, command_of(self.overrides), plan, configuration, pictures)
+            write_start(self.writer, command_of(self.arguments), plan, configuration, pictures)
 
     def check_place(self) -> None:
         """Raise UserError where the directory was removed; one made anew is another run's."""
@@ -251,7 +251,7 @@ class Run:
                 self.finish(status, error=error)
 
     def _write_configuration(self) -> None:
-        contents = {"config.yaml": self.config.to_dict(), "overrides.yaml": self.overrides}
+        contents = {"config.yaml": self.config.to_dict(), "overrides.yaml": self.arguments}
         for name, content in contents.items():
             text = yaml.safe_dump(content, sort_keys=False)
             write_text_atomically(self.directory / ".hydra" / name, text)

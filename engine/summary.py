@@ -103,15 +103,15 @@ def summarize(run: "Run", status: str) -> dict[str, Any]:
         "wall_seconds": sum(row["wall_seconds"] for row in history),
         "images_per_second": images / train_seconds if train_seconds else None,
         "target_accuracy": config.target_accuracy,
-        "command": command_of(run.overrides),
+        "command": command_of(run.arguments),
         "choices": choices(config),
         **extra,
     } | run.found
 
 
-def command_of(overrides: Sequence[str]) -> str:
-    """Write the command that trains a run of these overrides."""
-    return shlex.join(["python", "train.py", *overrides])
+def command_of(arguments: Sequence[str]) -> str:
+    """Write the command that trains a run."""
+    return shlex.join(["python", "train.py", *arguments])
 
 
 def plain(value: Any) -> Any:

@@ -81,7 +81,7 @@ def claim_missing(jobs: Sequence[Job]) -> dict[Run, Job]:
             waiting[run] = job
     print(f"sweep     {len(jobs)} runs, {len(jobs) - len(waiting)} finished already", flush=True)
     for run, job in waiting.items():
-        run.claim(job.overrides)
+        run.claim(job.arguments)
     return waiting
 
 
@@ -142,8 +142,11 @@ def failure(run: Run) -> str | None:
 
 
 @contextlib.contextmanager
-def report_failure(config: Config) -> Iterator[None]:
-    """Write what stops a run of a sweep to the run's own log, and let the sweep go on."""
+def report_failure(config: Config, arguments: list[str]) -> Iterator[None]:
+    """Write what stops a run of a sweep to the run's own log, and let the sweep go on.
+
+    A run that was refused before it started has no summary yet; it then gets one.
+    """
     try:
         yield
     except RunBusy as error:
@@ -153,4 +156,7 @@ def report_failure(config: Config) -> Iterator[None]:
         # A full disk may have stopped the run; then the line here is all there is.
         with contextlib.suppress(OSError):
             run.log.write_text(traceback.format_exc())
+            if run.summary() is None:
+                run.arguments = arguments
+                run.finish("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
         print(f"failed    {run.name}: {error}; see {run.log}", file=sys.stderr, flush=True)

@@ -19,14 +19,10 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from engine.choices import run_name
-from engine.cli import exit_status, read_command_line
+from engine.cli import exit_status, read_command_line, read_own_keys
 from engine.config import Config, Positive
-from engine.parse import Range, UserError, key_error, parse
+from engine.parse import Range, UserError, key_error
 
 if TYPE_CHECKING:
     from engine.lr_range import RangeTest
@@ -51,7 +47,7 @@ def main() -> int:
     if {"--help", "-h"} & set(given):
         print((__doc__ or "").strip())
         return 0
-    arguments = parse(Arguments, own_keys([g for g in given if g.startswith("range.")]), "range.")
+    arguments = read_own_keys(given, "range", Arguments)
     asked = [g for g in given if not g.startswith(("range.", "group="))]
     # An experiment's own group is for its results.
     group = next((g for g in given if g.startswith("group=")), "group=lr_range")
@@ -64,15 +60,6 @@ def main() -> int:
         raise key_error("plan", True, "scripts.lr_range has no dry run")
     search(config, arguments, shlex.join(["python", "-m", "scripts.lr_range", *given]))
     return 0
-
-
-def own_keys(given: list[str]) -> dict[str, Any]:
-    """Read range.* arguments as plain values."""
-    try:
-        plain: Any = OmegaConf.to_container(OmegaConf.from_dotlist(given))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"{' '.join(given)}: must be range.key=value") from error
-    return dict(plain.get("range", {}))
 
 
 def search(config: Config, arguments: Arguments, command: str) -> None:

@@ -25,12 +25,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from engine.cli import CommandLine, Job, exit_status, make_jobs, read_command_line
+from engine.cli import CommandLine, Job, exit_status, make_jobs, read_command_line, read_own_keys
 from engine.config import Config, Count
 from engine.data import load_data
 from engine.files import write_text_atomically
 from engine.launch import check_launcher
-from engine.parse import Range, UserError, key_error, parse
+from engine.parse import Range, UserError, key_error
 from engine.plan import make_plan
 from engine.record import FINISHED, RESULTS, Run, cannot_write
 from engine.report import runs_lines
@@ -60,8 +60,7 @@ def main() -> int:
     if {"--help", "-h"} & set(given):
         print((__doc__ or "").strip())
         return 0
-    own = {g[5:].partition("=")[0]: g.partition("=")[2] for g in given if g.startswith("tune.")}
-    arguments = parse(Arguments, {key: number(value) for key, value in own.items()}, "tune.")
+    arguments = read_own_keys(given, "tune", Arguments)
     asked = [
         g
         for g in given
@@ -72,8 +71,10 @@ def main() -> int:
     group = next((g for g in given if g.startswith("group=")), "group=tune")
     sys.argv = [sys.argv[0], "-m", *asked, group, held, "data.test_size=0"]
     command = read_command_line("train", Config)
-    cells, seeds = make_cells(command.jobs or [], arguments)
-    config = (command.jobs or [])[0].config
+    if command.jobs is None:
+        raise UserError("scripts.tune: shows no configuration; train.py does")
+    cells, seeds = make_cells(command.jobs, arguments)
+    config = command.jobs[0].config
 
     def measured(cells: Sequence[Cell]) -> None:
         measure(cells, seeds, command)
@@ -84,16 +85,6 @@ def main() -> int:
         search_by_optuna(cells, measured, arguments.trials)
     write(cells, seeds, config, given)
     return 0
-
-
-def number(text: str) -> int | float | str:
-    """Read a number as YAML would; leave anything else for the check to refuse."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def make_cells(jobs: Sequence[Job], arguments: Arguments) -> tuple[list[Cell], list[int]]:
@@ -161,8 +152,10 @@ def write(
     if len(seeds) > 1:
         scored += f", the mean of {len(seeds)} seeds"
     recipe = next((g.partition("=")[2] for g in given if g.startswith("+experiment=")), None)
-    own = ("tune.", "group=", "data.holdout=", "+experiment=")
-    kept = [g for g in given if not g.startswith(own)]
+    # What was tuned is in the experiment, which the command line would win over.
+    own = ("tune.", "group=", "data.holdout=", "data.test_size=", "+experiment=")
+    tuned = tuple(f"{key}=" for key in cells[0].axes)
+    kept = [g for g in given if not g.startswith((*own, *tuned))]
     final = shlex.join(
         ["python", "train.py", "-m", "--config-dir", str(folder),
          f"+experiment={config.group}", *kept, f"group={config.group}-final"]

@@ -10,7 +10,9 @@ import pytest
 
 import engine.checkpoint
 import engine.loop
+import engine.memory
 import engine.sweep
+from engine.parse import UserError
 from tests.test_cli import rows_of
 
 HOLD = (
@@ -100,6 +102,27 @@ def test_one_raises_one_diverges_one_finds_the_disk_full(
     assert trained[before:] == [16, 16, 64, 64]
     assert not (place[16] / "error.log").exists()
     assert "failed" not in (workplace / "results" / "default" / "table.md").read_text()
+
+
+def test_a_run_that_is_refused_before_it_starts_failed(small, workplace, command, monkeypatch):
+    check_memory = engine.memory.check_memory
+
+    def refuse(config, *rest):
+        if config.batch == 48:
+            raise UserError("micro_batch=1024: needs more memory | than there is")
+        check_memory(config, *rest)
+
+    monkeypatch.setattr(engine.memory, "check_memory", refuse)
+    assert command("train.py", "-m", *small, "batch=32,48").status == 1
+    folder = workplace / "results" / "default"
+    rows = rows_of(folder / "table.csv")
+    assert [(row["batch"], row["failed"], row["missing"]) for row in rows] == [
+        ("32", "0", "0"), ("48", "1", "0"),
+    ]  # fmt: skip
+    page = (folder / "README.md").read_text()
+    assert r": failed, UserError: micro_batch=1024: needs more memory \| than there is" in page
+    assert "batch=32,48" in page
+    monkeypatch.undo()
 
 
 def test_a_run_killed_between_divergence_and_summary_stays_diverged(

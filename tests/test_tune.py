@@ -1,4 +1,6 @@
+import json
 import math
+import shlex
 import sys
 
 import pytest
@@ -136,6 +138,8 @@ def test_a_search_writes_an_experiment_that_the_final_sweep_runs(
     monkeypatch.setattr(engine.evaluate, "evaluate", noted)
     asked = [o for o in small if not o.startswith("batch=")]
     asked += ["optimizer=sgd,lars", "batch=32,64", "epochs=1", "group=tuned", "data.holdout=30"]
+    # Around a rate of the command's own, which must not come before the chosen one.
+    asked += ["optimizer.base_lr=0.02", "data.test_size=0", "tune.trials=null"]
     status, out, err = tune(*asked, "tune.points=3", "tune.factor=10", "tune.most=4")
     assert status == 0, err
     assert set(evaluated) == {30}, "the test split was evaluated"
@@ -157,6 +161,18 @@ def test_a_search_writes_an_experiment_that_the_final_sweep_runs(
     outcome = command("train.py", *words[2:])
     assert outcome.status == 0, outcome.err
     assert "holdout" not in final and (workplace / "results" / "tuned-final" / "table.md").exists()
+    cells = [[cell.strip() for cell in line.split("|")] for line in page.splitlines()]
+    rates = {
+        (c[1].lower(), int(c[2])): float(c[3]) for c in cells if len(c) == 8 and c[2].isdigit()
+    }
+    lines = (workplace / "results" / "tuned-final" / "runs.jsonl").read_text().splitlines()
+    runs = [json.loads(line) for line in lines]
+    assert {
+        (run["optimizer"], run["batch"]): run["choices"]["optimizer.base_lr"] for run in runs
+    } == rates
+    for run in runs:
+        again = command(*shlex.split(run["command"])[1:])
+        assert again.status == 0 and "finished already" in again.out, run["command"]
 
 
 def test_a_search_upon_an_experiment_keeps_its_recipe_and_its_group_clean(
@@ -179,6 +195,24 @@ def test_a_search_upon_an_experiment_keeps_its_recipe_and_its_group_clean(
     before = page.read_text()
     write_report("tune")
     assert page.read_text() == before
+
+
+def test_a_search_upon_an_experiment_of_another_folder(small, workplace, tune, command, tmp_path):
+    folder = tmp_path / "own"
+    (folder / "experiment").mkdir(parents=True)
+    recipe = "# @package _global_\noptimizer:\n  momentum: 0.5\n"
+    (folder / "experiment" / "mine.yaml").write_text(recipe)
+    asked = ["--config-dir", str(folder), "+experiment=mine", *small, "epochs=1", "group=found"]
+    status, out, err = tune(*asked, "data.holdout=30", "tune.points=3", "tune.most=3")
+    assert status == 0, err
+    (final,) = [line for line in out.splitlines() if line.startswith("then ")]
+    outcome = command("train.py", *shlex.split(final)[3:])
+    assert outcome.status == 0, outcome.err
+    (line,) = (workplace / "results" / "found-final" / "runs.jsonl").read_text().splitlines()
+    run = json.loads(line)
+    assert run["choices"]["optimizer.momentum"] == 0.5
+    flags = [word for word in shlex.split(run["command"]) if word.startswith("--config-dir")]
+    assert flags == ["--config-dir=results/found", f"--config-dir={folder}"]
 
 
 def test_a_budget_makes_the_same_report(small, workplace, tune):
@@ -214,6 +248,7 @@ def test_a_trial_that_fails_stops_the_choice(small, workplace, tune, monkeypatch
         (["plan=true", "data.holdout=30"], "plan=true: scripts.tune has no dry run"),
         (["data.holdout=0"], "data.holdout=0: must be above 0"),
         (["optimizer.momentum=0,0.9"], "only optimizer, batch and seed may have several"),
+        (["--cfg", "job"], "scripts.tune: shows no configuration"),
     ],
 )
 def test_mistakes_are_told(small, workplace, tune, arguments, told):
