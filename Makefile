@@ -30,7 +30,7 @@ audit: setup  ## look for known vulnerabilities in what is installed
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --skip-editable
 
-demo: setup  ## sweep four batch sizes with both optimizers on generated data; shows the table
+demo: setup  ## sweep three batch sizes with both optimizers on generated data; shows the table
 	$(BIN)/python train.py -m +experiment=demo batch=128,512,2048 optimizer=sgd,lars
 
 bench: setup  ## measure speed beside a reference loop

@@ -1,5 +1,6 @@
 """A group's page, results/<group>/README.md: what was asked, what came out, how to repeat it."""
 
+import itertools
 import math
 import re
 import shlex
@@ -58,19 +59,32 @@ def answer(rows: Sequence[Row], target: float | None) -> str:
         )
     if target is not None:
         lines.append(f"- The target is {target:.2f} %; a row holds if its mean is not below it.")
-        for title, members in by_line(rows).items():
-            if len(members) == 1 and members[0].told:
-                # One of many settings at one batch: the tables tell how it did.
-                continue
-            held = None
-            for row in members:
-                mean = row.accuracy()
-                if mean is None or mean < target:
-                    break
-                held = row.batch
-            told = "at no batch" if held is None else f"up to batch {held}"
-            lines.append(f"- {escaped(title)} holds {told}.")
+        lines += [
+            f"- {escaped(title)} holds {held(members, rows, target)}."
+            for title, members in by_line(rows).items()
+            # One of many settings at one batch: the tables tell how it did.
+            if len(members) > 1 or not members[0].told
+        ]
     return "\n".join(lines)
+
+
+def held(line: Sequence[Row], rows: Sequence[Row], target: float) -> str:
+    """Word at which batches a line's means are at or above the target, without a gap."""
+    first = line[0]
+    batches = sorted({row.batch for row in rows if row.series == first.series})
+    # Beyond a batch at which only other settings were tried the line says nothing.
+    tried = zip(line, batches[batches.index(first.batch) :], strict=False)
+    well = [
+        row.batch
+        for row, _ in itertools.takewhile(
+            lambda pair: pair[0].batch == pair[1] and (pair[0].accuracy() or 0.0) >= target, tried
+        )
+    ]
+    if not well:
+        return "at no batch"
+    if first.batch == batches[0] and len(batches) > 1:
+        return f"up to batch {well[-1]}"
+    return f"at batch {well[0]}" if len(well) == 1 else f"from batch {well[0]} to {well[-1]}"
 
 
 def on_the_way(rows: Sequence[Row], target: float | None) -> str:
@@ -117,9 +131,9 @@ def history_cells(row: Row, target: float | None, both: bool) -> dict[str, str]:
 
 def holdout_cell(row: Row) -> str:
     """Write the mean accuracy on the pictures set aside to choose on, with each run's own."""
-    found = [value for _, value in row.figures("holdout_accuracy")]
-    if not found:
+    if not row.figures("holdout_accuracy"):
         return "-"
+    found = [value for r in row.records if (value := r.accuracy("holdout")) is not None]
     each = f" ({', '.join(f'{value:.2f}' for value in found)})" if len(found) > 1 else ""
     return f"{statistics.fmean(found):.2f}{each}"
 
@@ -138,8 +152,9 @@ def how_made(records: Sequence[Record]) -> str:
         )
         for record in records
     ]
+    sizes = {s["model"]: s["parameters"] for s in summaries if s.get("parameters")}
     models = [
-        s["model"] + (f" ({s['parameters']:,} parameters)" if s.get("parameters") else "")
+        s["model"] + (f" ({sizes[s['model']]:,} parameters)" if s["model"] in sizes else "")
         for s in summaries
     ]
     facts = {

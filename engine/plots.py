@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from engine.rows import Row
 
 COLOURS = {"SGD": "#1f6f8b", "LARS": "#d1495b"}
+# After ten lines the colours begin again.
+LINESTYLES = ("-", "--", "-.", ":")
 SPLITS = {"test": "test accuracy", "holdout": "hold-out accuracy"}
 # More panels than this would not be read; the lines of one optimizer then share one, and lines of
 # one batch each get a plot of their own.
@@ -161,8 +163,8 @@ def draw_against(
         x = [place for place, _ in points]
         means = [statistics.fmean(values) for _, values in points]
         spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in points]
-        colour = COLOURS.get(label, f"C{number}")
-        axes.plot(x, means, label=label, color=colour, linewidth=1.5)
+        colour, style = COLOURS.get(label, f"C{number}"), LINESTYLES[number // 10 % 4]
+        axes.plot(x, means, style, label=label, color=colour, linewidth=1.5)
         axes.fill_between(
             x,
             [m - s for m, s in zip(means, spreads, strict=True)],

@@ -24,21 +24,19 @@ def write_report(group: str) -> str:
 
     Raises UserError where the group has no runs, or its folder cannot be written.
     """
-    load_rows(group)
+    records, written = _found(group), None
     folder = RESULTS / group
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Of several sweeps that end together each may write last, so each looks again after it
         # has written. A lock would do, but network file systems refuse it on a folder.
-        while True:
+        while _outcomes(records) != written:
+            names, written = _write_files(folder, group, records), _outcomes(records)
             records = load_records(group)
-            names = _write_files(folder, group, records)
-            if _outcomes(load_records(group)) == _outcomes(records):
-                break
     except OSError as error:
         raise cannot_write(folder, error) from error
-    written = "\n          ".join(str(folder / name) for name in names)
-    return f"{(folder / 'table.md').read_text()}\nwritten   {written}"
+    paths = "\n          ".join(str(folder / name) for name in names)
+    return f"{(folder / 'table.md').read_text()}\nwritten   {paths}"
 
 
 def compare(groups: Sequence[str]) -> Path:
@@ -58,10 +56,14 @@ def runs_lines(records: Sequence[Record]) -> str:
 
 def load_rows(group: str) -> list[Row]:
     """Read a group's rows; raise UserError where it has no runs."""
-    rows = make_rows(load_records(group))
-    if not rows:
+    return make_rows(_found(group))
+
+
+def _found(group: str) -> list[Record]:
+    records = load_records(group)
+    if not records:
         raise key_error("group", group, f"has no runs under {runs_directory(group)}")
-    return rows
+    return records
 
 
 def _write_files(folder: Path, group: str, records: Sequence[Record]) -> list[str]:

@@ -104,8 +104,13 @@ class Row:
 
     @property
     def line(self) -> str:
-        """Return what rows have in common that differ in the batch alone."""
+        """Return what the rows have in common that a line through the batches joins."""
         return _joined(self.optimizer.upper(), self.kind, self.length, self.told)
+
+    @property
+    def series(self) -> tuple[str, str, str]:
+        """Return what rows have in common that differ in batch and settings."""
+        return self.optimizer, self.kind, self.length
 
     @property
     def length_line(self) -> str:
@@ -122,8 +127,9 @@ class Row:
         return [record for record in self.records if record.status in statuses]
 
     def mean(self, key: str) -> float | None:
-        """Return the mean of a summary's figure over the runs that count and have it."""
-        return _mean(r.summary[key] for r in self.records if r.counted)
+        """Return the mean of a summary's figure over the completed runs, else the diverged ones."""
+        ended = self.of("completed") or self.of("diverged")
+        return _mean(record.summary.get(key) for record in ended)
 
     def accuracies(self) -> list[float]:
         """Return the final accuracies, % each; a diverged run's is chance."""

@@ -28,10 +28,11 @@ def told(members: Sequence["Record"], records: Sequence["Record"]) -> str:
     varied = [key for key in keys if any(r.choices.get(key) != own.get(key) for r in rivals)]
     if len(varied) <= MOST_TOLD:
         return differences(members, rivals, varied)
-    # An ablation varies one key a row: what most rows share goes without saying, and so does that
-    # another schedule has other keys.
-    known = own.keys() | default_choices().keys()
-    named = [key for key in varied if key in known and own.get(key) != commonest(rivals, key)]
+    # An ablation varies one key a row: what most rows share goes without saying.
+    named = [key for key in varied if own.get(key) != commonest(rivals, key)]
+    # But a schedule's keys tell nothing without its name.
+    if any(key.startswith("scheduler.") for key in named) and "scheduler.name" in varied:
+        named = sorted({*named, "scheduler.name"})
     return differences(members, rivals, named) or "(what most rows share)"
 
 
@@ -46,11 +47,13 @@ def differences(
     members: Sequence["Record"], rivals: Sequence["Record"], keys: Sequence[str]
 ) -> str:
     """Write the row's value of each key that is not the same for all the rivals."""
-    own, defaults = members[0].choices, default_choices()
+    known = default_choices() | members[0].choices
     return " ".join(
-        f"{key}={shown(own.get(key, defaults.get(key)))}"
+        f"{key}={shown(known[key])}"
         for key in keys
-        if any(rival.choices.get(key) != own.get(key) for rival in rivals)
+        # Another schedule has other keys.
+        if key in known
+        and any(rival.choices.get(key) != members[0].choices.get(key) for rival in rivals)
     )
 
 

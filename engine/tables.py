@@ -50,7 +50,9 @@ def comma_separated(rows: Sequence[Row], target: float | None) -> str:
 
 def escaped(text: object) -> str:
     """Write what somebody typed so that in Markdown, tables included, it is text and no more."""
-    return re.sub(r"([|`\[\]\\])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+    text = html.escape(" ".join(str(text).split()), quote=False)
+    # An underscore inside a word is no mark.
+    return re.sub(r"([|`\[\]\\*~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
 
 
 def markdown(group: str, rows: Sequence[Row]) -> str:

@@ -180,7 +180,7 @@ def test_the_page_answers_and_says_how_it_was_made(workplace):
     assert "as the batch grows from 128 to 512, with SGD and with LARS?" in text
     assert "base line, SGD at batch 128: 80.00 ± 1.00 %" in text
     assert "The target is 79.50 %" in text
-    assert "- SGD holds up to batch 256." in text and "- LARS holds up to batch 512." in text
+    assert "- SGD holds up to batch 256." in text and "- LARS holds at batch 512." in text
     for name in ("accuracy.png", "time.png", "curves.png"):
         assert f"]({name})" in text and (workplace / "results" / "g" / name).stat().st_size > 0
     # 79.7 % at the third epoch is the first at or above the target; the second was not evaluated.
@@ -481,6 +481,52 @@ def test_many_settings_at_one_batch_get_a_plot_of_their_own(workplace):
         put(workplace, "optimizer=lars", f"batch={batch}")
     text, _ = table(workplace)
     assert "accuracy.png" in text and "settings.png" in text
+
+
+def test_a_line_holds_no_further_than_to_a_gap(workplace):
+    put(workplace, "batch=128", accuracy=80.0)
+    put(workplace, "batch=512", accuracy=79.8)
+    put(workplace, "batch=256", "optimizer.base_lr=0.2", accuracy=70.0)
+    put(workplace, "batch=256", "optimizer.base_lr=0.3", accuracy=71.0)
+    put(workplace, "optimizer=lars", "batch=128", accuracy=60.0)
+    put(workplace, "optimizer=lars", "batch=128", "optimizer.base_lr=0.5", accuracy=61.0)
+    put(workplace, "optimizer=lars", "batch=256", accuracy=81.0)
+    put(workplace, "optimizer=lars", "batch=512", accuracy=81.0)
+    page = page_of(workplace)
+    assert "- SGD holds up to batch 128." in page
+    assert "- LARS holds from batch 256 to 512." in page
+    assert page.count(" holds ") == 2 + len(["a row holds if"])
+
+
+def test_a_lone_batch_holds_or_not(workplace):
+    put(workplace, "batch=128", accuracy=80.0)
+    put(workplace, "optimizer=lars", "batch=512", accuracy=79.6)
+    assert "- LARS holds at batch 512." in page_of(workplace)
+    put(workplace, "optimizer=lars", "batch=512", "seed=1", accuracy=79.0)
+    assert "- LARS holds at no batch." in page_of(workplace)
+
+
+def test_a_diverged_seed_counts_in_the_hold_out_and_not_in_the_times(workplace):
+    only = ("data.holdout=10", "optimizer=sgd")
+    put(workplace, *only, "seed=0", holdout_accuracy=70.0)
+    broken = {"holdout_accuracy": None, "train_seconds": 1.0, "images_per_second": None}
+    put(workplace, *only, "seed=1", status="diverged", accuracy=10.0, **broken)
+    page = page_of(workplace)
+    assert "| 40.00 (70.00, 10.00) |" in page and "| 30.0 s | 1,000 |" in page
+
+
+def test_a_schedule_is_named_beside_its_keys_and_no_row_has_anothers(workplace):
+    for batch, names in (
+        (128, ("polynomial", "cosine")),
+        (256, ("polynomial", "multistep", "onecycle")),
+    ):
+        for name in names:
+            put(workplace, f"batch={batch}", f"scheduler={name}")
+    _, rows = table(workplace)
+    told = {(row["batch"], row["settings"]) for row in rows}
+    assert ("128", "scheduler.name=cosine") in told
+    others = [settings for batch, settings in told if batch == "256" and "multistep" in settings]
+    assert others == ["scheduler.gamma=0.1 scheduler.name=multistep scheduler.step_fraction=0.25"]
 
 
 def test_a_row_of_an_ablation_names_what_it_changes(workplace):
