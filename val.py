@@ -1,7 +1,6 @@
 """Evaluate a run's checkpoint on its test set: `python val.py --help`. Writes nothing."""
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from omegaconf import DictConfig
 from engine.cli import CONF, exit_status, read_command_line
 from engine.config import EvaluationConfig
 from engine.parse import UserError, key_error
+from engine.summary import json_line
 
 
 def validate(config: EvaluationConfig) -> dict[str, Any]:
@@ -105,7 +105,10 @@ def main() -> int:
     if command.multirun:
         raise UserError("-m: val.py evaluates one checkpoint at a time")
     result = validate(command.jobs[0].config)
-    print(json.dumps(result) if command.jobs[0].config.json else describe(result))
+    if command.jobs[0].config.json:
+        print(json_line(result), end="")
+    else:
+        print(describe(result))
     return 0
 
 

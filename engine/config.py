@@ -141,8 +141,8 @@ class MultistepConfig(ConstantConfig):
     """Warm-up, then the rate times `gamma` after every `step_size` epochs."""
 
     name: Literal["multistep"]  # type: ignore[assignment]
-    step_size: Positive | None
-    step_fraction: Annotated[float, Range(low=0, high=1, low_open=True)]
+    step_size: Annotated[float, Range(low=1e-6)] | None
+    step_fraction: Annotated[float, Range(low=1e-6, high=1)]
     gamma: Annotated[float, Range(low=0, high=1, low_open=True)]
 
 
@@ -174,7 +174,7 @@ class Config:
 
     batch: Count
     micro_batch: Count
-    epochs: Count
+    epochs: Annotated[int, Range(low=1, high=10**9)]
     eval_every: Count
     seed: Seed
     group: str
@@ -274,9 +274,12 @@ def check_across_keys(config: Config) -> None:
     if config.data.test_size == 0 and config.data.holdout == 0:
         allowed = "must be above 0 where data.test_size=0 leaves nothing else to evaluate on"
         raise key_error("data.holdout", 0, allowed)
-    if config.data.name == "image_folder" and config.data.root is None:
-        allowed = "image_folder needs a directory that holds train/<class>/* and test/<class>/*"
-        raise key_error("data.root", None, allowed)
+    if not config.data.root:
+        held = " that holds train/<class>/* and test/<class>/*"
+        allowed = (
+            f"{config.data.name} needs a directory{held * (config.data.name == 'image_folder')}"
+        )
+        raise key_error("data.root", config.data.root, allowed)
 
 
 def check_group_name(group: str) -> None:

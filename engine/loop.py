@@ -132,7 +132,8 @@ def train_epoch(
             # Where the losses have been read anyway; the accuracy is that of this rank's examples.
             if not bar.disable and ((place + 1) % max(10, check_every) == 0 or last):
                 accuracy = 100.0 * int(correct) / own_images
-                show(bar, float(part.losses[place]), accuracy, (place + 1) * plan.batch)
+                images = (place + 1 - begun_at) * plan.batch
+                show(bar, float(part.losses[place]), accuracy, images)
     add_over_ranks(correct)
     part.correct = correct
     part.seconds = runtime.wall_clock() - started

@@ -50,6 +50,11 @@ class Plan:
     min_passes: int = 1
     world_size: int = 1
 
+    @property
+    def last_batch(self) -> int:
+        """Return the examples of an epoch's last batch."""
+        return self.train_examples - (self.steps_per_epoch - 1) * self.batch
+
     def rank_passes(self, examples: int) -> list[list[int]]:
         """Split a batch over the ranks, and each part into passes of at most `micro_batch`.
 
@@ -93,7 +98,8 @@ class Plan:
             passes if self.world_size == 1 else f"{ranks} rank{'s' * (ranks > 1)} of {passes}"
             for passes, ranks in parts.items()
         )
-        last = self.train_examples - (self.steps_per_epoch - 1) * self.batch
+        last = self.last_batch
+        reached = "" if self.warmup_steps < self.total_steps else ", which the run does not reach"
         biases = ""
         if self.bias_lr_scale != 1.0:
             times = f"{self.bias_lr_scale:g} times these rates"
@@ -104,7 +110,8 @@ class Plan:
             f"{self.train_examples} training images)\n"
             f"passes    {shown} images a step\n"
             f"rates     first {self.base_lr:.6g}, peak {self.peak_lr:.6g} at step "
-            f"{self.warmup_steps}, final {self.final_lr:.6g} at step {self.total_steps - 1}\n"
+            f"{self.warmup_steps}{reached}, final {self.final_lr:.6g} at step "
+            f"{self.total_steps - 1}\n"
             f"decay     {self.decay}{biases}"
         )
 
@@ -152,6 +159,9 @@ def make_plan(config: Config, train_examples: int, world_size: int = 1) -> Plan:
         if epochs is None:
             epochs = scheduler.step_fraction * config.epochs
         decay_interval = epochs * steps_per_epoch
+        if warmup_steps >= decay_interval:
+            allowed = f"must be below the {decay_interval:g} steps after which the rate falls"
+            raise key_error("scheduler.warmup_steps", warmup_steps, allowed)
     plan = Plan(
         train_examples=train_examples,
         batch=config.batch,
@@ -171,6 +181,8 @@ def make_plan(config: Config, train_examples: int, world_size: int = 1) -> Plan:
         min_passes=2 if config.noise_scale else 1,
         world_size=world_size,
     )
+    if config.model.name == "resnet50_imagenet_stem" and not config.sync_bn:
+        check_passes(plan)
     if config.noise_scale and max(map(len, plan.rank_passes(plan.batch))) < 2:
         groups = "examples" if plan.ghost_batch is None else "groups of model.ghost_batch"
         allowed = f"needs two {groups} on a rank, more than batch={plan.batch} gives {world_size}"
@@ -180,6 +192,16 @@ def make_plan(config: Config, train_examples: int, world_size: int = 1) -> Plan:
     schedule = build_scheduler(scheduler, plan, carrier)
     final_lr = schedule.lr_at(plan.total_steps - 1, peak_lr)
     return dataclasses.replace(plan, final_lr=final_lr, decay=describe_decay(scheduler, plan))
+
+
+def check_passes(plan: Plan) -> None:
+    """Raise UserError where batch norm would meet one image alone, whose last maps are 1x1."""
+    alone = "leaves batch norm one image alone, and this model's last maps have one pixel"
+    if plan.ghost_batch == 1:
+        raise key_error("model.ghost_batch", 1, alone)
+    for examples in (plan.batch, plan.last_batch):
+        if 1 in itertools.chain(*plan.rank_passes(examples)):
+            raise key_error("batch", plan.batch, alone)
 
 
 def count_warmup_steps(scheduler: ConstantConfig, epochs: int, steps_per_epoch: int) -> int:

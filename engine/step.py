@@ -160,10 +160,10 @@ def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], clip: ClipConfig) -> Tensor:
-    """Clip by value, then by global norm; return the global norm before any clipping."""
+    """Clip by global norm, then by value, as LARS does; return the norm before any clipping."""
     norm = gradient_norm(parameters)
+    if clip.norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip.norm, norm)
     if clip.value is not None:
         torch.nn.utils.clip_grad_value_(parameters, clip.value)
-    if clip.norm is not None:
-        torch.nn.utils.clip_grad_norm_(parameters, clip.norm)
     return norm

@@ -83,7 +83,8 @@ def trust_ratio_of_numbers(
         unbounded = math.inf if scaled_norm > 0.0 else math.nan
         ratio = scaled_norm / denominator if denominator != 0.0 else unbounded
     if rule.trust_clip:
-        ratio = 1.0 if ratio >= lr else ratio / lr
+        # At a rate of 0 only a NaN is below it.
+        ratio = 1.0 if ratio >= lr else ratio / lr if lr else math.nan
     return ratio, rule.weight_decay
 
 
@@ -110,7 +111,8 @@ def trust_ratio_of_tensors(
 
 
 def _clip(rule: Rule, ratio: Tensor) -> Tensor:
-    return torch.clamp(ratio / rule.lr, max=1.0) if rule.trust_clip else ratio
+    # In place of a clamp: at a rate of 0 a ratio of 0 would become a NaN.
+    return (ratio / rule.lr).masked_fill(ratio >= rule.lr, 1.0) if rule.trust_clip else ratio
 
 
 def gains(rule: Rule, lr: Any, ratio: Any) -> tuple[Any, Any]:

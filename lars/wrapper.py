@@ -146,6 +146,9 @@ class LARSWrapper(Optimizer):
         trust = {"eps": group["trust_eps"], "weight_decay": decay}
         if group["trust_weight_decay"] == "momentum":
             trust["trust_weight_decay"] = group.get("momentum", 0.0)
+        if group["adapt"] == "decayed":
+            # Also by the optimizer's own, decoupled decay.
+            trust["adapt"] = group.get("weight_decay", 0.0) != 0
         rule = Rule.from_group({**group, **_PLAIN, **trust})
         sign = -1.0 if group.get("maximize") else 1.0
         buckets: dict[Any, Bucket] = {}

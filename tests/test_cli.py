@@ -70,6 +70,8 @@ MISTAKES = [
     ("noise_scale=maybe", "noise_scale=maybe: must be true or false"),
     ("model.zero_init_residual=2", "model.zero_init_residual=2: must be true or false"),
     ("scheduler.warmup_steps=9", "scheduler.warmup_steps=9: must be at most the run's 8 steps"),
+    ("epochs=1e400", "epochs=inf: must be"),
+    ("epochs=1" + "0" * 310, "epochs=1" + "0" * 310 + ": must be a whole number at least 1 and"),
     ("scheduler.final_fraction=2", "scheduler.final_fraction=2: must be a number at least 0 and"),
     ("scheduler.start_fraction=0", "scheduler.start_fraction=0: start_fraction is no key of"),
     ("~data.holdout=7", "~data.holdout=7: Could not delete from config. The value of"),

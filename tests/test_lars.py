@@ -326,3 +326,16 @@ def test_a_clipped_ratio_at_a_zero_norm(path: str, zero_norm: str, moved: float)
     param.grad = torch.ones(2)
     LARS([param], lr=2.0, trust_clip=True, zero_norm=zero_norm, **PATHS[path]).step()
     assert param.tolist() == [-moved, -moved]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("zero_norm", ["raw", "one", "skip"])
+@pytest.mark.parametrize(("weight", "grad"), [(0.0, 1.0), (1.0, 0.0), (1.0, 2.0), (1.0, math.nan)])
+def test_a_clipped_ratio_at_a_rate_of_zero(
+    path: str, zero_norm: str, weight: float, grad: float
+) -> None:
+    """The last step of most schedules: finite inputs leave the weights where they are."""
+    param = torch.nn.Parameter(torch.full((2,), weight))
+    param.grad = torch.full((2,), grad)
+    LARS([param], lr=0.0, trust_clip=True, zero_norm=zero_norm, **PATHS[path]).step()
+    assert math.isnan(param[0].item()) if math.isnan(grad) else param.tolist() == [weight, weight]

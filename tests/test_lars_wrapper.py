@@ -98,6 +98,19 @@ class _Breaks(torch.optim.SGD):
         raise RuntimeError("no step")
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+def test_what_decays_decoupled_is_adapted_too(weight_decay: float) -> None:
+    for adapt in ("decayed", weight_decay != 0):
+        params = [torch.nn.Parameter(torch.ones(3))]
+        params[0].grad = torch.full((3,), 0.5)
+        base = torch.optim.AdamW(params, weight_decay=weight_decay)
+        LARSWrapper(base, adapt=adapt).step()
+        if adapt == "decayed":
+            found = base.state[params[0]]["exp_avg"]
+    assert torch.equal(found, base.state[params[0]]["exp_avg"])
+    assert (found[0] < 0.01) == (weight_decay != 0)
+
+
 def test_all_is_restored_when_the_base_raises() -> None:
     """Gradients, the very tensors, and weight decay."""
     params = parameters()

@@ -15,6 +15,7 @@ from engine.loop import train_epoch
 from engine.plan import make_plan
 from engine.runtime import start_runtime
 from engine.step import NO_CLIP, Step, clip_gradients
+from lars import LARS
 from models import BatchNorm2d
 from tests.test_config import config
 
@@ -193,13 +194,29 @@ def test_divergence_is_returned_before_it_spoils_the_weights(kind):
         assert torch.equal(value, before[name]), name
 
 
-def test_clipping_bounds_values_and_then_the_norm():
+def test_clipping_bounds_the_norm_and_then_values():
     parameter = nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([30.0, 40.0])
     assert float(clip_gradients([parameter], ClipConfig(norm=5.0, value=None))) == 50.0
     assert parameter.grad.tolist() == pytest.approx([3.0, 4.0], rel=1e-4)
     clip_gradients([parameter], ClipConfig(norm=None, value=3.5))
     assert parameter.grad.tolist() == pytest.approx([3.0, 3.5], rel=1e-4)
+
+
+def test_both_bounds_on_the_gradient_mean_the_same_under_sgd_and_lars():
+    moved = []
+    for name in ("sgd", "lars"):
+        parameter = nn.Parameter(torch.zeros(4))
+        parameter.grad = torch.tensor([30.0, 4.0, 0.0, -1.0])
+        clip = ClipConfig(norm=1.0, value=0.5)
+        if name == "sgd":
+            clip_gradients([parameter], clip)
+            moved.append(parameter.grad)
+        else:
+            LARS([parameter], lr=1.0, adapt=False, momentum=0.0, weight_decay=0.0,
+                 clip_norm=clip.norm, clip_value=clip.value).step()  # fmt: skip
+            moved.append(-parameter.detach())
+    torch.testing.assert_close(*moved)
 
 
 def test_evaluation_counts_every_example_and_each_class():

@@ -174,6 +174,42 @@ def test_what_does_not_fit_the_data_is_told(overrides, told):
     assert str(raised.value) == told
 
 
+def test_a_fall_inside_the_warm_up_is_told():
+    steps = ["scheduler=multistep", "epochs=8", "batch=1000"]
+    assert plan(*steps, "scheduler.warmup_steps=99").warmup_steps == 99
+    with pytest.raises(UserError, match=r"warmup_steps=100: must be below the 100 steps after"):
+        plan(*steps, "scheduler.warmup_steps=100")
+    with pytest.raises(UserError, match="step_fraction=1e-320: must be"):
+        plan("scheduler=multistep", "scheduler.step_fraction=1e-320")
+
+
+def test_a_peak_that_is_not_reached_is_told():
+    short = ["epochs=1", "batch=25000"]
+    assert "not reach" not in plan(*short, "scheduler.warmup_steps=1").describe()
+    told = plan(*short, "scheduler.warmup_steps=2").describe()
+    assert "at step 2, which the run does not reach, final" in told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "examples", "key"),
+    [
+        (["batch=32"], 33, "batch=32"),
+        (["batch=33", "micro_batch=1"], 33, "batch=33"),
+        (["batch=4", "model.ghost_batch=1"], 8, "model.ghost_batch=1"),
+        (["batch=32"], 34, None),
+        (["batch=32", "model.ghost_batch=4"], 33, "batch=32"),
+    ],
+)
+def test_one_image_alone_has_no_statistics_where_the_last_maps_are_1x1(overrides, examples, key):
+    assert plan(*overrides, examples=examples).total_steps > 0
+    overrides = ["model=resnet50_imagenet_stem", *overrides]
+    if key is None:
+        assert plan(*overrides, examples=examples).total_steps > 0
+        return
+    with pytest.raises(UserError, match=f"^{key}: leaves batch norm one image alone"):
+        plan(*overrides, examples=examples)
+
+
 def test_the_description_allows_every_rate_to_be_worked_out():
     text = plan("batch=4096", "epochs=15").describe()
     for part in ("195 = 15 epochs x 13", "the last of an epoch 848", "4 x 1024", "first 0.1",
