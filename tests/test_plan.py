@@ -9,9 +9,21 @@ from engine.parse import UserError
 from engine.plan import make_plan
 from tests.test_config import config
 
+# Rates that are easy to work out, whatever the defaults are.
+LINEAR = ("optimizer.base_lr=0.1", "optimizer.lr_scaling=linear")
+
 
 def plan(*overrides, examples=50_000):
-    return make_plan(config(*overrides), examples)
+    """Plan a run; its rates are LINEAR's unless an experiment brings its own."""
+    rates = () if any(o.startswith("+experiment=") for o in overrides) else LINEAR
+    return make_plan(config(*rates, *overrides), examples)
+
+
+def test_the_defaults_grow_with_the_root_of_the_batch():
+    for optimizer, base in (("sgd", 0.2), ("lars", 4.0)):
+        made = make_plan(config(f"optimizer={optimizer}", "batch=2048"), 50_000)
+        assert (made.base_lr, made.peak_lr) == (base, pytest.approx(4 * base))
+        assert made.bias_lr_scale == (0.1 if optimizer == "lars" else 1.0)
 
 
 def test_the_ragged_last_batch_is_a_step():
@@ -266,6 +278,6 @@ def test_what_needs_other_ranks_is_told():
 
 
 def test_a_peak_rate_beyond_float32_is_told():
-    made = config("data=synthetic", "optimizer.base_lr=1e38", "batch=8192")
+    made = config(*LINEAR, "data=synthetic", "optimizer.base_lr=1e38", "batch=8192")
     with pytest.raises(UserError, match=r"optimizer\.base_lr=1e\+38: gives a peak rate of 6\.4e"):
         make_plan(made, 50_000)

@@ -236,7 +236,7 @@ def test_what_was_typed_is_text_in_a_groups_page(small, workplace, command, tree
 
 
 def test_what_is_escaped():
-    assert escaped("optimizer.base_lr=0.1 a*b") == "optimizer.base_lr=0.1 a*b"
+    assert escaped("optimizer.base_lr=0.1 a*b _c_") == r"optimizer.base_lr=0.1 a\*b \_c\_"
     assert escaped("a|b\n<i>`[x](y)") == r"a\|b &lt;i&gt;\`\[x\](y)"
     assert fenced("a", "``` b")[0] == "````" and fenced("a") == ["```", "a", "```"]
 
