@@ -97,7 +97,8 @@ def save(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> 
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0] and axes.get_legend() is None:
-            axes.legend(fontsize=8, frameon=False)
+            # A label wider than the plot would squeeze the axes to nothing.
+            axes.legend(fontsize=8, frameon=False).set_in_layout(False)
     buffer = io.BytesIO()
     # Dates and versions would make two files of the same runs differ.
     figure.savefig(buffer, format="png", metadata={"Software": None})
