@@ -76,6 +76,11 @@ class Groups:
 
     group: str = "default"
 
+    @property
+    def names(self) -> list[str]:
+        """Return the groups' names, each once."""
+        return list(dict.fromkeys(self.group.split(",")))
+
 
 def exit_status(command: Callable[[], int], resumes: bool = True) -> int:
     """Run a command to its exit status: a user's mistake is one line on stderr and status 2.
@@ -196,11 +201,6 @@ def read_own_keys(given: Sequence[str], prefix: str, config_type: type[T]) -> T:
         raise UserError(f"{' '.join(own)}: must be {prefix}.key=value") from error
     result: T = parse(config_type, raw, f"{prefix}.")
     return result
-
-
-def read_groups(usage: str | None) -> list[str]:
-    """Read a script's only argument, `group=A,B`: the groups it names, each once."""
-    return list(dict.fromkeys(read_arguments(Groups, usage).group.split(",")))
 
 
 def plain_config(composed: DictConfig) -> dict[str, Any]:

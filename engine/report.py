@@ -19,9 +19,10 @@ from engine.tables import comma_separated, markdown
 LEFT_SECONDS = 3600.0
 
 
-def write_report(group: str) -> str:
+def write_report(group: str, target: float | None = None) -> str:
     """Write a group's page, tables, plots and runs.jsonl; return the table with the files' paths.
 
+    target: the accuracy in % whose time is told; None: as the runs were given it.
     Raises UserError where the group has no runs, or its folder cannot be written.
     """
     records, written = _found(group), None
@@ -31,7 +32,7 @@ def write_report(group: str) -> str:
         # Of several sweeps that end together each may write last, so each looks again after it
         # has written. A lock would do, but network file systems refuse it on a folder.
         while _outcomes(records) != written:
-            names, written = _write_files(folder, group, records), _outcomes(records)
+            names, written = _write_files(folder, group, records, target), _outcomes(records)
             records = load_records(group)
     except OSError as error:
         raise cannot_write(folder, error) from error
@@ -66,10 +67,12 @@ def _found(group: str) -> list[Record]:
     return records
 
 
-def _write_files(folder: Path, group: str, records: Sequence[Record]) -> list[str]:
+def _write_files(
+    folder: Path, group: str, records: Sequence[Record], target: float | None
+) -> list[str]:
     """Write the report of these runs; return the names of the files a reader looks at."""
     rows = make_rows(records)
-    target = target_accuracy(rows)
+    target = target or target_accuracy(rows)
     for path in folder.glob(".*.*"):
         # The half of a file that a killed writer left; one that is being written is young.
         with contextlib.suppress(FileNotFoundError):

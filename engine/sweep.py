@@ -51,7 +51,7 @@ def run_sweep(command: CommandLine, task: Task) -> int:
         train_missing(claimed, command.hydra_overrides, task)
     finally:
         # Also after Ctrl-C: what is done by then is worth its table.
-        reported = report(dict.fromkeys(job.config.group for job in jobs))
+        reported = report(jobs)
     failures = [text for job in jobs if (text := failure(Run(job.config)))]
     for text in failures:
         print(text, file=sys.stderr)
@@ -117,12 +117,13 @@ def train_missing(waiting: Mapping[Run, Job], hydra_overrides: Sequence[str], ta
         waiting = {r: job for r, job in waiting.items() if r.settled_at() in (0, before[r])}
 
 
-def report(groups: Iterable[str]) -> bool:
-    """Write and show each group's tables; tell whether that went well."""
+def report(jobs: Iterable[Job]) -> bool:
+    """Write and show the tables of each job's group; tell whether that went well."""
     well = True
-    for group in groups:
+    # Runs that were finished before may have been given another target, or none.
+    for group, target in {job.config.group: job.config.target_accuracy for job in jobs}.items():
         try:
-            print(write_report(group))
+            print(write_report(group, target))
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             well = False

@@ -2,13 +2,13 @@
 
 import sys
 
-from engine.cli import exit_status, read_groups
+from engine.cli import Groups, exit_status, read_arguments
 from engine.progress import describe_progress
 
 
 def main() -> int:
     """Print the overviews; return the exit status."""
-    print("\n\n".join(map(describe_progress, read_groups(__doc__))))
+    print("\n\n".join(map(describe_progress, read_arguments(Groups, __doc__).names)))
     return 0
 
 

@@ -127,6 +127,18 @@ def test_time_to_target_needs_every_seed_to_reach_it(workplace):
     assert table(workplace)[1][0]["seconds_to_target_mean"] == ""
 
 
+def test_a_target_may_be_given_after_the_runs(workplace, monkeypatch):
+    put(workplace)
+    monkeypatch.setattr(sys, "argv", ["tables", "group=g", "target_accuracy=35"])
+    assert exit_status(scripts.tables.main) == 0
+    with open(workplace / "results" / "g" / "table.csv") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["seconds_to_target_mean"]) == 10.0
+    assert "The target is 35.00 %" in (workplace / "results" / "g" / "README.md").read_text()
+    monkeypatch.setattr(sys, "argv", ["tables", "group=g", "target_accuracy=101"])
+    assert exit_status(scripts.tables.main) == 2
+
+
 def test_published_runs_count_where_their_directories_are_not(workplace):
     put(workplace, "seed=0", accuracy=70.0)
     before = write_report("g")
