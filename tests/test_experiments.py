@@ -149,3 +149,13 @@ def test_values_by_batch_name_the_batches_they_have():
 def test_what_is_listed_for_lars_alone_is_no_key_of_sgd():
     with pytest.raises(UserError, match=r"optimizer\.adapt=all: unknown key"):
         attempt("attempt1", "optimizer.adapt=all")
+
+
+@pytest.mark.parametrize(("optimizer", "peak", "clip"), [("sgd", 3.2, 0.25), ("lars", 32.0, None)])
+@pytest.mark.parametrize("batch", [4096, 8192])
+def test_attempt_5_peaks_at_one_rate(optimizer, peak, clip, batch):
+    made = attempt("attempt5", f"optimizer={optimizer}", f"batch={batch}")
+    assert make_plan(made, 50_000).peak_lr == pytest.approx(peak, rel=1e-5)
+    assert made.clip.norm == clip and made.optimizer.nesterov
+    with pytest.raises(UserError, match="batch=128: this experiment has values for 4096, 8192"):
+        attempt("attempt5", f"optimizer={optimizer}", "batch=128")

@@ -312,7 +312,7 @@ def test_a_mistake_in_an_experiment_is_one_line(
     assert outcome.status == 2 and outcome.err.count("\n") == 1, outcome
     assert told in outcome.err and not files_below(workplace)
     outcome = command("train.py", f"--config-dir={folder}", *others, "+experiment=other")
-    known = "attempt1, attempt2, attempt3, attempt4, demo, ladder, shared"
+    known = "attempt1, attempt2, attempt3, attempt4, attempt5, demo, ladder, shared"
     assert f"must be one of {known}" in outcome.err
 
 
