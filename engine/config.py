@@ -275,10 +275,9 @@ def check_across_keys(config: Config) -> None:
         allowed = "must be above 0 where data.test_size=0 leaves nothing else to evaluate on"
         raise key_error("data.holdout", 0, allowed)
     if not config.data.root:
-        held = " that holds train/<class>/* and test/<class>/*"
-        allowed = (
-            f"{config.data.name} needs a directory{held * (config.data.name == 'image_folder')}"
-        )
+        allowed = f"{config.data.name} needs a directory"
+        if config.data.name == "image_folder":
+            allowed += " that holds train/<class>/* and test/<class>/*"
         raise key_error("data.root", config.data.root, allowed)
 
 

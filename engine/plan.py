@@ -98,7 +98,6 @@ class Plan:
             passes if self.world_size == 1 else f"{ranks} rank{'s' * (ranks > 1)} of {passes}"
             for passes, ranks in parts.items()
         )
-        last = self.last_batch
         reached = "" if self.warmup_steps < self.total_steps else ", which the run does not reach"
         biases = ""
         if self.bias_lr_scale != 1.0:
@@ -106,7 +105,7 @@ class Plan:
             biases = f"\nbiases    and normalisation parameters: {times}"
         return (
             f"steps     {self.total_steps} = {self.epochs} epochs x {self.steps_per_epoch} "
-            f"(batch {self.batch}, the last of an epoch {last}, "
+            f"(batch {self.batch}, the last of an epoch {self.last_batch}, "
             f"{self.train_examples} training images)\n"
             f"passes    {shown} images a step\n"
             f"rates     first {self.base_lr:.6g}, peak {self.peak_lr:.6g} at step "

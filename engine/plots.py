@@ -164,7 +164,7 @@ def draw_against(
         x = [place for place, _ in points]
         means = [statistics.fmean(values) for _, values in points]
         spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in points]
-        colour, style = COLOURS.get(label, f"C{number}"), LINESTYLES[number // 10 % 4]
+        colour, style = COLOURS.get(label, f"C{number}"), LINESTYLES[number // 10 % len(LINESTYLES)]
         axes.plot(x, means, style, label=label, color=colour, linewidth=1.5)
         axes.fill_between(
             x,

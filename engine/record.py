@@ -63,6 +63,12 @@ def cannot_write(path: Path, error: OSError) -> UserError:
     return key_error("results", path, allowed)
 
 
+def reason_of(error: BaseException) -> str:
+    """Word what stopped a run, in one line."""
+    name = type(error).__name__
+    return f"{name}: {' '.join(str(error).split()) or name}"
+
+
 def published_runs(group: str) -> dict[str, dict[str, Any]]:
     """Read a group's runs.jsonl: the runs that are finished here or on another machine, by name."""
     path = (RESULTS / group / "runs.jsonl").absolute()
@@ -180,8 +186,7 @@ class Run:
                     error = key_error("micro_batch", self.config.micro_batch, OUT_OF_MEMORY)
                 if isinstance(error, OSError):
                     self.check_place()
-                reason = " ".join(str(error).split()) or type(error).__name__
-                self._try_to_finish("failed", f"{type(error).__name__}: {reason}")
+                self._try_to_finish("failed", reason_of(error))
                 raise error
             finally:
                 if self.writer is not None:

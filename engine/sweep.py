@@ -20,7 +20,7 @@ from engine.lock import RunBusy, holder
 from engine.parse import UserError, key_error
 from engine.pause import leaving
 from engine.plan import make_plan
-from engine.record import FINISHED, RESULTS, Run, check_inside
+from engine.record import FINISHED, RESULTS, Run, check_inside, reason_of
 from engine.report import write_report
 
 # A run whose worker died without a word may have been the victim of another's death.
@@ -159,5 +159,5 @@ def report_failure(config: Config, arguments: list[str]) -> Iterator[None]:
             run.log.write_text(traceback.format_exc())
             if run.summary() is None:
                 run.arguments = arguments
-                run.finish("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
+                run.finish("failed", reason_of(error))
         print(f"failed    {run.name}: {error}; see {run.log}", file=sys.stderr, flush=True)
