@@ -3,11 +3,10 @@
 A batch may pass through the network in several micro-batches, and each micro-batch may be
 normalised in groups ("ghost batches", Hoffer et al. 2017, arXiv 1705.08741). torch's layer moves
 its running statistics at every forward pass, so their result would depend on the memory at hand.
-Here each group's statistics are set aside, and `commit_batch_statistics` moves the buffers by
-their mean, once a step; where torch.distributed has several ranks, by the mean over all of theirs.
+Here each group's statistics are added up, and `commit_batch_statistics` moves the buffers by their
+mean, once a step; where torch.distributed has several ranks, by the mean over all of theirs. The
+sums are tensors: a list of statistics would be compiled anew for each length it has had.
 """
-
-from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -34,10 +33,12 @@ class BatchNorm2d(nn.BatchNorm2d):
         super().__init__(num_features)
         self.ghost_batch = ghost_batch
         self.synchronized = False
-        self.pending: list[Tensor] = []  # one [2, C] tensor a group: mean, unbiased variance
+        # Over the groups since the last commit: of means, of unbiased variances, and their number.
+        self.sums: Tensor
+        self.register_buffer("sums", torch.zeros(3, num_features), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise; in training, set each group's statistics aside for the commit."""
+        """Normalise; in training, add each group's statistics to what the commit will take."""
         if not self.training:
             return super().forward(input)
         if self.synchronized:
@@ -59,7 +60,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def _normalize(self, group: Tensor) -> Tensor:
         output, statistics = self._batch_norm(group, self.weight, self.bias)
-        self.pending.append(statistics)
+        self.sums += statistics
         return output
 
     def _normalize_together(self, input: Tensor, groups: int) -> Tensor:
@@ -73,18 +74,15 @@ class BatchNorm2d(nn.BatchNorm2d):
         output, statistics = self._batch_norm(
             rows.permute(0, 3, 1, 2), self.weight.repeat(groups), self.bias.repeat(groups)
         )
-        self.pending.extend(statistics.view(2, groups, channels).unbind(1))
+        self.sums += statistics.view(3, groups, channels).sum(dim=1)
         rows = output.permute(0, 2, 3, 1).unflatten(3, (groups, channels))
         rows = rows.permute(3, 0, 1, 2, 4).reshape(count, height, width, channels)
         return rows.permute(0, 3, 1, 2)
 
     def _batch_norm(self, input: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.running_mean is not None
         # With momentum 1 torch writes the batch's own mean and variance into these buffers.
-        statistics = torch.zeros(
-            2, input.shape[1], dtype=self.running_mean.dtype, device=input.device
-        )
-        mean, variance = statistics.unbind()
+        statistics = self.sums.new_ones(3, input.shape[1])
+        mean, variance, _ = statistics.unbind()
         if self.synchronized:
             return self._batch_norm_over_ranks(input, mean, variance), statistics
         output = F.batch_norm(input, mean, variance, weight, bias, True, momentum=1.0, eps=self.eps)
@@ -102,15 +100,17 @@ class BatchNorm2d(nn.BatchNorm2d):
         )
 
     @torch.no_grad()
-    def commit(self, statistics: Tensor) -> None:
-        """Move the running statistics by a step's mean [2, C]: of the means and the variances."""
+    def commit(self, sums: Tensor) -> None:
+        """Move the running statistics by a step's `sums` [3, C], if any, and start anew."""
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
-        mean, variance = statistics.unbind()
-        self.pending.clear()
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
-        self.num_batches_tracked += 1
+        groups = sums[2]
+        mean, variance = sums[:2] / groups.clamp(min=1)
+        moved = groups.clamp(max=1)
+        self.running_mean.lerp_(mean, self.momentum * moved)
+        self.running_var.lerp_(variance, self.momentum * moved)
+        self.num_batches_tracked += moved[0].to(self.num_batches_tracked.dtype)
+        self.sums.zero_()
 
 
 def group_sizes(examples: int, group: int | None) -> list[int]:
@@ -139,35 +139,21 @@ def commit_batch_statistics(model: nn.Module) -> None:
     Call it after each optimizer step, on every rank.
     """
     layers = batch_norms(model)
+    if not layers:
+        return
+    sums = [layer.sums for layer in layers]
     if dist.is_available() and dist.is_initialized():
-        means = means_over_ranks(layers)
-    else:
-        layers = [layer for layer in layers if layer.pending]
-        means = [torch.stack(layer.pending).mean(dim=0) for layer in layers]
-    for layer, mean in zip(layers, means, strict=True):
-        layer.commit(mean)
+        # One exchange for all; every rank gets the same bits.
+        together = torch.cat([each.flatten() for each in sums])
+        dist.all_reduce(together)
+        parts = together.split([each.numel() for each in sums])
+        sums = [part.view(3, -1) for part in parts]
+    for layer, each in zip(layers, sums, strict=True):
+        layer.commit(each)
 
 
+@torch.no_grad()
 def forget_batch_statistics(model: nn.Module) -> None:
-    """Drop what a step has set aside that is not to be counted."""
+    """Drop what a step has added up that is not to be counted."""
     for layer in batch_norms(model):
-        layer.pending.clear()
-
-
-def means_over_ranks(layers: Sequence[BatchNorm2d]) -> list[Tensor]:
-    """Return each layer's mean over the groups of all ranks, [2, C], by one exchange for all.
-
-    Every rank gets the same bits. A rank that set nothing aside adds nothing.
-    """
-    parts = []
-    for layer in layers:
-        buffer = layer.running_mean
-        assert buffer is not None
-        nothing = buffer.new_zeros(2, layer.num_features)
-        parts += [sum(layer.pending, nothing).flatten(), buffer.new_tensor([len(layer.pending)])]
-    if not parts:
-        return []
-    together = torch.cat(parts)
-    dist.all_reduce(together)
-    sums = iter(together.split([len(part) for part in parts]))
-    return [total.view(2, -1) / count for total, count in zip(sums, sums, strict=True)]
+        layer.sums.zero_()

@@ -99,7 +99,7 @@ def test_batch_norm_equals_one_torch_layer_a_group(ghost, count, loop_on, monkey
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(layer.running_mean, torch.zeros(5))  # nothing moves before the step
     gradients = torch.autograd.grad(out, (x, layer.weight, layer.bias), upstream)
-    assert len(layer.pending) == len(sizes)
+    assert (layer.sums[2] == len(sizes)).all()
     commit_batch_statistics(layer)
     for name, made, wanted in zip(
         ("output", "input's", "weight's", "bias's", "mean", "variance"),
@@ -123,6 +123,27 @@ def test_running_statistics_move_once_a_step_by_the_mean_over_micro_batches():
     before = layer.running_mean.clone()
     commit_batch_statistics(layer)  # nothing is pending
     assert torch.equal(layer.running_mean, before)
+
+
+@pytest.mark.parametrize("ghost", [None, 2])
+def test_a_layer_is_compiled_once_however_many_passes_a_step_has(ghost):
+    compiled = []
+
+    def backend(module, inputs):
+        compiled.append(module)
+        return module.forward
+
+    layer, plain = BatchNorm2d(3, ghost), BatchNorm2d(3, ghost)
+    called = torch.compile(layer, backend=backend, dynamic=False)
+    for count in (2, 12):
+        for part in torch.randn(count, 4, 3, 2, 2):
+            called(part)
+            plain(part)
+        commit_batch_statistics(layer)
+        commit_batch_statistics(plain)
+    assert len(compiled) == 1
+    torch.testing.assert_close(layer.state_dict(), plain.state_dict())
+    assert layer.num_batches_tracked == 2
 
 
 def test_a_model_has_the_momentum_that_is_asked_for():
