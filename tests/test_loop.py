@@ -115,6 +115,9 @@ def test_with_ghost_groups_the_result_does_not_depend_on_the_micro_batch():
         ):
             assert torch.allclose(a.double(), b.double(), rtol=1e-9, atol=1e-9), name
     for name, buffer in results[0].named_buffers():
+        if name.endswith(".sums"):
+            assert not buffer.any(), f"{name} is taken in at each step"
+            continue
         moved = buffer == 3 if name.endswith("num_batches_tracked") else buffer.abs() > 0
         assert moved.all(), f"{name} moves at each of the epoch's three steps"
 
