@@ -106,10 +106,10 @@ class BatchNorm2d(nn.BatchNorm2d):
         assert self.num_batches_tracked is not None and self.momentum is not None
         groups = sums[2]
         mean, variance = sums[:2] / groups.clamp(min=1)
-        moved = groups.clamp(max=1)
-        self.running_mean.lerp_(mean, self.momentum * moved)
-        self.running_var.lerp_(variance, self.momentum * moved)
-        self.num_batches_tracked += moved[0].to(self.num_batches_tracked.dtype)
+        weight = self.momentum * groups.clamp(max=1)
+        self.running_mean.lerp_(mean, weight)
+        self.running_var.lerp_(variance, weight)
+        self.num_batches_tracked += groups[0] > 0
         self.sums.zero_()
 
 
