@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from engine.noise_report import noise_section
-from engine.rows import Record, Row, baseline_row, by_line
+from engine.rows import Record, Row, baseline_row, baseline_target, by_line
 from engine.tables import accuracy_cell, escaped, markdown_tables, shown_seconds, whose
 
 # A page names so many runs that are missing, and counts the others.
@@ -50,7 +50,10 @@ def question(rows: Sequence[Row]) -> str:
 
 
 def answer(rows: Sequence[Row], target: float | None) -> str:
-    """Say up to which batch each optimizer's mean stays at or above the target."""
+    """Say up to which batch each optimizer's mean stays at or above the target.
+
+    A target that comes from the base line is for rows of its model, data and length alone.
+    """
     baseline = baseline_row(rows)
     lines = []
     if baseline is not None and baseline.accuracies():
@@ -59,11 +62,13 @@ def answer(rows: Sequence[Row], target: float | None) -> str:
         )
     if target is not None:
         lines.append(f"- The target is {target:.2f} %; a row holds if its mean is not below it.")
+        alone = baseline.series[1:] if baseline and target == baseline_target(rows) else None
         lines += [
             f"- {escaped(title)} holds {held(members, rows, target)}."
             for title, members in by_line(rows).items()
             # One of many settings at one batch: the tables tell how it did.
-            if len(members) > 1 or not members[0].told
+            if (len(members) > 1 or not members[0].told)
+            and (alone is None or members[0].series[1:] == alone)
         ]
     return "\n".join(lines)
 

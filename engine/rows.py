@@ -296,6 +296,11 @@ def target_accuracy(rows: Sequence[Row]) -> float | None:
     asked = {r.summary.get("target_accuracy") for row in rows for r in row.records} - {None}
     if len(asked) == 1:
         return next(iter(asked))
+    return baseline_target(rows)
+
+
+def baseline_target(rows: Sequence[Row]) -> float | None:
+    """Return half a point less than the baseline's accuracy, %."""
     baseline = baseline_row(rows)
     accuracy = baseline.accuracy() if baseline else None
     return None if accuracy is None else accuracy - 0.5

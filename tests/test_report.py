@@ -2,6 +2,7 @@ import csv
 import fcntl
 import io
 import json
+import re
 import shutil
 import sys
 
@@ -204,6 +205,19 @@ def test_the_page_answers_and_says_how_it_was_made(workplace):
                  "- Model: resnet18", "- Data: cifar10"):  # fmt: skip
         assert fact in text
     assert "Nothing: every run that was asked for has an outcome." in text
+
+
+def test_the_base_line_judges_rows_of_its_own_model_and_length_alone(workplace):
+    put(workplace, "optimizer=sgd", "batch=128", accuracy=80.0)
+    put(workplace, "optimizer=lars", "batch=128", accuracy=81.0)
+    put(workplace, "optimizer=lars", "batch=128", "epochs=300", accuracy=90.0)
+    put(workplace, "optimizer=lars", "batch=128", "model=resnet8", accuracy=90.0)
+    judged = re.compile(r"^- ((?:SGD|LARS).*) holds ", re.MULTILINE)
+    ours = "model.name=resnet18 epochs=200"
+    assert judged.findall(page_of(workplace)) == [f"SGD {ours}", f"LARS {ours}"]
+    write_report("g", 85.0)
+    asked = judged.findall((workplace / "results" / "g" / "README.md").read_text())
+    assert len(asked) == 4
 
 
 def test_the_page_names_a_folder_of_images(workplace):
