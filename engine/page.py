@@ -55,6 +55,10 @@ def answer(rows: Sequence[Row], target: float | None) -> str:
     A target that comes from the base line is for rows of its model, data and length alone.
     """
     baseline = baseline_row(rows)
+    own = target == baseline_target(rows)
+    # Of several settings at the smallest batch none is what the others are held against.
+    if own and baseline is not None and baseline.told:
+        return ""
     lines = []
     if baseline is not None and baseline.accuracies():
         lines.append(
@@ -62,7 +66,7 @@ def answer(rows: Sequence[Row], target: float | None) -> str:
         )
     if target is not None:
         lines.append(f"- The target is {target:.2f} %; a row holds if its mean is not below it.")
-        alone = baseline.series[1:] if baseline and target == baseline_target(rows) else None
+        alone = baseline.series[1:] if baseline and own else None
         lines += [
             f"- {escaped(title)} holds {held(members, rows, target)}."
             for title, members in by_line(rows).items()
@@ -145,8 +149,13 @@ def holdout_cell(row: Row) -> str:
 
 def how_made(records: Sequence[Record]) -> str:
     """Write the commands, and what the figures must be cited with."""
+    commands = [r.summary["command"] for r in records if r.summary.get("command")]
+    return "\n".join([*fenced(*merge_commands(commands)), "", facts(records)])
+
+
+def facts(records: Sequence[Record]) -> str:
+    """List what the figures of these runs must be cited with."""
     summaries = [record.summary for record in records]
-    commands = [s["command"] for s in summaries if s.get("command")]
     named = ("data.root", "data.train_size", "data.test_size", "data.holdout")
     data = [
         " ".join(
@@ -162,7 +171,7 @@ def how_made(records: Sequence[Record]) -> str:
         s["model"] + (f" ({sizes[s['model']]:,} parameters)" if s["model"] in sizes else "")
         for s in summaries
     ]
-    facts = {
+    values = {
         "Model": models,
         "Data": data,
         "Epochs": [s["epochs"] for s in summaries],
@@ -173,9 +182,9 @@ def how_made(records: Sequence[Record]) -> str:
         "torch": [s.get("torch") for s in summaries],
         "Commit": [s.get("commit") for s in summaries],
     }
-    lines = [*fenced(*merge_commands(commands)), ""]
-    for name, values in facts.items():
-        told = dict.fromkeys(escaped(value) for value in values if value is not None)
+    lines = []
+    for name, found in values.items():
+        told = dict.fromkeys(escaped(value) for value in found if value is not None)
         lines.append(f"- {name}: {', '.join(told) or 'not known'}")
     return "\n".join(lines)
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.page import fenced
+from engine.page import facts, fenced
 from engine.plots import COLOURS, save
+from engine.rows import Record
 from engine.tune import Cell
 
 
@@ -33,7 +34,14 @@ def experiment(cells: Sequence[Cell], command: str, scored: str, recipe: str | N
     return "\n".join(lines) + "\n"
 
 
-def tuning_page(group: str, cells: Sequence[Cell], command: str, final: str, scored: str) -> str:
+def tuning_page(
+    group: str,
+    cells: Sequence[Cell],
+    records: Sequence[Record],
+    command: str,
+    final: str,
+    scored: str,
+) -> str:
     """Write the page of a search: what was chosen, how, and every trial."""
     keys = list(cells[0].axes)
     names = [key.removeprefix("optimizer.") for key in keys]
@@ -57,8 +65,8 @@ def tuning_page(group: str, cells: Sequence[Cell], command: str, final: str, sco
             shown(cell.scores[best]), str(len(cell.points())), note,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells_text)} |")
-    lines += ["", "![rates](rates.png)", "", "Searched with, and trained on all images with:", ""]
-    lines += [*fenced(command, final), "", "## Trials", ""]
+    lines += ["", "![rates](rates.png)", "", "Searched with, and to train on all images with:", ""]
+    lines += [*fenced(command, final), "", facts(records), "", "## Trials", ""]
     lines += [f"| Optimizer | Batch | {' | '.join(names)} | Hold-out accuracy, % |"]
     lines += ["|---|---|" + "---|" * (len(keys) + 1)]
     for cell in cells:

@@ -161,12 +161,13 @@ def write(
          f"+experiment={config.group}", *kept, f"group={config.group}-final"]
     )  # fmt: skip
     path = folder / "experiment" / f"{config.group}.yaml"
-    text = tuning_page(config.group, cells, searched, final, scored)
+    records = load_records(config.group)
+    text = tuning_page(config.group, cells, records, searched, final, scored)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(path, experiment(cells, searched, scored, recipe))
         write_text_atomically(folder / "README.md", text)
-        write_text_atomically(folder / "runs.jsonl", runs_lines(load_records(config.group)))
+        write_text_atomically(folder / "runs.jsonl", runs_lines(records))
         draw_rates(folder / "rates.png", cells)
     except OSError as error:
         raise cannot_write(folder, error) from error

@@ -114,6 +114,11 @@ def test_of_several_rates_the_baseline_is_one_that_did_not_diverge(workplace):
     text, rows = table(workplace)
     assert [row["base_lr"] for row in rows] == ["0.1", "0.4", "1.6"]
     assert "| 0.4 | 80.00 (base line) |" in text and text.count("(base line)") == 1
+    # But of several settings none is what the page holds the others against.
+    put(workplace, "optimizer=lars", "batch=256")
+    assert "holds" not in page_of(workplace)
+    write_report("g", 70.0)
+    assert "LARS holds at batch 256." in (workplace / "results" / "g" / "README.md").read_text()
 
 
 def test_a_row_that_mixes_commits_is_marked(workplace):

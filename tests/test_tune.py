@@ -193,6 +193,7 @@ def test_a_search_upon_an_experiment_keeps_its_recipe_and_its_group_clean(
     # Tables of the trials leave the search's page alone.
     page = workplace / "results" / "tune" / "README.md"
     before = page.read_text()
+    assert "- Model: resnet8 " in before and "- Commit: " in before
     write_report("tune")
     assert page.read_text() == before
 
