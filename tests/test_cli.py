@@ -369,7 +369,7 @@ def test_a_job_that_fails_costs_neither_the_others_nor_the_table(
     assert outcome.err.rstrip().splitlines()[-1].startswith("failed: results/runs/default/")
     assert "RuntimeError: the device fell off" in outcome.err.splitlines()[-1]
     table = (workplace / "results" / "default" / "table.md").read_text()
-    assert "| 64 | 0.1414 | failed | - |" in table
+    assert "| 64 | 0.07071 | failed | - |" in table
     assert "(base line)" in table
     monkeypatch.setattr(engine.loop, "train_epoch", train_epoch)
     assert command("train.py", "-m", *small, "batch=64,32").status == 0
