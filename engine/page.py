@@ -50,15 +50,13 @@ def question(rows: Sequence[Row]) -> str:
 
 
 def answer(rows: Sequence[Row], target: float | None) -> str:
-    """Say up to which batch each optimizer's mean stays at or above the target.
-
-    A target that comes from the base line is for rows of its model, data and length alone.
-    """
-    baseline = baseline_row(rows)
-    own = target == baseline_target(rows)
-    # Of several settings at the smallest batch none is what the others are held against.
-    if own and baseline is not None and baseline.told:
-        return ""
+    """Say up to which batch each optimizer's mean stays at or above the target."""
+    baseline, judged = baseline_row(rows), rows
+    if baseline is not None and target == baseline_target(rows):
+        # Of several settings at the smallest batch none is what the others are held against.
+        if baseline.told:
+            return ""
+        judged = [row for row in rows if row.series[1:] == baseline.series[1:]]
     lines = []
     if baseline is not None and baseline.accuracies():
         lines.append(
@@ -66,13 +64,11 @@ def answer(rows: Sequence[Row], target: float | None) -> str:
         )
     if target is not None:
         lines.append(f"- The target is {target:.2f} %; a row holds if its mean is not below it.")
-        alone = baseline.series[1:] if baseline and own else None
         lines += [
             f"- {escaped(title)} holds {held(members, rows, target)}."
-            for title, members in by_line(rows).items()
+            for title, members in by_line(judged).items()
             # One of many settings at one batch: the tables tell how it did.
-            if (len(members) > 1 or not members[0].told)
-            and (alone is None or members[0].series[1:] == alone)
+            if len(members) > 1 or not members[0].told
         ]
     return "\n".join(lines)
 

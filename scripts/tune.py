@@ -161,10 +161,10 @@ def write(
          f"+experiment={config.group}", *kept, f"group={config.group}-final"]
     )  # fmt: skip
     path = folder / "experiment" / f"{config.group}.yaml"
-    records = load_records(config.group)
-    text = tuning_page(config.group, cells, records, searched, final, scored)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        records = load_records(config.group)
+        text = tuning_page(config.group, cells, records, searched, final, scored)
         write_text_atomically(path, experiment(cells, searched, scored, recipe))
         write_text_atomically(folder / "README.md", text)
         write_text_atomically(folder / "runs.jsonl", runs_lines(records))
