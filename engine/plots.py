@@ -126,12 +126,15 @@ def gather_lengths(rows: Sequence["Row"]) -> dict[str, list["Row"]]:
 
 
 def draw_baseline(axes: Any, rows: Sequence["Row"]) -> None:
-    """Draw the smallest-batch SGD row as a band of a standard deviation to each side."""
+    """Draw the smallest-batch SGD row as a band of a standard deviation to each side.
+
+    Of several settings at that batch none is what the others are held against.
+    """
     from engine.rows import baseline_row
 
     row = baseline_row(rows)
     mean = row.accuracy() if row else None
-    if row is None or mean is None:
+    if row is None or row.told or mean is None:
         return
     label = f"base line: SGD {row.batch}"
     axes.axhline(mean, color="grey", linewidth=1, linestyle=":", label=label)

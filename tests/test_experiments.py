@@ -151,11 +151,14 @@ def test_what_is_listed_for_lars_alone_is_no_key_of_sgd():
         attempt("attempt1", "optimizer.adapt=all")
 
 
-@pytest.mark.parametrize(("optimizer", "peak", "clip"), [("sgd", 3.2, 0.25), ("lars", 32.0, None)])
-@pytest.mark.parametrize("batch", [4096, 8192])
-def test_attempt_5_peaks_at_one_rate(optimizer, peak, clip, batch):
-    made = attempt("attempt5", f"optimizer={optimizer}", f"batch={batch}")
-    assert make_plan(made, 50_000).peak_lr == pytest.approx(peak, rel=1e-5)
-    assert made.clip.norm == clip and made.optimizer.nesterov
+@pytest.mark.parametrize(
+    ("optimizer", "clip", "peaks"),
+    [("sgd", 0.25, {4096: 3.2, 8192: 3.2}), ("lars", None, {4096: 16.0, 8192: 45.2548})],
+)
+def test_attempt_5_peaks_at_the_searched_rates(optimizer, clip, peaks):
+    for batch, peak in peaks.items():
+        made = attempt("attempt5", f"optimizer={optimizer}", f"batch={batch}")
+        assert make_plan(made, 50_000).peak_lr == pytest.approx(peak, rel=1e-5)
+        assert made.clip.norm == clip and made.optimizer.nesterov
     with pytest.raises(UserError, match="batch=128: this experiment has values for 4096, 8192"):
         attempt("attempt5", f"optimizer={optimizer}", "batch=128")

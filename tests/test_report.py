@@ -17,7 +17,7 @@ from engine.choices import choices
 from engine.cli import exit_status
 from engine.page import merge_commands
 from engine.parse import UserError
-from engine.plots import draw_against, gather_lengths, gather_lines
+from engine.plots import draw_against, draw_baseline, gather_lengths, gather_lines
 from engine.report import write_report
 from engine.rows import load_records, make_rows
 from tests.test_config import config
@@ -114,11 +114,26 @@ def test_of_several_rates_the_baseline_is_one_that_did_not_diverge(workplace):
     text, rows = table(workplace)
     assert [row["base_lr"] for row in rows] == ["0.1", "0.4", "1.6"]
     assert "| 0.4 | 80.00 (base line) |" in text and text.count("(base line)") == 1
-    # But of several settings none is what the page holds the others against.
+    # But of several settings none is what the page or its plot holds the others against.
     put(workplace, "optimizer=lars", "batch=256")
     assert "holds" not in page_of(workplace)
+    assert baselines_drawn() == []
     write_report("g", 70.0)
     assert "LARS holds at batch 256." in (workplace / "results" / "g" / "README.md").read_text()
+
+
+def baselines_drawn():
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    draw_baseline(axes, make_rows(load_records("g")))
+    return axes.get_legend_handles_labels()[1]
+
+
+def test_the_base_line_is_drawn(workplace):
+    put(workplace)
+    put(workplace, "batch=256")
+    assert baselines_drawn() == ["base line: SGD 128"]
 
 
 def test_a_row_that_mixes_commits_is_marked(workplace):
