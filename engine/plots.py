@@ -25,10 +25,8 @@ def write_plots(
     folder: Path, group: str, rows: Sequence["Row"], target: float | None
 ) -> list[Path]:
     """Draw a group; return the paths of the PNG files written, and remove those it has no more."""
-    every, lengths = gather_lines({"": rows}), gather_lengths(rows)
-    points = [found[0] for found in every.values() if len(found) == 1]
-    settings = points if len(points) > MOST_PANELS else []
-    lines = {label: found for label, found in every.items() if found[0] not in settings}
+    every, lengths = gather_lines(rows), gather_lengths(rows)
+    lines, settings = part_settings(every)
     what = f"Final {SPLITS[rows[0].split]}, %"
 
     def accuracy(figure: Any) -> None:
@@ -72,8 +70,14 @@ def write_plots(
 
 
 def write_comparison(path: Path, groups: Mapping[str, Sequence["Row"]]) -> Path:
-    """Draw several groups in one plot: accuracy and training time against the batch."""
-    lines = gather_lines(groups)
+    """Draw several groups in one plot: accuracy and training time against the batch.
+
+    Of a group with lines through its batches only these are drawn, not its settings.
+    """
+    lines: dict[str, list[Row]] = {}
+    for group, rows in groups.items():
+        every = gather_lines(rows, group)
+        lines |= part_settings(every)[0] or every
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
@@ -106,15 +110,20 @@ def save(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> 
     return path
 
 
-def gather_lines(groups: Mapping[str, Sequence["Row"]]) -> dict[str, list["Row"]]:
-    """Gather the rows that differ in the batch alone under their label."""
+def gather_lines(rows: Sequence["Row"], group: str = "") -> dict[str, list["Row"]]:
+    """Gather the rows that differ in the batch alone under their label, led by the group's name."""
     from engine.rows import by_line
 
-    return {
-        f"{group} {line}".strip(): found
-        for group, rows in groups.items()
-        for line, found in by_line(rows).items()
-    }
+    return {f"{group} {line}".strip(): found for line, found in by_line(rows).items()}
+
+
+def part_settings(
+    lines: Mapping[str, list["Row"]],
+) -> tuple[dict[str, list["Row"]], list["Row"]]:
+    """Part lines from settings: the rows of one batch each, where they are too many for lines."""
+    points = [found[0] for found in lines.values() if len(found) == 1]
+    settings = points if len(points) > MOST_PANELS else []
+    return {label: found for label, found in lines.items() if found[0] not in settings}, settings
 
 
 def gather_lengths(rows: Sequence["Row"]) -> dict[str, list["Row"]]:

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
+import engine.plots
 import engine.progress
 import engine.report
 import scripts.status
@@ -123,8 +125,6 @@ def test_of_several_rates_the_baseline_is_one_that_did_not_diverge(workplace):
 
 
 def baselines_drawn():
-    from matplotlib.figure import Figure
-
     axes = Figure().subplots()
     draw_baseline(axes, make_rows(load_records("g")))
     return axes.get_legend_handles_labels()[1]
@@ -290,14 +290,12 @@ def test_every_kind_of_group_makes_a_whole_report(workplace, runs, status):
 
 
 def test_the_time_to_target_has_no_mean_where_a_seed_misses_it(workplace):
-    from matplotlib.figure import Figure
-
     for seed in (0, 1):
         put(workplace, f"seed={seed}")
         put(workplace, "batch=256", f"seed={seed}", history=HISTORY[: 3 - seed])
     rows = make_rows(load_records("g"))
     axes = Figure().subplots()
-    draw_against(axes, "batch", gather_lines({"": rows}), lambda row: row.times_to(79.5))
+    draw_against(axes, "batch", gather_lines(rows), lambda row: row.times_to(79.5))
     (line,) = axes.lines
     assert list(line.get_xdata()) == [128]
     dots = [tuple(place) for marks in axes.collections for place in marks.get_offsets()]
@@ -305,8 +303,6 @@ def test_the_time_to_target_has_no_mean_where_a_seed_misses_it(workplace):
 
 
 def test_a_group_of_several_lengths_is_drawn_against_its_epochs(workplace):
-    from matplotlib.figure import Figure
-
     for epochs, accuracy in ((15, 60.0), (45, 80.0)):
         for seed in (0, 1):
             put(workplace, f"epochs={epochs}", f"seed={seed}", accuracy=accuracy + seed)
@@ -408,6 +404,25 @@ def test_several_groups_in_one_plot(workplace, monkeypatch, capsys):
     assert exit_status(scripts.tables.main) == 0
     assert "written   results/g+h.png" in capsys.readouterr().out
     assert (workplace / "results" / "g+h.png").stat().st_size > 0
+
+
+def test_a_plot_of_several_groups_leaves_settings_at_one_batch_out(workplace, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        engine.plots, "draw_against", lambda axes, axis, lines, figures: drawn.append(set(lines))
+    )
+    monkeypatch.setattr(engine.plots, "save", lambda path, draw, size: draw(Figure()))
+    for number in range(5):
+        put(workplace, f"optimizer.base_lr=0.{number + 1}")
+    rows = engine.report.load_rows("g")
+    settings = {f"h {label}" for label in gather_lines(rows)}
+    assert len(settings) == 5
+    # With no line there would be nothing else to draw.
+    engine.plots.write_comparison(workplace, {"h": rows})
+    for batch in (128, 256):
+        put(workplace, "optimizer=lars", f"batch={batch}")
+    engine.plots.write_comparison(workplace, {"g": engine.report.load_rows("g"), "h": rows})
+    assert drawn[::2] == [settings, {"g LARS"} | settings]
 
 
 def test_progress_of_a_sweep(workplace, monkeypatch, capsys):
