@@ -50,6 +50,9 @@ class StepGraph:
     def __init__(self, step: Step) -> None:
         """Wait for the first full batches before capturing."""
         self.step = step
+        # Before the first step: torch's fused SGD computes with a number in double, with a tensor
+        # in fp32, and a resumed run is to go on as the one that was left alone.
+        make_capturable(step.optimizer, step.runtime.device)
         self.warm_up = WARM_UP_STEPS
         self.failed = False
         self.captured: CapturedStep | None = None
@@ -62,7 +65,6 @@ class StepGraph:
             self.warm_up -= 1
             return None
         if self.captured is None:
-            make_capturable(self.step.optimizer, batch.device)
             try:
                 self.captured = CapturedStep(self.step, batch, draws)
             except RuntimeError as error:

@@ -60,7 +60,8 @@ class Bucket:
         if is_dtensor(param):
             tensors = [_local(t, param) for t in tensors]
         if param.is_complex():
-            tensors = [torch.view_as_real(t) for t in tensors]
+            # Autograd hands out gradients whose conjugation is still to be done.
+            tensors = [torch.view_as_real(t.resolve_conj()) for t in tensors]
         self.params.append(param)
         self.keys.append(key)
         self.weights.append(tensors[0])

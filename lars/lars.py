@@ -187,6 +187,8 @@ class LARS(Optimizer):
             if kind not in buckets:
                 if not group["capturable"]:
                     check_not_capturing(param, "capturable=False")
+                if not isinstance(rule.lr, Tensor) or rule.lr.device != param.device:
+                    check_not_capturing(param, "its rate elsewhere than in a tensor beside it")
                 own_rule = replace(rule, dampening=0.0) if alone else rule
                 if isinstance(rule.lr, Tensor) and rule.lr.device.type != "cpu":
                     own_rule = replace(own_rule, lr=rule.lr.to(param.device))

@@ -27,7 +27,8 @@ _PAPER: dict[str, Any] = {
 #   quadra           quadra's LARS, and with it Lightning bolts' and lightly's
 #   torchlars        torchlars' wrapper over SGD
 #   braintools       braintools' Lars (JAX), vissl's and Barlow Twins' but for eps
-#   pytorch-lars     cmpark0126/pytorch-lars `ver2`, as its published tables were made
+#   pytorch-lars     cmpark0126/pytorch-LARS `ver2`, as its published tables were made: its settings
+#                    have a coefficient of 0.1 for every run, its constructor's default is 1
 #   pytorch-lars-v1  the same project's earlier `SGD_with_lars`
 #   timm             timm's Lars
 #   larc             NVIDIA apex' LARC over SGD
@@ -43,11 +44,16 @@ _DEPARTURES: dict[str, dict[str, Any]] = {
     "torchlars": {"eps": 1e-8, "momentum_scaling": "trust"},
     "braintools": {"eps": 1e-8, "momentum_scaling": "trust", "trust_norm": "decayed"},
     "pytorch-lars": {
+        "trust_coefficient": 0.1,
         "trust_weight_decay": "momentum",
         "momentum_scaling": "none",
         "zero_norm": "raw",
     },
-    "pytorch-lars-v1": {"trust_weight_decay": "momentum", "zero_norm": "raw"},
+    "pytorch-lars-v1": {
+        "trust_coefficient": 0.1,
+        "trust_weight_decay": "momentum",
+        "zero_norm": "raw",
+    },
     "timm": {"eps": 1e-8, "momentum_scaling": "trust", "adapt": "decayed"},
     "larc": {
         "trust_coefficient": 0.02,

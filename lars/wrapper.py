@@ -1,4 +1,4 @@
-"""Layer-wise trust ratios in front of any other torch optimizer."""
+"""Layer-wise trust ratios in front of any torch optimizer whose step needs no closure."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ from .rule import Rule
 
 # A wrapper hands on gradients: what else a rule asks for belongs to the wrapped optimizer.
 _PLAIN = {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "momentum_scaling": "trust"}
+# Those whose weight decay is no part of the gradient; others say so in their groups. Muon is new.
+_DECOUPLED = tuple(
+    getattr(torch.optim, name)
+    for name in ("AdamW", "Adafactor", "Muon")
+    if hasattr(torch.optim, name)
+)
 
 
 class LARSWrapper(Optimizer):
@@ -26,9 +32,10 @@ class LARSWrapper(Optimizer):
 
     The wrapped optimizer sees ratio * (g + weight_decay * w) as the gradient and a weight decay
     of 0, which over SGD is LARS with momentum_scaling "trust". After the step, and also when it
-    raises, `p.grad` and the weight decay are what they were. Decoupled weight decay (AdamW) is
-    no part of a gradient: it is left to the optimizer, unscaled. A step needs memory for one
-    copy of the gradients.
+    raises, `p.grad` and the weight decay are what they were. Decoupled weight decay is no part
+    of a gradient: torch's optimizers that have it (AdamW, Adafactor, Muon), and others that say
+    `decoupled_weight_decay` in their groups, are left to do it, unscaled. A step needs memory for
+    one copy of the gradients.
 
     The options mean what they mean for LARS. They are kept in the parameter groups, `eps` as
     `trust_eps`; the groups and the state are the wrapped optimizer's own. A closure is evaluated
@@ -63,7 +70,8 @@ class LARSWrapper(Optimizer):
             "trust_clip": trust_clip,
             "adapt": adapt,
         }
-        _check(self._settings)
+        for group in optimizer.param_groups:
+            _check({**self._settings, **group})
         groups, state = optimizer.param_groups, optimizer.state
         super().__init__(groups, {**optimizer.defaults, **self._settings})
         optimizer.state = state
@@ -139,9 +147,7 @@ class LARSWrapper(Optimizer):
 
     def _scale_group(self, group: dict[str, Any]) -> None:
         """Put scaled copies in the place of a group's gradients, and its weight decay to 0."""
-        decoupled = group.get("decoupled_weight_decay") or isinstance(
-            self.optimizer, torch.optim.AdamW
-        )
+        decoupled = group.get("decoupled_weight_decay") or isinstance(self.optimizer, _DECOUPLED)
         decay = 0.0 if decoupled else group.get("weight_decay", 0.0)
         trust = {"eps": group["trust_eps"], "weight_decay": decay}
         if group["trust_weight_decay"] == "momentum":

@@ -51,6 +51,10 @@ class WarmupLR(LRScheduler):
         self.warmup_steps = warmup_steps
         self.start_lr = start_lr
         self.min_lr = min_lr
+        for group in optimizer.param_groups:
+            # Rates are written into a tensor, and the groups of an optimizer may share one.
+            if isinstance(group["lr"], Tensor):
+                group["lr"] = group["lr"].clone()
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:

@@ -189,6 +189,14 @@ def test_replayed_steps_equal_steps_taken_one_by_one(captured, monkeypatch, over
             assert left.gradient_variance == pytest.approx(right.gradient_variance, rel=1e-3)
 
 
+def test_every_step_of_a_captured_run_has_its_rate_in_a_tensor(captured):
+    """Those before the capture too, or a resumed run would round them otherwise."""
+    step, _ = make_step(["optimizer=sgd"])
+    assert step.graph.captured is None
+    for group in step.optimizer.param_groups:
+        assert group["lr"].dtype is torch.float32
+
+
 def test_steps_whose_layers_are_logged_are_not_replayed(captured):
     _, outcomes, _ = train(["optimizer=lars"], log_layers_every=4)
     assert len(captured) == 1

@@ -28,8 +28,8 @@ TABLE: dict[str, dict[str, Any]] = {
     "quadra": {"D": "separate", "rule": "A", "zero": "skip", "eps": 1e-8, "only_decayed": True},
     "torchlars": {"D": "separate", "rule": "A", "zero": "one", "eps": 1e-8},
     "braintools": {"D": "decayed", "rule": "A", "zero": "one", "eps": 1e-8},
-    "pytorch-lars": {"D": "momentum", "rule": "C", "zero": "raw", "eps": 0.0},
-    "pytorch-lars-v1": {"D": "momentum", "rule": "B", "zero": "raw", "eps": 0.0},
+    "pytorch-lars": {"D": "momentum", "rule": "C", "zero": "raw", "eps": 0.0, "eta": 0.1},
+    "pytorch-lars-v1": {"D": "momentum", "rule": "B", "zero": "raw", "eps": 0.0, "eta": 0.1},
     "timm": {"D": "separate", "rule": "A", "zero": "one", "eps": 1e-8, "only_decayed": True},
     "larc": {"D": "separate", "rule": "A", "zero": "skip", "eps": 1e-8, "clip": True, "eta": 0.02},
 }

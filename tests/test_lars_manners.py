@@ -88,6 +88,38 @@ def test_a_complex_tensor_is_two_real_ones(path: dict[str, Any], dtype: torch.dt
     assert optimizers[0].state[number]["momentum_buffer"].dtype is dtype
 
 
+@all_paths
+def test_a_gradient_may_still_have_to_be_conjugated(path: dict[str, Any]) -> None:
+    """As autograd hands them out; the step is that of the numbers it stands for."""
+    torch.manual_seed(0)
+    lazy = torch.nn.Parameter(torch.randn(3, dtype=torch.complex64))
+    plain = torch.nn.Parameter(lazy.detach().clone())
+    (lazy.conj() * torch.randn(3, dtype=torch.complex64)).sum().abs().backward()
+    assert lazy.grad is not None and lazy.grad.is_conj()
+    plain.grad = lazy.grad.resolve_conj().clone()
+    for param in (lazy, plain):
+        LARS([param], lr=1.0, weight_decay=0.1, **path).step()
+    assert torch.equal(lazy.detach(), plain.detach())
+
+
+def test_a_capture_is_refused_where_it_would_freeze_the_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A number, or a tensor elsewhere, is replayed as it was when captured."""
+    refused: list[str] = []
+    monkeypatch.setattr("lars.lars.check_not_capturing", lambda _, what: refused.append(what))
+    for lr, device, frozen in (
+        (0.1, "meta", True),
+        (torch.tensor(0.1), "meta", True),
+        (torch.tensor(0.1), "cpu", False),
+    ):
+        param = torch.nn.Parameter(torch.ones(2, device=device))
+        param.grad = torch.ones_like(param)
+        LARS([param], lr=lr, momentum=0.0, capturable=True, foreach=True).step()
+        assert bool(refused) is frozen
+        refused.clear()
+
+
 def strided_tensors() -> list[tuple[Tensor, Tensor]]:
     """Weights and gradients: views with gaps, channels_last, expanded, empty, 0-d."""
     torch.manual_seed(0)

@@ -79,13 +79,32 @@ def test_with_a_ratio_of_one_it_is_the_base(base: str) -> None:
     torch.testing.assert_close(plain, wrapped, rtol=1e-10, atol=1e-12)
 
 
-def test_decoupled_weight_decay_is_not_scaled() -> None:
-    """AdamW with lr * weight_decay = 0.1 takes a tenth of a weight without a gradient."""
-    param = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
-    optimizer = LARSWrapper(torch.optim.AdamW([param], lr=0.5, weight_decay=0.2))
+@pytest.mark.parametrize("name", ["AdamW", "Adafactor", "Muon"])
+@pytest.mark.parametrize("adapt", [True, False])
+def test_decoupled_weight_decay_is_not_scaled(name: str, adapt: bool) -> None:
+    """With lr * weight_decay = 0.1 a tenth of a weight goes without a gradient."""
+    if not hasattr(torch.optim, name):
+        pytest.skip(f"this torch has no {name}")
+    param = torch.nn.Parameter(torch.ones(2, 2))
+    base = getattr(torch.optim, name)([param], lr=0.5, weight_decay=0.2)
+    optimizer = LARSWrapper(base, adapt=adapt)
     param.grad = torch.zeros_like(param)
     optimizer.step()
-    torch.testing.assert_close(param.detach(), torch.full_like(param, 0.9).detach())
+    torch.testing.assert_close(param.detach(), torch.full((2, 2), 0.9))
+    assert base.param_groups[0]["weight_decay"] == 0.2
+
+
+def test_a_wrapper_that_is_refused_leaves_the_optimizer_whole() -> None:
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    groups = [{"params": params[:1]}, {"params": params[1:], "trust_coefficient": -2.0}]
+    base = torch.optim.SGD(groups, lr=0.5, momentum=0.9)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    base.step()
+    with pytest.raises(ValueError, match=r"Invalid trust_coefficient value: -2\.0"):
+        LARSWrapper(base)
+    assert [group["params"] for group in base.param_groups] == [params[:1], params[1:]]
+    assert set(base.state) == set(params)
 
 
 class _Breaks(torch.optim.SGD):

@@ -109,6 +109,20 @@ def test_a_groups_lr_scale_multiplies_every_rate():
     assert seen == [[2.0, 0.5], [3.0, 0.75], [4.0, 1.0], [2.5, 0.625], [1.0, 0.25]]
 
 
+def test_a_rate_that_groups_share_as_one_tensor_is_each_groups_own():
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)]
+    groups[1]["lr_scale"] = 0.25
+    optimizer = torch.optim.SGD(groups, lr=torch.tensor(4.0))
+    scheduler = schedulers.WarmupPolynomialLR(optimizer, total_steps=3, power=1.0)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    seen = []
+    for _ in range(3):
+        seen.append([float(rate) for rate in rates])
+        optimizer.step()
+        scheduler.step()
+    assert seen == [[4.0, 1.0], [2.0, 0.5], [0.0, 0.0]]
+
+
 @pytest.mark.parametrize(
     "kind",
     [schedulers.WarmupPolynomialLR, schedulers.WarmupCosineLR, schedulers.WarmupOneCycleLR],
