@@ -20,7 +20,7 @@ def train(config: Config, arguments: list[str]) -> None:
     # Imported here, so that --help and a mistyped key answer before torch is loaded.
     from engine import ranks
     from engine.augment import Normalization, TrainingPictures
-    from engine.checkpoint import load_latest, save_checkpoint
+    from engine.checkpoint import save_checkpoint
     from engine.data import load_data, plan_data
     from engine.evaluate import evaluate_splits
     from engine.follower import Follower
@@ -66,7 +66,7 @@ def train(config: Config, arguments: list[str]) -> None:
         model = state.model
         run.found |= plan.rates() | facts(runtime)
         run.found["parameters"] = sum(p.numel() for p in model.parameters())
-        saved = ranks.first_does(lambda: load_latest(run.checkpoint)) if config.resume else None
+        saved = ranks.first_does(run.latest)
         part, diverged = None, False
         if saved is not None:
             saved.check_data(data.classes, normalization)

@@ -23,7 +23,10 @@ def validate(config: EvaluationConfig) -> dict[str, Any]:
     from engine.runtime import choose_device, start_runtime
 
     path = Path(config.checkpoint or "")
-    path = path / "checkpoint.pt" if path.is_dir() else path
+    try:
+        path = path / "checkpoint.pt" if path.is_dir() else path
+    except OSError as error:
+        raise key_error("checkpoint", path, f"cannot be read ({error.strerror})") from error
     saved = load_checkpoint(path, choose_device(config.device))
     run = saved.config
     runtime = start_runtime(

@@ -162,11 +162,11 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     )
 
 
-def load_latest(path: Path) -> Checkpoint | None:
+def load_latest(path: Path, afresh: bool = False) -> Checkpoint | None:
     """Read a run's checkpoint, or the one before where it is damaged; None where there is neither.
 
     What is damaged is replaced, so that it cannot become the one before. Raises UserError where no
-    file is whole.
+    file is whole, unless the command would as soon start `afresh`.
     """
     previous = previous_of(path)
     if not path.exists() and not previous.exists():
@@ -178,6 +178,8 @@ def load_latest(path: Path) -> Checkpoint | None:
     try:
         saved = load_checkpoint(previous)
     except DamagedCheckpoint as error:
+        if afresh and not path.is_dir():
+            return None
         before = f", and so is {previous.name}" if previous.exists() else ""
         advice = "remove it" if path.is_dir() else AFRESH
         raise UserError(f"{damage}{before}; {advice}") from error

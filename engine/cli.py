@@ -135,6 +135,8 @@ def read_command_line(config_name: str, config_type: Any, ranks: bool = False) -
     for name in ("experimental_rerun", "config_name", "config_path"):
         if getattr(flags, name) is not None:
             raise UserError(f"--{name.replace('_', '-')}: not used here; see --help for the keys")
+    if not flags.cfg and (flags.resolve or flags.package):
+        raise UserError(f"--{'resolve' if flags.resolve else 'package'}: is for --cfg")
     overrides = list(flags.overrides)
     check_hydra_overrides(overrides)
     for folder in given.config_dir:

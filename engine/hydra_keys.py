@@ -51,14 +51,17 @@ def take_hydras(composed: DictConfig, config_name: str, hydra_overrides: Sequenc
     """Take Hydra's own node out of a composition; raise UserError where it is not the command's.
 
     An experiment, or a group of any other place, could set what a command may not, or choose a
-    launcher, which is the whole sweep's.
+    launcher, which is the whole sweep's. The command's own launcher may come from a folder of the
+    user's, whose file could set other keys of Hydra's.
     """
     own = _plain(composed.hydra)
-    for key, expected in _chosen(config_name, tuple(hydra_overrides)).items():
-        if own[key] != expected:
-            launcher = "; write hydra/launcher=NAME and hydra.launcher.KEY=VALUE in the command"
-            extra = launcher if key == "launcher" else ""
-            raise key_error(f"hydra.{key}", own[key], f"no configuration may set it here{extra}")
+    launcher = _chosen(config_name, tuple(hydra_overrides))["launcher"]
+    for key, expected in (_chosen(config_name, ()) | {"launcher": launcher}).items():
+        if own.get(key) != expected:
+            hint = "; write hydra/launcher=NAME and hydra.launcher.KEY=VALUE in the command"
+            extra = hint if key == "launcher" else ""
+            told = own.get(key)
+            raise key_error(f"hydra.{key}", told, f"no configuration may set it here{extra}")
     inner = [v for v in composed.hydra.launcher.values() if OmegaConf.is_config(v)]
     if any(word in OmegaConf.to_yaml(value) for value in inner for word in CODE):
         raise key_error("hydra.launcher", inner, "no key may name code to import")

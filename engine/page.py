@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from engine.noise_report import noise_section
-from engine.rows import Record, Row, baseline_row, baseline_target, by_line
+from engine.rows import Record, Row, baseline_row, baseline_target, by_line, target_of
 from engine.tables import accuracy_cell, escaped, markdown_tables, shown_seconds, whose
 
 # A page names so many runs that are missing, and counts the others.
@@ -51,12 +51,12 @@ def question(rows: Sequence[Row]) -> str:
 
 def answer(rows: Sequence[Row], target: float | None) -> str:
     """Say up to which batch each optimizer's mean stays at or above the target."""
-    baseline, judged = baseline_row(rows), rows
+    baseline = baseline_row(rows)
+    judged = [row for row in rows if target_of(row, rows, target) is not None]
     if baseline is not None and target == baseline_target(rows):
         # Of several settings at the smallest batch none is what the others are held against.
         if baseline.told:
             return ""
-        judged = [row for row in rows if row.series[1:] == baseline.series[1:]]
     lines = []
     if baseline is not None and baseline.accuracies():
         lines.append(
@@ -96,7 +96,8 @@ def on_the_way(rows: Sequence[Row], target: float | None) -> str:
     """Write the history beside the final accuracy: training's, best epoch, time to the target."""
     tested = rows[0].split == "test"
     both = tested and any(row.figures("holdout_accuracy") for row in rows)
-    table = [history_cells(row, target, both) for row in rows]
+    goal = "the target" if target is None else f"{target:.2f} %"
+    table = [history_cells(row, target_of(row, rows, target), goal, both) for row in rows]
     lines = [f"| {' | '.join(table[0])} |", "|---" * len(table[0]) + "|"]
     lines += [f"| {' | '.join(cells.values())} |" for cells in table]
     lines += [
@@ -110,8 +111,8 @@ def on_the_way(rows: Sequence[Row], target: float | None) -> str:
     return "\n".join(lines)
 
 
-def history_cells(row: Row, target: float | None, both: bool) -> dict[str, str]:
-    """Write a row's cells by column; both: whether it has a hold-out beside the test split."""
+def history_cells(row: Row, target: float | None, goal: str, both: bool) -> dict[str, str]:
+    """Write a row's cells by column; goal: the target's name; both: hold-out beside test split."""
     train, speed = row.train_accuracy(), row.mean("images_per_second")
     best, epoch = row.mean("best_test_accuracy"), row.mean("best_epoch")
     first = row.first_at(target)
@@ -126,7 +127,6 @@ def history_cells(row: Row, target: float | None, both: bool) -> dict[str, str]:
     if row.split == "test":
         known = best is not None and epoch is not None
         cells["Best epoch, %"] = f"{best:.2f} (epoch {epoch:.4g})" if known else "-"
-    goal = "the target" if target is None else f"{target:.2f} %"
     cells[f"First at {goal}"] = f"epoch {first[0]:.4g}" if first else "-"
     cells["Time to it"] = shown_seconds(first[1] if first else None)
     cells["Time to train"] = shown_seconds(row.mean("train_seconds"))
@@ -144,9 +144,18 @@ def holdout_cell(row: Row) -> str:
 
 
 def how_made(records: Sequence[Record]) -> str:
-    """Write the commands, and what the figures must be cited with."""
-    commands = [r.summary["command"] for r in records if r.summary.get("command")]
-    return "\n".join([*fenced(*merge_commands(commands)), "", facts(records)])
+    """Write the commands, by commit where there are several, and what figures are cited with."""
+    told = [r.summary for r in records if r.summary.get("command")]
+    several = len({s["commit"] for s in told if s.get("commit")}) > 1
+    commands: dict[str, list[str]] = {}
+    for summary in told:
+        commit = summary.get("commit") or "not known" if several else ""
+        commands.setdefault(commit, []).append(summary["command"])
+    lines = []
+    for commit, given in commands.items():
+        lines += [f"Commit {escaped(commit)}:", ""] if several else []
+        lines += [*fenced(*merge_commands(given)), ""]
+    return "\n".join([*lines, facts(records)])
 
 
 def facts(records: Sequence[Record]) -> str:

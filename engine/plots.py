@@ -36,9 +36,11 @@ def write_plots(
         axes.set(ylabel=what, title=group)
 
     def time(figure: Any) -> None:
+        from engine.rows import target_of
+
         left, right = figure.subplots(1, 2, sharey=True)
         draw_against(left, "batch", lines, lambda row: row.figures("train_seconds"))
-        draw_against(right, "batch", lines, lambda row: row.times_to(target))
+        draw_against(right, "batch", lines, lambda row: row.times_to(target_of(row, rows, target)))
         left.set(ylabel="Training time, s", title=f"{group}: time to train", ylim=(0, None))
         right.set(title="time to target" + (f", {target:.2f} %" if target is not None else ""))
 

@@ -34,6 +34,7 @@ from engine.tensorboard import write_epoch, write_mistakes, write_outcome, write
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from engine.checkpoint import Checkpoint
     from engine.data import Dataset
     from engine.evaluate import Evaluated
     from engine.loop import TrainedEpoch
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 RESULTS = Path("results")
 OUT_OF_MEMORY = "the run does not fit into memory; a smaller micro_batch needs less"
 FINISHED = ("completed", "diverged")
+# Marks a directory that resume=false has cleared.
+AFRESH = ".afresh"
 
 
 def runs_directory(group: str) -> Path:
@@ -89,6 +92,15 @@ def _read_published(path: Path, _modified: int, _size: int) -> dict[str, dict[st
     return {line["run"]: line for line in lines}
 
 
+def begun_afresh(directory: Path) -> bool:
+    """Tell whether resume=false has begun a run again here, and it has no new outcome yet.
+
+    Until then what was published of it before is no outcome, and the same command goes on.
+    """
+    summary = read_summary(directory)
+    return (directory / AFRESH).exists() and not (summary and summary["status"] in FINISHED)
+
+
 class Run:
     """One run's directory and the files in it.
 
@@ -112,8 +124,17 @@ class Run:
         """Return summary.json, or the line of a published one, or None where there is neither."""
         summary = read_summary(self.directory)
         if summary is None or summary["status"] not in FINISHED:
-            summary = published_runs(self.config.group).get(self.name, summary)
+            if not begun_afresh(self.directory):
+                summary = published_runs(self.config.group).get(self.name, summary)
         return summary
+
+    def latest(self) -> "Checkpoint | None":
+        """Return the checkpoint to go on from; raise UserError where it is there and damaged."""
+        from engine.checkpoint import load_latest
+
+        if not (self.config.resume or begun_afresh(self.directory)):
+            return None
+        return load_latest(self.checkpoint, afresh=not self.config.resume)
 
     def finished(self) -> bool:
         """Tell whether the run has an outcome that training again would only repeat."""
@@ -177,8 +198,8 @@ class Run:
             self._write_configuration()
             try:
                 yield
-            except (KeyboardInterrupt, SystemExit):
-                # Ctrl-C, or a launcher that hands the job back to its queue.
+            except (KeyboardInterrupt, SystemExit, BrokenPipeError):
+                # Ctrl-C, a launcher that hands the job back to its queue, or `| head`.
                 self._try_to_finish("interrupted")
                 raise
             except BaseException as error:
@@ -205,8 +226,9 @@ class Run:
                 leftovers += self.directory.glob(kind)
         for path in leftovers:
             path.unlink(missing_ok=True)
-        lines = "".join(json_line(row) for row in self.history)
-        write_text_atomically(self.directory / "metrics.jsonl", lines)
+        if afresh and not self.config.resume:
+            (self.directory / AFRESH).touch()
+        self._write_metrics()
         # TensorBoard takes a second to import; mistakes and finished runs answer without it.
         from torch.utils.tensorboard import SummaryWriter
 
@@ -244,16 +266,24 @@ class Run:
             summary["test_accuracy"] = chance
         if status in FINISHED and self.writer is not None:
             write_outcome(self.writer, summary["choices"], summary)
+        if status in FINISHED:
+            # Its lines were appended, and may not have reached the disk.
+            self._write_metrics()
         text = json.dumps(plain(summary), indent=2, allow_nan=False)
         write_text_atomically(self.directory / "summary.json", text + "\n")
         if status in FINISHED:
             previous_of(self.checkpoint).unlink(missing_ok=True)
+            (self.directory / AFRESH).unlink(missing_ok=True)
 
     def _try_to_finish(self, status: str, error: str | None = None) -> None:
         # What stopped the run may be a full disk or a removed directory, which would hide it here.
         with contextlib.suppress(OSError):
             if self.held():
                 self.finish(status, error=error)
+
+    def _write_metrics(self) -> None:
+        lines = "".join(json_line(row) for row in self.history)
+        write_text_atomically(self.directory / "metrics.jsonl", lines)
 
     def _write_configuration(self) -> None:
         contents = {"config.yaml": self.config.to_dict(), "overrides.yaml": self.arguments}

@@ -17,8 +17,8 @@ import yaml
 from engine.choices import choices
 from engine.config import Config, check_group_name
 from engine.parse import UserError
-from engine.record import check_inside, published_runs, runs_directory
-from engine.settings import KIND, differences, mixed, told
+from engine.record import begun_afresh, check_inside, published_runs, runs_directory
+from engine.settings import KIND, apart, differences, mixed, told
 from engine.summary import command_of, read_json_lines, read_summary
 
 
@@ -78,9 +78,10 @@ class Row:
     """The runs that differ in nothing but the seed.
 
     kind: model and data where the group has several; length: epochs, likewise; told: other choices
-    that differ from those of its optimizer and batch; mixed: a note where its runs should not be
-    averaged lightly; split: whose accuracies are told, test, or holdout where no run of the group
-    evaluates the test split.
+    that differ from those of its optimizer and batch; apart: those in which rows of other batches,
+    kinds or lengths alone differ; mixed: a note where its runs should not be averaged lightly;
+    split: whose accuracies are told, test, or holdout where no run of the group evaluates the test
+    split.
     """
 
     optimizer: str
@@ -88,6 +89,7 @@ class Row:
     kind: str
     length: str
     told: str
+    apart: str
     mixed: str
     split: str
     records: Sequence[Record]
@@ -95,7 +97,7 @@ class Row:
     @property
     def settings(self) -> str:
         """Return the column of table.csv: what no other column says."""
-        return _joined(self.told, self.mixed)
+        return _joined(self.told, self.apart, self.mixed)
 
     @property
     def epochs(self) -> int:
@@ -120,7 +122,7 @@ class Row:
     @property
     def title(self) -> str:
         """Return what a table of one optimizer calls the row."""
-        return _joined(str(self.batch), self.kind, self.length, self.settings)
+        return _joined(str(self.batch), self.kind, self.length, self.told, self.mixed)
 
     def of(self, *statuses: str) -> list[Record]:
         """Return the row's runs of the given statuses."""
@@ -189,7 +191,8 @@ def load_records(group: str) -> list[Record]:
     for directory in sorted(runs_directory(group).glob("*/.hydra/config.yaml")):
         record = _load_record(directory.parent.parent)
         # A run that this machine has only planned may be published by another.
-        if record.counted or record.summary["run"] not in records:
+        known = record.summary["run"] in records and not begun_afresh(directory.parent.parent)
+        if record.counted or not known:
             records[record.summary["run"]] = record
 
     def place(record: Record) -> tuple[str, int, float, int, str]:
@@ -254,6 +257,7 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
             differences(members, records, KIND),
             differences(members, records, ("epochs",)),
             told(members, records),
+            apart(members, records),
             mixed(members),
             "test" if tested else "holdout",
             members,
@@ -297,6 +301,17 @@ def target_accuracy(rows: Sequence[Row]) -> float | None:
     if len(asked) == 1:
         return next(iter(asked))
     return baseline_target(rows)
+
+
+def target_of(row: Row, rows: Sequence[Row], target: float | None) -> float | None:
+    """Return the target where a row is held against it: one of the baseline is for its like alone.
+
+    Its like: rows of the same model, data and length of training.
+    """
+    baseline = baseline_row(rows)
+    if baseline is None or target != baseline_target(rows):
+        return target
+    return target if row.series[1:] == baseline.series[1:] else None
 
 
 def baseline_target(rows: Sequence[Row]) -> float | None:

@@ -36,6 +36,25 @@ def told(members: Sequence["Record"], records: Sequence["Record"]) -> str:
     return differences(members, rivals, named) or "(what most rows share)"
 
 
+def apart(members: Sequence["Record"], records: Sequence["Record"]) -> str:
+    """Name what else tells a row from its optimizer's others, where no rival of its own cell does.
+
+    A recipe gives each batch its own rate, which has a column of its own.
+    """
+    own = members[0].choices
+    alike = ("optimizer.name", "batch", *SCOPE)
+    same = [r for r in records if r.choices["optimizer.name"] == own["optimizer.name"]]
+    rivals = [r for r in same if all(r.choices[key] == own[key] for key in alike)]
+    keys = {key for r in same for key in r.choices} - {*NAMED, "optimizer.base_lr"}
+    if any(r.choices["scheduler.name"] != own["scheduler.name"] for r in rivals):
+        # Each has keys of its own, and is named already.
+        keys = {key for key in keys if not key.startswith("scheduler.")}
+    steady = [
+        key for key in sorted(keys) if all(r.choices.get(key) == own.get(key) for r in rivals)
+    ]
+    return differences(members, same, steady)
+
+
 def commonest(records: Sequence["Record"], key: str) -> Any:
     """Return the value of a choice that most of the rows share; of equals, the first's."""
     rows = {json.dumps({**r.choices, "seed": 0}, sort_keys=True): r for r in records}

@@ -9,7 +9,6 @@ torchvision. Splitting it is data.py's.
 import functools
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -46,7 +45,12 @@ def read_source(config: DataConfig, keep: bool = True) -> dict[str, Any]:
 
     keep: write the decoded pictures to the cache, unless they are there.
     """
-    folder = Path(config.root or "").expanduser()
+    try:
+        folder = Path(config.root or "").expanduser()
+        folder.is_dir()
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise key_error("data.root", config.root, f"must be a directory ({reason})") from error
     if config.name in ("cifar10", "cifar100"):
         assert isinstance(config, DownloadedDataConfig)
         decode = functools.partial(_decode_cifar, config.name, folder)
@@ -184,6 +188,8 @@ def _decode_image(path: str) -> Tensor:
     """Decode one picture to uint8 [32, 32, 3]; raise UserError where it is not such a picture."""
     from PIL import Image
 
+    # Its size is looked at before anything is decoded, so that a bomb is only a wrong size.
+    Image.MAX_IMAGE_PIXELS = None
     try:
         with Image.open(path) as file:
             if file.size != (SIDE, SIDE):
@@ -242,7 +248,12 @@ def _download(config: DownloadedDataConfig, root: Path) -> Path:
                 reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
                 raise _no_download(config, reason) from None
             root.mkdir(parents=True, exist_ok=True)
-            shutil.move(Path(temporary) / inner, folder)
+            try:
+                os.rename(Path(temporary) / inner, folder)
+            except OSError:
+                # Another process has been as fast.
+                if not folder.is_dir():
+                    raise
     except OSError as error:
         raise _no_download(config, f"{existing}: {error.strerror}") from error
     return folder

@@ -24,6 +24,11 @@ NEEDED = {
     "status", "run", "model", "data", "optimizer", "batch", "seed", "epochs", "steps", "choices",
     "test_accuracy", "train_seconds", "images_per_second",
 }  # fmt: skip
+# What a run finds out of itself and its machine; null where it ended before it did.
+FACTS = (
+    "peak_memory_bytes", "parameters", "device", "world_size", "threads", "precision", "torch",
+    "commit",
+)  # fmt: skip
 
 
 def epoch_row(
@@ -103,6 +108,7 @@ def summarize(run: "Run", status: str) -> dict[str, Any]:
         "wall_seconds": sum(row["wall_seconds"] for row in history),
         "images_per_second": images / train_seconds if train_seconds else None,
         "target_accuracy": config.target_accuracy,
+        **dict.fromkeys(FACTS),
         "command": command_of(run.arguments),
         "choices": choices(config),
         **extra,

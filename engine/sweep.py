@@ -134,7 +134,10 @@ def failure(run: Run) -> str | None:
     """Word what stopped a run and where its own log is; None where it is finished."""
     summary = run.summary() or {"status": "missing", "error": None}
     if summary["status"] in FINISHED:
-        return None
+        # One that was to be trained again and was refused keeps its outcome, and says why here.
+        if run.config.resume or not run.log.exists():
+            return None
+        summary = {"status": "failed", "error": None}
     place, reason = run.directory, summary["error"]
     if run.log.exists():
         place = run.log
@@ -150,6 +153,9 @@ def report_failure(config: Config, arguments: list[str]) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:
+        # The reader of our output left, and with it the command ends: no fault of the run's.
+        raise
     except RunBusy as error:
         print(f"waiting   {error}", file=sys.stderr)
     except Exception as error:

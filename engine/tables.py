@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 
-from engine.rows import Row, baseline_row
+from engine.rows import Row, baseline_row, target_of
 
 COLUMNS = (
     "optimizer,batch,settings,model,data,epochs,base_lr,peak_lr,runs,diverged,failed,missing,"
@@ -21,7 +21,7 @@ def comma_separated(rows: Sequence[Row], target: float | None) -> str:
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        first, first_at = row.records[0].summary, row.first_at(target)
+        first, first_at = row.records[0].summary, row.first_at(target_of(row, rows, target))
         rated = next((r.summary for r in row.records if r.summary.get("peak_lr") is not None), {})
         writer.writerow(
             {

@@ -61,11 +61,13 @@ def main() -> int:
         print((__doc__ or "").strip())
         return 0
     arguments = read_own_keys(given, "tune", Arguments)
-    asked = [
-        g
-        for g in given
-        if not g.startswith(("tune.", "group=", "data.test_size=", "data.holdout="))
-    ]
+    own = ("group=", "data.holdout=", "data.test_size=")
+    for key in own:
+        if sum(g.startswith(key) for g in given) > 1:
+            raise UserError(f"{key[:-1]}: is given more than once")
+    if size := next((g for g in given if g.startswith(own[2]) and g != "data.test_size=0"), None):
+        raise UserError(f"{size}: a search never evaluates the test split")
+    asked = [g for g in given if not g.startswith(("tune.", *own))]
     held = next((g for g in given if g.startswith("data.holdout=")), "data.holdout=5000")
     # An experiment's own group is for its results on the test split, not for trials.
     group = next((g for g in given if g.startswith("group=")), "group=tune")

@@ -198,6 +198,7 @@ def test_a_run_that_another_process_trains(small, workplace, command):
     [
         ([], "checkpoint=null: must be a checkpoint file or a run's directory"),
         (["checkpoint=nowhere.pt"], "checkpoint=nowhere.pt: there is no such file"),
+        (["checkpoint=" + "x" * 300], "x: cannot be read (File name too long)"),
         (["checkpoint=."], "checkpoint=checkpoint.pt: there is no such file"),
         (["checkpiont=x"], "checkpiont=x: unknown key; did you mean checkpoint"),
         (["checkpoint=x", "device=tpu"], "device=tpu: must be one of"),
@@ -277,6 +278,13 @@ def test_a_dangling_link_among_the_pictures(small, workplace, command, tree):
     outcome = command("train.py", *small)
     assert outcome.status == 2 and "gone.png cannot be read" in outcome.err
     assert outcome.err.count("\n") == 1 and not files_below(workplace)
+
+
+@pytest.mark.parametrize("flag", [["--resolve"], ["--package", "model"]])
+def test_flags_of_a_shown_configuration_are_for_it_alone(small, workplace, command, flag):
+    outcome = command("train.py", *small, *flag)
+    assert outcome.status == 2 and f"{flag[0]}: is for --cfg" in outcome.err
+    assert not files_below(workplace)
 
 
 def test_flags_may_stand_anywhere(small, workplace, command):

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import zlib
 
 import pytest
 import torch
@@ -136,6 +137,24 @@ def test_a_picture_of_another_size_is_named(tree):
         load_data(folder_config(tree))
 
 
+def test_a_bomb_is_a_picture_of_another_size(tree):
+    path = tree / "train" / "cat" / "0003.png"
+    header = bytearray(path.read_bytes())
+    header[16:24] = (20000).to_bytes(4, "big") * 2
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
+    path.write_bytes(header)
+    with pytest.raises(UserError, match=r"0003\.png: must be 32x32 pixels, is 20000x20000"):
+        load_data(folder_config(tree))
+
+
+@pytest.mark.parametrize(
+    ("root", "told"), [("x" * 300, "File name too long"), ("~nobody-here/x", "home directory")]
+)
+def test_a_root_that_cannot_be_looked_at_is_told(root, told):
+    with pytest.raises(UserError, match=f"must be a directory .*{told}"):
+        load_data(folder_config(root))
+
+
 def test_a_truncated_picture_is_named(tree):
     path = tree / "test" / "ship" / "0001.png"
     path.write_bytes(path.read_bytes()[:700])
@@ -218,7 +237,8 @@ def test_a_damaged_copy_of_cifar10_is_told(tmp_path, monkeypatch):
         load_data(cifar10_config(tmp_path))
 
 
-def test_a_download_arrives_whole_or_not_at_all(tmp_path, monkeypatch):
+@pytest.mark.parametrize("another", [False, True], ids=["alone", "beside another"])
+def test_a_download_arrives_whole_or_not_at_all(tmp_path, monkeypatch, another):
     root = tmp_path / "pictures"
     pictures = fake_cifar10(tmp_path / "server", monkeypatch)
 
@@ -227,11 +247,14 @@ def test_a_download_arrives_whole_or_not_at_all(tmp_path, monkeypatch):
 
         inner = "cifar-10-batches-py"
         shutil.copytree(tmp_path / "server" / inner, f"{command[-1]}/{inner}")
+        if another:
+            shutil.copytree(tmp_path / "server" / inner, root / inner)
 
     monkeypatch.setattr(sources.subprocess, "run", fetch)
     made = load_data(cifar10_config(root))
     assert len(made.train) == 10 * (len(pictures) - 1)
     assert {path.name for path in root.iterdir()} == {"cifar-10-batches-py"}
+    assert not (root / "cifar-10-batches-py" / "cifar-10-batches-py").exists()
 
 
 def numbered(count):

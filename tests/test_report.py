@@ -109,6 +109,17 @@ def test_settings_name_what_else_differs(workplace):
     assert "| 128 optimizer.nesterov=true |" in text
 
 
+def test_settings_name_what_sets_other_batches_apart(workplace):
+    put(workplace, "batch=128")
+    put(workplace, "batch=512", "model.ghost_batch=128", "optimizer.base_lr=0.2")
+    put(workplace, "batch=128", "optimizer=lars")
+    text, rows = table(workplace)
+    assert [row["settings"] for row in rows] == [
+        "model.ghost_batch=null", "model.ghost_batch=128", "",
+    ]  # fmt: skip
+    assert "| 512 | 0.1 |" in text
+
+
 def test_of_several_rates_the_baseline_is_one_that_did_not_diverge(workplace):
     for rate in (1.6, 0.4, 0.1):
         diverged = {"status": "diverged", "accuracy": 10.0} if rate == 0.1 else {}
@@ -478,10 +489,21 @@ def test_the_noise_scale_is_set_beside_the_batch(workplace):
     folder = workplace / "results" / "g"
     write_report("g")
     page = (folder / "README.md").read_text()
-    kept = "| 256 | 640 | 1,024 |"
+    kept = "| - | 640 | 1,024 | 1 of 3 |"
     assert f"| SGD | 128 {kept} 0.2 | 6.00 | 1.20 | a larger batch still saves steps |" in page
     assert f"| SGD | 2048 {kept} 3.2 | 1.31 | 4.20 | larger steps stop paying |" in page
     assert "![noise](noise.png)" in page and (folder / "noise.png").stat().st_size > 1000
+
+
+def test_noise_that_is_lost_gives_no_scale(workplace):
+    def history(*scales):
+        return [row | {"noise_scale": s} for row, s in zip(HISTORY, scales, strict=True)]
+
+    put(workplace, "batch=128", "noise_scale=true", history=history(None, 100.0, 200.0))
+    put(workplace, "batch=2048", "noise_scale=true", history=history(-8.0, -2.0, 30.0))
+    page = page_of(workplace)
+    assert "| SGD | 128 | - | 150 | 200 | 1 of 3 | 0.85 |" in page
+    assert "| SGD | 2048 | - | - | 30 | 2 of 3 | - | - | - | - |" in page
 
 
 def test_a_report_without_noise_scales_says_nothing_of_them(workplace):
@@ -557,6 +579,28 @@ def test_a_line_holds_no_further_than_to_a_gap(workplace):
     assert "- SGD holds up to batch 128." in page
     assert "- LARS holds from batch 256 to 512." in page
     assert page.count(" holds ") == 2 + len(["a row holds if"])
+
+
+def test_a_target_of_the_baseline_is_for_its_like_alone(workplace):
+    put(workplace, "batch=128", "epochs=3", accuracy=79.7)
+    put(workplace, "batch=256", "epochs=3", accuracy=79.7)
+    put(workplace, "batch=256", "epochs=4", accuracy=79.7)
+    _, rows = table(workplace)
+    times = {(row["batch"], row["epochs"]): row["seconds_to_target_mean"] for row in rows}
+    assert times["256", "4"] == "" and float(times["256", "3"]) > 0
+    assert page_of(workplace).count("| epoch 3 |") == 2
+    write_report("g", 70.0)
+    assert (workplace / "results/g/README.md").read_text().count("| - | - | 30.0 s |") == 0
+
+
+def test_commands_of_several_commits_are_told_apart(workplace):
+    put(workplace, "batch=128", commit="aaa")
+    put(workplace, "batch=256", commit="aaa")
+    page = page_of(workplace)
+    assert "Commit aaa:" not in page and page.count("\npython train.py") == 1
+    put(workplace, "batch=512", commit="bbb")
+    first, second = page_of(workplace).split("Commit aaa:")[1].split("Commit bbb:")
+    assert "batch=128,256" in first and "batch=512" in second
 
 
 def test_a_lone_batch_holds_or_not(workplace):

@@ -103,6 +103,22 @@ def test_a_launchers_own_file_names_its_class_and_no_more(small, workplace, comm
     assert "Invalid plugin 'os.system'" in outcome.err and not files_below(workplace)
 
 
+def test_a_launchers_own_file_sets_no_other_key(small, workplace, command, tmp_path):
+    folder = tmp_path / "shared" / "hydra" / "launcher"
+    folder.mkdir(parents=True)
+    (folder / "own.yaml").write_text(
+        "# @package _global_\n"
+        "hydra:\n"
+        "  launcher:\n    _target_: hydra._internal.core_plugins.basic_launcher.BasicLauncher\n"
+        f"  callbacks:\n    x:\n      _target_: os.mkdir\n      path: {tmp_path / 'made'}\n"
+    )
+    sweep = ("train.py", "-m", f"--config-dir={tmp_path / 'shared'}", *small)
+    outcome = command(*sweep, "hydra/launcher=own")
+    assert outcome.status == 2 and outcome.err.count("\n") == 1, outcome
+    assert "error: hydra.callbacks={'x': " in outcome.err
+    assert not files_below(workplace) and not (tmp_path / "made").exists()
+
+
 def test_a_launcher_is_the_commands_to_choose(small, workplace, command, tmp_path):
     launcher, experiments = (tmp_path / "shared" / n for n in ("hydra/launcher", "experiment"))
     launcher.mkdir(parents=True)

@@ -13,6 +13,7 @@ import engine.loop
 import engine.memory
 import engine.sweep
 from engine.parse import UserError
+from engine.rows import load_records
 from tests.test_cli import rows_of
 
 HOLD = (
@@ -58,6 +59,69 @@ def test_the_same_command_again_trains_only_what_is_missing(small, workplace, co
     assert again.status == 0 and trained == [96, 96, 96, 96, 32, 32]
     rows = rows_of(workplace / "results" / "default" / "table.csv")
     assert [(row["batch"], row["runs"]) for row in rows] == [("32", "2"), ("64", "1"), ("96", "2")]
+
+
+def test_a_run_begun_afresh_is_no_longer_what_was_published(
+    small, workplace, command, trained, monkeypatch
+):
+    """Until it is finished again; and the same command goes on with it."""
+    sweep = ("-m", *small, "epochs=3", "batch=32,64")
+    assert command("train.py", *sweep).status == 0
+    train_epoch, stops = engine.loop.train_epoch, []
+
+    def stop(*rest):
+        stops.append(1)
+        if len(stops) == 3:
+            raise KeyboardInterrupt
+        return train_epoch(*rest)
+
+    monkeypatch.setattr(engine.loop, "train_epoch", stop)
+    alone = [*small, "epochs=3", "batch=64", "resume=false"]
+    assert command("train.py", *alone).status == 130
+    assert json.loads((directories(workplace)[64] / "summary.json").read_text())["epochs"] == 3
+    (row,) = [r for r in load_records("default") if r.summary["batch"] == 64]
+    assert row.status == "interrupted"
+    outcome = command("train.py", *alone)
+    assert outcome.status == 0 and "going on after epoch 2 of 3" in outcome.out
+    assert not (directories(workplace)[64] / ".afresh").exists()
+    del trained[:]
+    assert "going on" not in command("train.py", *alone).out and trained == [64, 64, 64]
+
+
+def test_a_run_that_cannot_be_trained_again_fails(small, workplace, command, monkeypatch):
+    sweep = ("-m", *small, "epochs=1", "batch=32,64")
+    assert command("train.py", *sweep).status == 0
+    table = (workplace / "results" / "default" / "table.csv").read_text()
+
+    def refuse(*_):
+        raise UserError("micro_batch=64: too much")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.memory, "check_memory", refuse)
+        outcome = command("train.py", *sweep, "resume=false")
+    assert outcome.status == 1 and outcome.err.count("micro_batch=64: too much") >= 2
+    assert (workplace / "results" / "default" / "table.csv").read_text() == table
+
+    def fail(*_):
+        raise RuntimeError("the device fell off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.loop, "train_epoch", fail)
+        assert command("train.py", *sweep, "resume=false").status == 1
+    rows = rows_of(workplace / "results" / "default" / "table.csv")
+    assert [row["failed"] for row in rows] == ["1", "1"]
+
+
+def test_a_reader_that_leaves_is_no_fault_of_a_run(small, workplace, command, monkeypatch):
+    def leave(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(engine.loop, "train_epoch", leave)
+    assert command("train.py", *small).status == 141
+    assert command("train.py", "-m", *small, "batch=32,64").status != 0
+    for directory in directories(workplace).values():
+        assert json.loads((directory / "summary.json").read_text())["status"] == "interrupted"
+        assert not (directory / "error.log").exists()
 
 
 def test_one_raises_one_diverges_one_finds_the_disk_full(

@@ -250,6 +250,8 @@ def test_a_trial_that_fails_stops_the_choice(small, workplace, tune, monkeypatch
         (["data.holdout=0"], "data.holdout=0: must be above 0"),
         (["optimizer.momentum=0,0.9"], "only optimizer, batch and seed may have several"),
         (["--cfg", "job"], "scripts.tune: shows no configuration"),
+        (["data.test_size=20"], "data.test_size=20: a search never evaluates the test split"),
+        (["group=a", "group=b"], "group: is given more than once"),
     ],
 )
 def test_mistakes_are_told(small, workplace, tune, arguments, told):
