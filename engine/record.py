@@ -97,8 +97,10 @@ def begun_afresh(directory: Path) -> bool:
 
     Until then what was published of it before is no outcome, and the same command goes on.
     """
+    if not (directory / AFRESH).exists():
+        return False
     summary = read_summary(directory)
-    return (directory / AFRESH).exists() and not (summary and summary["status"] in FINISHED)
+    return summary is None or summary["status"] not in FINISHED
 
 
 class Run:
@@ -264,9 +266,9 @@ class Run:
         summary = summarize(self, status) | {"error": error}
         if status == "diverged":
             summary["test_accuracy"] = chance
-        if status in FINISHED and self.writer is not None:
-            write_outcome(self.writer, summary["choices"], summary)
         if status in FINISHED:
+            if self.writer is not None:
+                write_outcome(self.writer, summary["choices"], summary)
             # Its lines were appended, and may not have reached the disk.
             self._write_metrics()
         text = json.dumps(plain(summary), indent=2, allow_nan=False)

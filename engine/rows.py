@@ -191,9 +191,9 @@ def load_records(group: str) -> list[Record]:
     for directory in sorted(runs_directory(group).glob("*/.hydra/config.yaml")):
         record = _load_record(directory.parent.parent)
         # A run that this machine has only planned may be published by another.
-        known = record.summary["run"] in records and not begun_afresh(directory.parent.parent)
-        if record.counted or not known:
-            records[record.summary["run"]] = record
+        name = record.summary["run"]
+        if record.counted or name not in records or begun_afresh(directory.parent.parent):
+            records[name] = record
 
     def place(record: Record) -> tuple[str, int, float, int, str]:
         s, rate = record.summary, record.choices.get("optimizer.base_lr", 0.0)

@@ -21,9 +21,7 @@ NAMED = ("optimizer.name", "batch", "seed", *SCOPE)
 
 def told(members: Sequence["Record"], records: Sequence["Record"]) -> str:
     """Name what tells a row from others of its optimizer, batch and scope."""
-    own = members[0].choices
-    alike = ("optimizer.name", "batch", *SCOPE)
-    rivals = [r for r in records if all(r.choices[key] == own[key] for key in alike)]
+    own, rivals = members[0].choices, rivals_of(members, records)
     keys = sorted({key for rival in rivals for key in rival.choices} - set(NAMED))
     varied = [key for key in keys if any(r.choices.get(key) != own.get(key) for r in rivals)]
     if len(varied) <= MOST_TOLD:
@@ -36,15 +34,19 @@ def told(members: Sequence["Record"], records: Sequence["Record"]) -> str:
     return differences(members, rivals, named) or "(what most rows share)"
 
 
+def rivals_of(members: Sequence["Record"], records: Sequence["Record"]) -> list["Record"]:
+    """Return the runs of a row's optimizer, batch and scope, its own among them."""
+    own, alike = members[0].choices, ("optimizer.name", "batch", *SCOPE)
+    return [r for r in records if all(r.choices[key] == own[key] for key in alike)]
+
+
 def apart(members: Sequence["Record"], records: Sequence["Record"]) -> str:
     """Name what else tells a row from its optimizer's others, where no rival of its own cell does.
 
     A recipe gives each batch its own rate, which has a column of its own.
     """
-    own = members[0].choices
-    alike = ("optimizer.name", "batch", *SCOPE)
+    own, rivals = members[0].choices, rivals_of(members, records)
     same = [r for r in records if r.choices["optimizer.name"] == own["optimizer.name"]]
-    rivals = [r for r in same if all(r.choices[key] == own[key] for key in alike)]
     keys = {key for r in same for key in r.choices} - {*NAMED, "optimizer.base_lr"}
     if any(r.choices["scheduler.name"] != own["scheduler.name"] for r in rivals):
         # Each has keys of its own, and is named already.
