@@ -122,10 +122,18 @@ def gather_lines(rows: Sequence["Row"], group: str = "") -> dict[str, list["Row"
 def part_settings(
     lines: Mapping[str, list["Row"]],
 ) -> tuple[dict[str, list["Row"]], list["Row"]]:
-    """Part lines from settings: the rows of one batch each, where they are too many for lines."""
-    points = [found[0] for found in lines.values() if len(found) == 1]
-    settings = points if len(points) > MOST_PANELS else []
-    return {label: found for label, found in lines.items() if found[0] not in settings}, settings
+    """Part lines from settings: the rows of one batch each, where they are too many for lines.
+
+    The row from which an ablation's settings differ is among them, also where a line joins it to
+    other batches.
+    """
+    points = [label for label, found in lines.items() if len(found) == 1]
+    if len(points) <= MOST_PANELS:
+        return dict(lines), []
+    settings = [
+        row for label, found in lines.items() for row in found if label in points or row.common
+    ]
+    return {label: found for label, found in lines.items() if label not in points}, settings
 
 
 def gather_lengths(rows: Sequence["Row"]) -> dict[str, list["Row"]]:

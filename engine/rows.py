@@ -18,7 +18,7 @@ from engine.choices import choices
 from engine.config import Config, check_group_name
 from engine.parse import UserError
 from engine.record import begun_afresh, check_inside, published_runs, runs_directory
-from engine.settings import KIND, apart, differences, mixed, told
+from engine.settings import COMMON, KIND, apart, differences, mixed, told
 from engine.summary import command_of, read_json_lines, read_summary
 
 
@@ -105,9 +105,19 @@ class Row:
         return int(self.records[0].summary["epochs"])
 
     @property
+    def common(self) -> bool:
+        """Tell whether it is the one of many settings from which the others differ."""
+        return self.told == COMMON
+
+    @property
+    def _told(self) -> str:
+        # The setting from which an ablation's differ is the one that other cells have.
+        return "" if self.common else self.told
+
+    @property
     def line(self) -> str:
         """Return what the rows have in common that a line through the batches joins."""
-        return _joined(self.optimizer.upper(), self.kind, self.length, self.told)
+        return _joined(self.optimizer.upper(), self.kind, self.length, self._told)
 
     @property
     def series(self) -> tuple[str, str, str]:
@@ -117,7 +127,7 @@ class Row:
     @property
     def length_line(self) -> str:
         """Return what rows have in common that differ in the epochs alone."""
-        return _joined(self.optimizer.upper(), str(self.batch), self.kind, self.told)
+        return _joined(self.optimizer.upper(), str(self.batch), self.kind, self._told)
 
     @property
     def title(self) -> str:

@@ -15,6 +15,8 @@ KIND = ("model.name", "data.name")
 SCOPE = (*KIND, "epochs")
 # With more keys than these a row names only those in which it differs from most others.
 MOST_TOLD = 3
+# What such a row is called that differs in none.
+COMMON = "(what most rows share)"
 # What a row or a column of its own already says.
 NAMED = ("optimizer.name", "batch", "seed", *SCOPE)
 
@@ -31,7 +33,7 @@ def told(members: Sequence["Record"], records: Sequence["Record"]) -> str:
     # But a schedule's keys tell nothing without its name.
     if any(key.startswith("scheduler.") for key in named) and "scheduler.name" in varied:
         named = sorted({*named, "scheduler.name"})
-    return differences(members, rivals, named) or "(what most rows share)"
+    return differences(members, rivals, named) or COMMON
 
 
 def rivals_of(members: Sequence["Record"], records: Sequence["Record"]) -> list["Record"]:

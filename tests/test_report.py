@@ -566,6 +566,26 @@ def test_many_settings_at_one_batch_get_a_plot_of_their_own(workplace):
     assert "accuracy.png" in text and "settings.png" in text
 
 
+def test_the_setting_that_an_ablation_changes_stays_on_its_line(workplace):
+    changes = ("nesterov=true", "momentum=0.8", "dampening=0.1", "weight_decay=0.1")
+    for batch in (128, 256, 512):
+        put(workplace, f"batch={batch}", accuracy=80.0)
+    for number, change in enumerate(changes):
+        put(workplace, "batch=512", f"optimizer.{change}", accuracy=70.0 + number)
+    put(workplace, "batch=512", "epochs=3", accuracy=81.0)
+    text, _ = table(workplace)
+    assert all(f"/{name}.png" in text for name in ("accuracy", "settings", "epochs"))
+    rows = make_rows(load_records("g"))
+    lines, settings = engine.plots.part_settings(gather_lines(rows))
+    assert {label: [row.batch for row in found] for label, found in lines.items()} == {
+        "SGD epochs=200": [128, 256, 512]
+    }
+    assert len(settings) == 6 and [row.accuracy() for row in settings if row.common] == [80.0]
+    lengths = gather_lengths(rows)
+    assert [row.epochs for row in lengths["SGD 512"]] == [3, 200] and len(lengths) == 1
+    assert "- SGD epochs=200 holds up to batch 512." in page_of(workplace)
+
+
 def test_a_line_holds_no_further_than_to_a_gap(workplace):
     put(workplace, "batch=128", accuracy=80.0)
     put(workplace, "batch=512", accuracy=79.8)
