@@ -13,6 +13,14 @@ from engine.tables import accuracy_cell, escaped, markdown_tables, shown_seconds
 
 # A page names so many runs that are missing, and counts the others.
 NAMED_MISSING = 20
+# The means by which a run came about, as a page calls them, and their keys in summary.json.
+MEANS = {
+    "Hardware": "device",
+    "Threads": "threads",
+    "Precision": "precision",
+    "torch": "torch",
+    "Commit": "commit",
+}
 
 
 def page(group: str, rows: Sequence[Row], target: float | None, plots: Iterable[str]) -> str:
@@ -144,16 +152,20 @@ def holdout_cell(row: Row) -> str:
 
 
 def how_made(records: Sequence[Record]) -> str:
-    """Write the commands, by commit where there are several, and what figures are cited with."""
+    """Write the commands, apart where they were run by different means, and the facts to cite."""
     told = [r.summary for r in records if r.summary.get("command")]
-    several = len({s["commit"] for s in told if s.get("commit")}) > 1
+    several = [
+        (name, key)
+        for name, key in MEANS.items()
+        if len({s[key] for s in told if s.get(key) is not None}) > 1
+    ]
     commands: dict[str, list[str]] = {}
     for summary in told:
-        commit = summary.get("commit") or "not known" if several else ""
-        commands.setdefault(commit, []).append(summary["command"])
+        means = ", ".join(f"{name} {summary.get(key) or 'not known'}" for name, key in several)
+        commands.setdefault(means, []).append(summary["command"])
     lines = []
-    for commit, given in commands.items():
-        lines += [f"Commit {escaped(commit)}:", ""] if several else []
+    for means, given in commands.items():
+        lines += [f"{escaped(means)}:", ""] if several else []
         lines += [*fenced(*merge_commands(given)), ""]
     return "\n".join([*lines, facts(records)])
 
@@ -181,11 +193,7 @@ def facts(records: Sequence[Record]) -> str:
         "Data": data,
         "Epochs": [s["epochs"] for s in summaries],
         "Seeds": sorted(s["seed"] for s in summaries),
-        "Hardware": [s.get("device") for s in summaries],
-        "Threads": [s.get("threads") for s in summaries],
-        "Precision": [s.get("precision") for s in summaries],
-        "torch": [s.get("torch") for s in summaries],
-        "Commit": [s.get("commit") for s in summaries],
+        **{name: [s.get(key) for s in summaries] for name, key in MEANS.items()},
     }
     lines = []
     for name, found in values.items():

@@ -83,7 +83,7 @@ def differences(
 def mixed(members: Sequence["Record"]) -> str:
     """Mark a row whose runs were not all made by the same means."""
     counted = [record.summary for record in members if record.counted]
-    means = ("commit", "device", "torch", "world_size")
+    means = ("commit", "device", "precision", "torch", "world_size")
     keys = [key for key in means if len({summary.get(key) for summary in counted}) > 1]
     return f"(mixed {', '.join(keys)})" if keys else ""
 

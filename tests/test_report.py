@@ -623,6 +623,21 @@ def test_commands_of_several_commits_are_told_apart(workplace):
     assert "batch=128,256" in first and "batch=512" in second
 
 
+def test_commands_name_the_means_in_which_they_differ(workplace):
+    put(workplace, "batch=128", device="A", precision="bf16", threads=1)
+    put(workplace, "batch=256", device="B", precision="fp32", threads=1)
+    first, second = (
+        page_of(workplace).split("\nHardware A, Precision bf16:\n")[1].split("Hardware B, Precision fp32:\n")
+    )
+    assert "batch=128" in first and "batch=256" in second
+
+
+def test_a_row_of_two_precisions_is_marked(workplace):
+    put(workplace, "seed=0", precision="bf16")
+    put(workplace, "seed=1", precision="fp32")
+    assert table(workplace)[1][0]["settings"] == "(mixed precision)"
+
+
 def test_a_lone_batch_holds_or_not(workplace):
     put(workplace, "batch=128", accuracy=80.0)
     put(workplace, "optimizer=lars", "batch=512", accuracy=79.6)
