@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from engine.noise_report import noise_section
-from engine.rows import Record, Row, baseline_row, baseline_target, by_line, target_of
+from engine.rows import Record, Row, Target, baseline_row, by_line
 from engine.tables import accuracy_cell, escaped, markdown_tables, shown_seconds, whose
 
 # A page names so many runs that are missing, and counts the others.
@@ -23,7 +23,7 @@ MEANS = {
 }
 
 
-def page(group: str, rows: Sequence[Row], target: float | None, plots: Iterable[str]) -> str:
+def page(group: str, rows: Sequence[Row], target: Target, plots: Iterable[str]) -> str:
     """Write the page of a group; the same runs give the same page."""
     records = [record for row in rows for record in row.records]
     parts = [
@@ -57,24 +57,24 @@ def question(rows: Sequence[Row]) -> str:
     )
 
 
-def answer(rows: Sequence[Row], target: float | None) -> str:
+def answer(rows: Sequence[Row], target: Target) -> str:
     """Say up to which batch each optimizer's mean stays at or above the target."""
     baseline = baseline_row(rows)
-    judged = [row for row in rows if target_of(row, rows, target) is not None]
-    if baseline is not None and target == baseline_target(rows):
+    if baseline is not None and baseline.told and target.scope is not None:
         # Of several settings at the smallest batch none is what the others are held against.
-        if baseline.told:
-            return ""
+        return ""
     lines = []
     if baseline is not None and baseline.accuracies():
         lines.append(
             f"- The base line, SGD at batch {baseline.batch}: {accuracy_cell(baseline)} %."
         )
-    if target is not None:
-        lines.append(f"- The target is {target:.2f} %; a row holds if its mean is not below it.")
+    goal = target.accuracy
+    if goal is not None:
+        lines.append(f"- The target is {goal:.2f} %; a row holds if its mean is not below it.")
+        judged = by_line([row for row in rows if target.of(row) is not None])
         lines += [
-            f"- {escaped(title)} holds {held(members, rows, target)}."
-            for title, members in by_line(judged).items()
+            f"- {escaped(title)} holds {held(members, rows, goal)}."
+            for title, members in judged.items()
             # One of many settings at one batch: the tables tell how it did.
             if len(members) > 1 or not members[0].told
         ]
@@ -100,12 +100,12 @@ def held(line: Sequence[Row], rows: Sequence[Row], target: float) -> str:
     return f"at batch {well[0]}" if len(well) == 1 else f"from batch {well[0]} to {well[-1]}"
 
 
-def on_the_way(rows: Sequence[Row], target: float | None) -> str:
+def on_the_way(rows: Sequence[Row], target: Target) -> str:
     """Write the history beside the final accuracy: training's, best epoch, time to the target."""
     tested = rows[0].split == "test"
     both = tested and any(row.figures("holdout_accuracy") for row in rows)
-    goal = "the target" if target is None else f"{target:.2f} %"
-    table = [history_cells(row, target_of(row, rows, target), goal, both) for row in rows]
+    goal = "the target" if target.accuracy is None else f"{target.accuracy:.2f} %"
+    table = [history_cells(row, target.of(row), goal, both) for row in rows]
     lines = [f"| {' | '.join(table[0])} |", "|---" * len(table[0]) + "|"]
     lines += [f"| {' | '.join(cells.values())} |" for cells in table]
     lines += [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine.files import write_atomically
 
 if TYPE_CHECKING:
-    from engine.rows import Row
+    from engine.rows import Row, Target
 
 COLOURS = {"SGD": "#1f6f8b", "LARS": "#d1495b"}
 # After ten lines the colours begin again.
@@ -21,9 +21,7 @@ SPLITS = {"test": "test accuracy", "holdout": "hold-out accuracy"}
 MOST_PANELS = 4
 
 
-def write_plots(
-    folder: Path, group: str, rows: Sequence["Row"], target: float | None
-) -> list[Path]:
+def write_plots(folder: Path, group: str, rows: Sequence["Row"], target: "Target") -> list[Path]:
     """Draw a group; return the paths of the PNG files written, and remove those it has no more."""
     every, lengths = gather_lines(rows), gather_lengths(rows)
     lines, settings = part_settings(every)
@@ -36,13 +34,12 @@ def write_plots(
         axes.set(ylabel=what, title=group)
 
     def time(figure: Any) -> None:
-        from engine.rows import target_of
-
         left, right = figure.subplots(1, 2, sharey=True)
         draw_against(left, "batch", lines, lambda row: row.figures("train_seconds"))
-        draw_against(right, "batch", lines, lambda row: row.times_to(target_of(row, rows, target)))
+        draw_against(right, "batch", lines, lambda row: row.times_to(target.of(row)))
         left.set(ylabel="Training time, s", title=f"{group}: time to train", ylim=(0, None))
-        right.set(title="time to target" + (f", {target:.2f} %" if target is not None else ""))
+        named = "" if target.accuracy is None else f", {target.accuracy:.2f} %"
+        right.set(title=f"time to target{named}")
 
     def curves(figure: Any) -> None:
         draw_curves(figure, group, every)
@@ -88,8 +85,12 @@ def write_comparison(path: Path, groups: Mapping[str, Sequence["Row"]]) -> Path:
         splits = dict.fromkeys(SPLITS[row.split] for rows in groups.values() for row in rows)
         left.set(title=f"Final {' or '.join(splits)}, %")
         right.set(title="Training time, s", ylim=(0, None))
+        # Below both: labels of several groups are long.
+        handles, labels = left.get_legend_handles_labels()
+        below = {"loc": "outside lower center", "ncols": 2, "fontsize": 8, "frameon": False}
+        figure.legend(handles, labels, **below)
 
-    return save(path, draw, (9.6, 4.2))
+    return save(path, draw, (9.6, 4.2 + 0.1 * len(lines)))
 
 
 def save(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> Path:
@@ -102,7 +103,8 @@ def save(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> 
     for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_legend_handles_labels()[0] and axes.get_legend() is None:
+        labelled = axes.get_legend_handles_labels()[0]
+        if labelled and axes.get_legend() is None and not figure.legends:
             # A label wider than the plot would squeeze the axes to nothing.
             axes.legend(fontsize=8, frameon=False).set_in_layout(False)
     buffer = io.BytesIO()
@@ -124,14 +126,15 @@ def part_settings(
 ) -> tuple[dict[str, list["Row"]], list["Row"]]:
     """Part lines from settings: the rows of one batch each, where they are too many for lines.
 
-    The row from which an ablation's settings differ is among them, also where a line joins it to
-    other batches.
+    What a line joins to other batches is among them where they are its rivals: an ablation's
+    settings differ from it.
     """
-    points = [label for label, found in lines.items() if len(found) == 1]
+    points = {label: found[0] for label, found in lines.items() if len(found) == 1}
     if len(points) <= MOST_PANELS:
         return dict(lines), []
+    cells = {(row.series, row.batch) for row in points.values()}
     settings = [
-        row for label, found in lines.items() for row in found if label in points or row.common
+        row for found in lines.values() for row in found if (row.series, row.batch) in cells
     ]
     return {label: found for label, found in lines.items() if label not in points}, settings
 

@@ -12,7 +12,7 @@ from engine.page import page
 from engine.parse import key_error
 from engine.plots import write_comparison, write_plots
 from engine.record import RESULTS, cannot_write, runs_directory
-from engine.rows import Record, Row, load_records, make_rows, target_accuracy
+from engine.rows import Record, Row, Target, load_records, make_rows, target_of
 from engine.summary import json_line
 from engine.tables import comma_separated, markdown
 
@@ -72,7 +72,7 @@ def _write_files(
 ) -> list[str]:
     """Write the report of these runs; return the names of the files a reader looks at."""
     rows = make_rows(records)
-    target = target or target_accuracy(rows)
+    goal = Target(target) if target is not None else target_of(rows)
     for path in folder.glob(".*.*"):
         # The half of a file that a killed writer left; one that is being written is young.
         with contextlib.suppress(FileNotFoundError):
@@ -80,14 +80,14 @@ def _write_files(
                 path.unlink()
     write_text_atomically(folder / "runs.jsonl", runs_lines(records))
     write_text_atomically(folder / "table.md", markdown(group, rows))
-    write_text_atomically(folder / "table.csv", comma_separated(rows, target))
-    drawn = write_plots(folder, group, rows, target)
+    write_text_atomically(folder / "table.csv", comma_separated(rows, goal))
+    drawn = write_plots(folder, group, rows, goal)
     drawn += write_noise_plot(folder / "noise.png", group, rows)
     plots = [path.name for path in drawn]
     # The page of a search for rates is the tuner's.
     if (folder / "experiment").is_dir():
         return ["table.md", "table.csv", *plots]
-    write_text_atomically(folder / "README.md", page(group, rows, target, plots))
+    write_text_atomically(folder / "README.md", page(group, rows, goal, plots))
     return ["README.md", "table.md", "table.csv", *plots]
 
 

@@ -18,7 +18,7 @@ from engine.choices import choices
 from engine.config import Config, check_group_name
 from engine.parse import UserError
 from engine.record import begun_afresh, check_inside, published_runs, runs_directory
-from engine.settings import COMMON, KIND, apart, differences, mixed, told
+from engine.settings import KIND, apart, differences, mixed, shared, told
 from engine.summary import command_of, read_json_lines, read_summary
 
 
@@ -78,7 +78,8 @@ class Row:
     """The runs that differ in nothing but the seed.
 
     kind: model and data where the group has several; length: epochs, likewise; told: other choices
-    that differ from those of its optimizer and batch; apart: those in which rows of other batches,
+    that differ from those of its optimizer and batch; shared: such choices as it has in common with
+    the rows of its line through batches or epochs; apart: those in which rows of other batches,
     kinds or lengths alone differ; mixed: a note where its runs should not be averaged lightly;
     split: whose accuracies are told, test, or holdout where no run of the group evaluates the test
     split.
@@ -89,6 +90,7 @@ class Row:
     kind: str
     length: str
     told: str
+    shared: str
     apart: str
     mixed: str
     split: str
@@ -105,29 +107,24 @@ class Row:
         return int(self.records[0].summary["epochs"])
 
     @property
-    def common(self) -> bool:
-        """Tell whether it is the one of many settings from which the others differ."""
-        return self.told == COMMON
-
-    @property
-    def _told(self) -> str:
-        # The setting from which an ablation's differ is the one that other cells have.
-        return "" if self.common else self.told
-
-    @property
     def line(self) -> str:
         """Return what the rows have in common that a line through the batches joins."""
-        return _joined(self.optimizer.upper(), self.kind, self.length, self._told)
+        return _joined(self.optimizer.upper(), self.kind, self.length, self.shared)
+
+    @property
+    def scope(self) -> tuple[str, str]:
+        """Return what rows have in common that differ in optimizer, batch and settings."""
+        return self.kind, self.length
 
     @property
     def series(self) -> tuple[str, str, str]:
         """Return what rows have in common that differ in batch and settings."""
-        return self.optimizer, self.kind, self.length
+        return self.optimizer, *self.scope
 
     @property
     def length_line(self) -> str:
         """Return what rows have in common that differ in the epochs alone."""
-        return _joined(self.optimizer.upper(), str(self.batch), self.kind, self._told)
+        return _joined(self.optimizer.upper(), str(self.batch), self.kind, self.shared)
 
     @property
     def title(self) -> str:
@@ -267,6 +264,7 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
             differences(members, records, KIND),
             differences(members, records, ("epochs",)),
             told(members, records),
+            shared(members, records),
             apart(members, records),
             mixed(members),
             "test" if tested else "holdout",
@@ -305,27 +303,28 @@ def baseline_row(rows: Sequence[Row]) -> Row | None:
     return min(sgd, key=lambda row: (row.batch, not row.of("completed")), default=None)
 
 
-def target_accuracy(rows: Sequence[Row]) -> float | None:
-    """Return the accuracy whose time is told, %: as configured, else the baseline less 0.5."""
+@dataclass(frozen=True)
+class Target:
+    """The accuracy in % whose time is told, if any, and the rows that are held against it.
+
+    scope: the kind and length of these rows; None: all rows.
+    """
+
+    accuracy: float | None
+    scope: tuple[str, str] | None = None
+
+    def of(self, row: Row) -> float | None:
+        """Return the accuracy where the row is held against it."""
+        return self.accuracy if self.scope in (None, row.scope) else None
+
+
+def target_of(rows: Sequence[Row]) -> Target:
+    """Return the target as configured, else half a point less than the baseline, for its like."""
     asked = {r.summary.get("target_accuracy") for row in rows for r in row.records} - {None}
     if len(asked) == 1:
-        return next(iter(asked))
-    return baseline_target(rows)
-
-
-def target_of(row: Row, rows: Sequence[Row], target: float | None) -> float | None:
-    """Return the target where a row is held against it: one of the baseline is for its like alone.
-
-    Its like: rows of the same model, data and length of training.
-    """
-    baseline = baseline_row(rows)
-    if baseline is None or target != baseline_target(rows):
-        return target
-    return target if row.series[1:] == baseline.series[1:] else None
-
-
-def baseline_target(rows: Sequence[Row]) -> float | None:
-    """Return half a point less than the baseline's accuracy, %."""
+        return Target(next(iter(asked)))
     baseline = baseline_row(rows)
     accuracy = baseline.accuracy() if baseline else None
-    return None if accuracy is None else accuracy - 0.5
+    if baseline is None or accuracy is None:
+        return Target(None)
+    return Target(accuracy - 0.5, baseline.scope)

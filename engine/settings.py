@@ -24,8 +24,7 @@ NAMED = ("optimizer.name", "batch", "seed", *SCOPE)
 def told(members: Sequence["Record"], records: Sequence["Record"]) -> str:
     """Name what tells a row from others of its optimizer, batch and scope."""
     own, rivals = members[0].choices, rivals_of(members, records)
-    keys = sorted({key for rival in rivals for key in rival.choices} - set(NAMED))
-    varied = [key for key in keys if any(r.choices.get(key) != own.get(key) for r in rivals)]
+    varied = varied_keys(rivals)
     if len(varied) <= MOST_TOLD:
         return differences(members, rivals, varied)
     # An ablation varies one key a row: what most rows share goes without saying.
@@ -34,6 +33,30 @@ def told(members: Sequence["Record"], records: Sequence["Record"]) -> str:
     if any(key.startswith("scheduler.") for key in named) and "scheduler.name" in varied:
         named = sorted({*named, "scheduler.name"})
     return differences(members, rivals, named) or COMMON
+
+
+def shared(members: Sequence["Record"], records: Sequence["Record"]) -> str:
+    """Name the settings that a row shares with others of its line, through batches or epochs.
+
+    A row without rivals lies on the line of those that have its values of what they differ in.
+    """
+    named = told(members, records)
+    if named:
+        # The setting from which an ablation's differ is the one that other cells have.
+        return "" if named == COMMON else named
+    optimizer = members[0].choices["optimizer.name"]
+    same = [r for r in records if r.choices["optimizer.name"] == optimizer]
+    varied = {key for r in same for key in varied_keys(rivals_of([r], same))}
+    # Whatever a recipe does at other batches, its rate there is another.
+    keys = sorted(varied - {"optimizer.base_lr"})
+    return differences(members, same, keys) if len(keys) <= MOST_TOLD else ""
+
+
+def varied_keys(rivals: Sequence["Record"]) -> list[str]:
+    """List the choices in which runs of one optimizer, batch and scope differ."""
+    first = rivals[0].choices
+    keys = sorted({key for rival in rivals for key in rival.choices} - set(NAMED))
+    return [key for key in keys if any(r.choices.get(key) != first.get(key) for r in rivals)]
 
 
 def rivals_of(members: Sequence["Record"], records: Sequence["Record"]) -> list["Record"]:

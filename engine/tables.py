@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 
-from engine.rows import Row, baseline_row, target_of
+from engine.rows import Row, Target, baseline_row
 
 COLUMNS = (
     "optimizer,batch,settings,model,data,epochs,base_lr,peak_lr,runs,diverged,failed,missing,"
@@ -15,13 +15,13 @@ COLUMNS = (
 ).split(",")
 
 
-def comma_separated(rows: Sequence[Row], target: float | None) -> str:
+def comma_separated(rows: Sequence[Row], target: Target) -> str:
     """Write the table with one line for each row and a column for each figure."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        first, first_at = row.records[0].summary, row.first_at(target_of(row, rows, target))
+        first, first_at = row.records[0].summary, row.first_at(target.of(row))
         rated = next((r.summary for r in row.records if r.summary.get("peak_lr") is not None), {})
         writer.writerow(
             {

@@ -22,6 +22,7 @@ from engine.parse import UserError
 from engine.plots import draw_against, draw_baseline, gather_lengths, gather_lines
 from engine.report import write_report
 from engine.rows import load_records, make_rows
+from engine.settings import COMMON
 from tests.test_config import config
 
 EPOCH = {
@@ -580,10 +581,44 @@ def test_the_setting_that_an_ablation_changes_stays_on_its_line(workplace):
     assert {label: [row.batch for row in found] for label, found in lines.items()} == {
         "SGD epochs=200": [128, 256, 512]
     }
-    assert len(settings) == 6 and [row.accuracy() for row in settings if row.common] == [80.0]
+    assert len(settings) == 6 and [row.accuracy() for row in settings if row.told == COMMON] == [
+        80.0
+    ]
     lengths = gather_lengths(rows)
     assert [row.epochs for row in lengths["SGD 512"]] == [3, 200] and len(lengths) == 1
     assert "- SGD epochs=200 holds up to batch 512." in page_of(workplace)
+
+
+def test_a_row_without_rivals_lies_on_the_line_of_its_like(workplace):
+    for batch in (128, 256, 512):
+        # A recipe's rate follows the batch, and one batch may have had others.
+        put(workplace, "optimizer=lars", f"batch={batch}", f"optimizer.base_lr={batch / 64}")
+    put(workplace, "optimizer=lars", "batch=256", "optimizer.base_lr=4", "optimizer.variant=timm")
+    put(workplace, "optimizer=lars", "batch=512", "optimizer.base_lr=8", "optimizer.variant=timm")
+    put(workplace, "optimizer=lars", "batch=512", "optimizer.base_lr=8", "epochs=3")
+    rows = make_rows(load_records("g"))
+    assert [row.title for row in rows][:2] == [
+        "128 epochs=200", "256 epochs=200 optimizer.variant=paper",
+    ]  # fmt: skip
+    lines = {label: [row.batch for row in found] for label, found in gather_lines(rows).items()}
+    assert lines == {
+        "LARS epochs=200 optimizer.variant=paper": [128, 256, 512],
+        "LARS epochs=200 optimizer.variant=timm": [256, 512],
+        "LARS epochs=3 optimizer.variant=paper": [512],
+    }
+    (lengths,) = gather_lengths(rows).values()
+    assert [row.epochs for row in lengths] == [3, 200]
+
+
+def test_settings_are_ranked_beside_what_they_differ_from(workplace):
+    for batch in (128, 512):
+        put(workplace, f"batch={batch}", accuracy=80.0)
+    for momentum in (0.5, 0.6, 0.7, 0.8, 0.95):
+        put(workplace, "batch=512", f"optimizer.momentum={momentum}", accuracy=70.0)
+    lines, settings = engine.plots.part_settings(gather_lines(make_rows(load_records("g"))))
+    assert [row.batch for row in lines["SGD optimizer.momentum=0.9"]] == [128, 512]
+    assert len(lines) == 1 and sorted(row.accuracy() for row in settings)[-1] == 80.0
+    assert {row.batch for row in settings} == {512}
 
 
 def test_a_line_holds_no_further_than_to_a_gap(workplace):
@@ -626,9 +661,8 @@ def test_commands_of_several_commits_are_told_apart(workplace):
 def test_commands_name_the_means_in_which_they_differ(workplace):
     put(workplace, "batch=128", device="A", precision="bf16", threads=1)
     put(workplace, "batch=256", device="B", precision="fp32", threads=1)
-    first, second = (
-        page_of(workplace).split("\nHardware A, Precision bf16:\n")[1].split("Hardware B, Precision fp32:\n")
-    )
+    _, first = page_of(workplace).split("\nHardware A, Precision bf16:\n")
+    first, second = first.split("\nHardware B, Precision fp32:\n")
     assert "batch=128" in first and "batch=256" in second
 
 
