@@ -45,6 +45,27 @@ def test_zero_over_zero(path: dict[str, bool], variant: str, finite: bool) -> No
 
 
 @all_paths
+@pytest.mark.parametrize(("variant", "constant"), [("paper", False), ("pytorch-lars", True)])
+def test_a_ratio_that_weighs_the_momentum_is_a_constant(
+    path: dict[str, bool], variant: str, constant: bool
+) -> None:
+    """With the momentum, 0.9, for the weight decay it is SGD at 0.1 / 0.9 of the rate."""
+    draw = torch.Generator().manual_seed(0)
+    start = torch.randn(50, generator=draw)
+    ours, plain = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    shared = {"momentum": 0.9, "weight_decay": 5e-3}
+    lars = LARS([ours], lr=0.9, trust_coefficient=0.1, variant=variant, **shared, **path)
+    sgd = torch.optim.SGD([plain], lr=0.1, **shared)
+    for _ in range(20):
+        ours.grad = 1e-3 * torch.randn(50, generator=draw)
+        plain.grad = ours.grad.clone()
+        lars.step()
+        sgd.step()
+    apart = (ours - plain).norm() / (plain - start).norm()
+    assert bool(apart < 0.01) is constant
+
+
+@all_paths
 @pytest.mark.parametrize(("variant", "stays"), [("paper", True), ("blog", False)])
 def test_a_vanishing_gradient_does_not_blow_up(
     path: dict[str, bool], variant: str, stays: bool
