@@ -17,6 +17,8 @@ SCOPE = (*KIND, "epochs")
 MOST_TOLD = 3
 # What such a row is called that differs in none.
 COMMON = "(what most rows share)"
+# The runs of one cell are alike in these; in what else they differ tells its rows apart.
+CELL = ("optimizer.name", "batch", *SCOPE)
 # What a row or a column of its own already says.
 NAMED = ("optimizer.name", "batch", "seed", *SCOPE)
 
@@ -35,18 +37,19 @@ def told(members: Sequence["Record"], records: Sequence["Record"]) -> str:
     return differences(members, rivals, named) or COMMON
 
 
-def shared(members: Sequence["Record"], records: Sequence["Record"]) -> str:
+def shared(named: str, members: Sequence["Record"], records: Sequence["Record"]) -> str:
     """Name the settings that a row shares with others of its line, through batches or epochs.
 
-    A row without rivals lies on the line of those that have its values of what they differ in.
+    named: what is told of the row. One without rivals lies on the line of those that have its
+    values of what they differ in.
     """
-    named = told(members, records)
     if named:
         # The setting from which an ablation's differ is the one that other cells have.
         return "" if named == COMMON else named
     optimizer = members[0].choices["optimizer.name"]
     same = [r for r in records if r.choices["optimizer.name"] == optimizer]
-    varied = {key for r in same for key in varied_keys(rivals_of([r], same))}
+    cells = {tuple(r.choices[key] for key in CELL): r for r in same}
+    varied = {key for r in cells.values() for key in varied_keys(rivals_of([r], same))}
     # Whatever a recipe does at other batches, its rate there is another.
     keys = sorted(varied - {"optimizer.base_lr"})
     return differences(members, same, keys) if len(keys) <= MOST_TOLD else ""
@@ -61,8 +64,8 @@ def varied_keys(rivals: Sequence["Record"]) -> list[str]:
 
 def rivals_of(members: Sequence["Record"], records: Sequence["Record"]) -> list["Record"]:
     """Return the runs of a row's optimizer, batch and scope, its own among them."""
-    own, alike = members[0].choices, ("optimizer.name", "batch", *SCOPE)
-    return [r for r in records if all(r.choices[key] == own[key] for key in alike)]
+    own = members[0].choices
+    return [r for r in records if all(r.choices[key] == own[key] for key in CELL)]
 
 
 def apart(members: Sequence["Record"], records: Sequence["Record"]) -> str:
