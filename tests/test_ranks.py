@@ -356,8 +356,10 @@ def test_ranks_train_the_weights_of_one_process(made, world, kind, close):
     for rank in made[world]:
         assert_close(rank[kind]["state"], expected[kind]["state"], close)
         assert_close(rank[kind]["ema"], expected[kind]["ema"], close)
-        assert rank[kind]["losses"] == pytest.approx(expected[kind]["losses"], rel=1e-3)
-        assert rank[kind]["norms"] == pytest.approx(expected[kind]["norms"], rel=2e-3)
+        # Both are recorded in single precision; a gradient is a difference, so has fewer digits.
+        losses, norms = max(close, 1e-6), max(10 * close, 1e-6)
+        assert rank[kind]["losses"] == pytest.approx(expected[kind]["losses"], rel=losses)
+        assert rank[kind]["norms"] == pytest.approx(expected[kind]["norms"], rel=norms)
 
 
 @pytest.mark.parametrize("world", [2, 4])
