@@ -20,7 +20,7 @@ COMMON = "(what most rows share)"
 # The runs of one cell are alike in these; in what else they differ tells its rows apart.
 CELL = ("optimizer.name", "batch", *SCOPE)
 # What a row or a column of its own already says.
-NAMED = ("optimizer.name", "batch", "seed", *SCOPE)
+NAMED = (*CELL, "seed")
 
 
 def told(members: Sequence["Record"], records: Sequence["Record"]) -> str:
@@ -48,8 +48,10 @@ def shared(named: str, members: Sequence["Record"], records: Sequence["Record"])
         return "" if named == COMMON else named
     optimizer = members[0].choices["optimizer.name"]
     same = [r for r in records if r.choices["optimizer.name"] == optimizer]
-    cells = {tuple(r.choices[key] for key in CELL): r for r in same}
-    varied = {key for r in cells.values() for key in varied_keys(rivals_of([r], same))}
+    cells: dict[tuple[Any, ...], list[Record]] = {}
+    for r in same:
+        cells.setdefault(tuple(r.choices[key] for key in CELL), []).append(r)
+    varied = {key for rivals in cells.values() for key in varied_keys(rivals)}
     # Whatever a recipe does at other batches, its rate there is another.
     keys = sorted(varied - {"optimizer.base_lr"})
     return differences(members, same, keys) if len(keys) <= MOST_TOLD else ""
