@@ -25,7 +25,7 @@ NAMED = (*CELL, "seed")
 
 def told(members: Sequence["Record"], records: Sequence["Record"]) -> str:
     """Name what tells a row from others of its optimizer, batch and scope."""
-    own, rivals = members[0].choices, rivals_of(members, records)
+    own, rivals = members[0].choices, alike(members, records, CELL)
     varied = varied_keys(rivals)
     if len(varied) <= MOST_TOLD:
         return differences(members, rivals, varied)
@@ -46,8 +46,7 @@ def shared(named: str, members: Sequence["Record"], records: Sequence["Record"])
     if named:
         # The setting from which an ablation's differ is the one that other cells have.
         return "" if named == COMMON else named
-    optimizer = members[0].choices["optimizer.name"]
-    same = [r for r in records if r.choices["optimizer.name"] == optimizer]
+    same = alike(members, records, ("optimizer.name",))
     cells: dict[tuple[Any, ...], list[Record]] = {}
     for r in same:
         cells.setdefault(tuple(r.choices[key] for key in CELL), []).append(r)
@@ -64,10 +63,12 @@ def varied_keys(rivals: Sequence["Record"]) -> list[str]:
     return [key for key in keys if any(r.choices.get(key) != first.get(key) for r in rivals)]
 
 
-def rivals_of(members: Sequence["Record"], records: Sequence["Record"]) -> list["Record"]:
-    """Return the runs of a row's optimizer, batch and scope, its own among them."""
+def alike(
+    members: Sequence["Record"], records: Sequence["Record"], keys: Sequence[str]
+) -> list["Record"]:
+    """Return the runs that have a row's values of these choices, its own among them."""
     own = members[0].choices
-    return [r for r in records if all(r.choices[key] == own[key] for key in CELL)]
+    return [r for r in records if all(r.choices[key] == own[key] for key in keys)]
 
 
 def apart(members: Sequence["Record"], records: Sequence["Record"]) -> str:
@@ -75,8 +76,8 @@ def apart(members: Sequence["Record"], records: Sequence["Record"]) -> str:
 
     A recipe gives each batch its own rate, which has a column of its own.
     """
-    own, rivals = members[0].choices, rivals_of(members, records)
-    same = [r for r in records if r.choices["optimizer.name"] == own["optimizer.name"]]
+    own, rivals = members[0].choices, alike(members, records, CELL)
+    same = alike(members, records, ("optimizer.name",))
     keys = {key for r in same for key in r.choices} - {*NAMED, "optimizer.base_lr"}
     if any(r.choices["scheduler.name"] != own["scheduler.name"] for r in rivals):
         # Each has keys of its own, and is named already.
