@@ -28,7 +28,7 @@ def train(config: Config, arguments: list[str]) -> None:
     from engine.memory import check_memory, describe_memory
     from engine.partial import PartialEpoch
     from engine.pause import pausing
-    from engine.plan import make_plan
+    from engine.plan import check_plan, make_plan
     from engine.record import Run
     from engine.runtime import check_sync_bn, facts, peak_memory_bytes, start_runtime
     from engine.saver import Saver
@@ -45,8 +45,8 @@ def train(config: Config, arguments: list[str]) -> None:
         config.device, config.precision, config.threads, config.deterministic, config.seed
     )
     check_sync_bn(config.sync_bn, runtime)
-    read = plan_data if config.plan else load_data
-    data = ranks.cached_by_first(lambda: read(config.data))
+    check_plan(config, runtime.world_size)
+    data = ranks.cached_by_first(lambda: (plan_data if config.plan else load_data)(config.data))
     plan = make_plan(config, len(data.train), runtime.world_size)
     print(f"run       {run.directory}\n{plan.describe()}", flush=True)
     if config.plan:
@@ -104,7 +104,7 @@ def train(config: Config, arguments: list[str]) -> None:
                 continue
             part, measured, diverged = None, None, trained.diverged
             if not diverged and (epoch % config.eval_every == 0 or epoch == config.epochs):
-                measured = evaluate_splits(network, state.ema, data, normalization, runtime)
+                measured = evaluate_splits(model, state.ema, data, normalization, runtime)
                 diverged = epoch == config.epochs and not measured.finite
             row = epoch_row(epoch, trained, measured, time.perf_counter() - started)
             run.record_epoch(row, trained)

@@ -62,6 +62,12 @@ def plan_data(config: DataConfig) -> Dataset:
     return load_data(config, keep=False)
 
 
+@functools.cache
+def known_training_size(config: DataConfig) -> int | None:
+    """Count the training pictures where that takes none of them; None where it would."""
+    return len(plan_data(config).train) if config.name in KNOWN else None
+
+
 def _divide(config: DataConfig, decoded: dict[str, Any]) -> Dataset:
     """Set the hold-out aside and take the subsets, class-balanced and the same for every seed."""
     train = Split(decoded["train_images"], decoded["train_labels"])

@@ -56,6 +56,7 @@ def evaluate_splits(
 ) -> Evaluations:
     """Evaluate on the test split and the hold-out, where there are any.
 
+    model: neither compiled nor distributed, so that val.py finds the same to the last bit.
     With an average of the weights, that is what counts, and the weights are measured beside it.
     """
     if ema is not None:

@@ -17,7 +17,8 @@ from engine.config import (
     OneCycleConfig,
     PolynomialConfig,
 )
-from engine.parse import LARGEST, key_error
+from engine.data import known_training_size
+from engine.parse import LARGEST, UserError, key_error
 from models.batch_norm import group_sizes
 from schedulers import SCALING_RULES
 
@@ -126,6 +127,13 @@ def describe_sizes(sizes: list[int]) -> str:
     return f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 else " + ".join(map(str, sizes))
 
 
+def check_plan(config: Config, world_size: int = 1) -> None:
+    """Raise what `make_plan` raises, where it can be told before any picture is fetched."""
+    size = known_training_size(config.data)
+    if size is not None:
+        make_plan(config, size, world_size)
+
+
 def make_plan(config: Config, train_examples: int, world_size: int = 1) -> Plan:
     """Work out a run's steps and rates; raise UserError where the split is too small for them."""
     if config.sync_bn and world_size == 1:
@@ -139,8 +147,7 @@ def make_plan(config: Config, train_examples: int, world_size: int = 1) -> Plan:
     total_steps = steps_per_epoch * config.epochs
     warmup_steps = count_warmup_steps(scheduler, config.epochs, steps_per_epoch)
     if warmup_steps > total_steps:
-        allowed = f"must be at most the run's {total_steps} steps"
-        raise key_error("scheduler.warmup_steps", warmup_steps, allowed)
+        raise warmup_error(scheduler, warmup_steps, f"at most the run's {total_steps} steps")
     base_lr, peak_lr = first_and_peak_rate(config)
     if peak_lr > LARGEST:
         allowed = f"gives a peak rate of {peak_lr:.6g}, which float32 cannot hold"
@@ -159,8 +166,8 @@ def make_plan(config: Config, train_examples: int, world_size: int = 1) -> Plan:
             epochs = scheduler.step_fraction * config.epochs
         decay_interval = epochs * steps_per_epoch
         if warmup_steps >= decay_interval:
-            allowed = f"must be below the {decay_interval:g} steps after which the rate falls"
-            raise key_error("scheduler.warmup_steps", warmup_steps, allowed)
+            allowed = f"below the {decay_interval:g} steps after which the rate falls"
+            raise warmup_error(scheduler, warmup_steps, allowed)
     plan = Plan(
         train_examples=train_examples,
         batch=config.batch,
@@ -211,6 +218,15 @@ def count_warmup_steps(scheduler: ConstantConfig, epochs: int, steps_per_epoch: 
     if warmup_epochs is None:
         warmup_epochs = scheduler.warmup_fraction * epochs
     return round(warmup_epochs * steps_per_epoch)
+
+
+def warmup_error(scheduler: ConstantConfig, steps: int, allowed: str) -> UserError:
+    """Word the error of a warm-up of so many steps, by the key that made it as long."""
+    if scheduler.warmup_steps is not None:
+        return key_error("scheduler.warmup_steps", steps, f"must be {allowed}")
+    key = "warmup_fraction" if scheduler.warmup_epochs is None else "warmup_epochs"
+    made = f"is {steps} steps, and must be {allowed}"
+    return key_error(f"scheduler.{key}", getattr(scheduler, key), made)
 
 
 def describe_decay(scheduler: ConstantConfig, plan: Plan) -> str:

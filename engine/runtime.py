@@ -72,6 +72,8 @@ def start_runtime(
     keep_freed_memory()
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
+    # By default a GPU's convolutions would round fp32 to the 10 bits of TF32.
+    torch.backends.cudnn.allow_tf32 = False
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     random.seed(derive_seed(seed, "python"))

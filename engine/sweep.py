@@ -9,17 +9,17 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from engine.cli import CommandLine, Job
-from engine.config import Config
-from engine.data import load_data, plan_data
+from engine.config import Config, DataConfig
+from engine.data import Dataset, load_data, plan_data
 from engine.launch import Task, check_launcher, launch_jobs
 from engine.lock import RunBusy, holder
 from engine.parse import UserError, key_error
 from engine.pause import leaving
-from engine.plan import make_plan
+from engine.plan import Plan, check_plan, make_plan
 from engine.record import FINISHED, RESULTS, Run, check_inside, reason_of
 from engine.report import write_report
 
@@ -35,8 +35,7 @@ def run_sweep(command: CommandLine, task: Task) -> int:
     """
     jobs = distinct(command.jobs or [])
     planned = any(job.config.plan for job in jobs)
-    read = plan_data if planned else load_data
-    plans = [make_plan(job.config, len(read(job.config.data).train)) for job in jobs]
+    plans = make_plans(jobs, plan_data if planned else load_data)
     if planned:
         for job, plan in zip(jobs, plans, strict=True):
             print(f"{Run(job.config).name}\n{plan.describe()}\n")
@@ -56,6 +55,15 @@ def run_sweep(command: CommandLine, task: Task) -> int:
     for text in failures:
         print(text, file=sys.stderr)
     return 1 if failures or not reported else 0
+
+
+def make_plans(
+    jobs: Sequence[Job], read: Callable[[DataConfig], Dataset] = load_data
+) -> list[Plan]:
+    """Work out each job's plan; raise UserError, if it can before it reads any picture."""
+    for job in jobs:
+        check_plan(job.config)
+    return [make_plan(job.config, len(read(job.config.data).train)) for job in jobs]
 
 
 def distinct(jobs: Iterable[Job]) -> list[Job]:

@@ -26,9 +26,10 @@ def parameter_groups(
     `decay` and `adapt` say which of them get `weight_decay` and which a trust ratio: "weights" or
     "all". A parameter is judged by the module that owns it, never by its shape; one that several
     modules share counts once, with the first of them; frozen ones are left out. `bias_lr_scale` is
-    the rate of biases and normalisation parameters as a multiple of the weights'; the schedulers
-    here take it from the group's `lr_scale`, as timm's do. The groups hold (name, parameter) pairs,
-    and suit every torch optimizer: one without an `adapt` or `lr_scale` ignores it.
+    the rate of biases and normalisation parameters as a multiple of the weights'. No optimizer
+    reads it: it becomes the group's `lr_scale`, which the schedulers of this project take, as
+    timm's do. With another scheduler, give that group an `lr` of its own. The groups hold (name,
+    parameter) pairs, and suit every torch optimizer.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, not {type(model).__name__}")

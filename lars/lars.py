@@ -41,10 +41,11 @@ class LARS(Optimizer):
             "quadra": momentum_scaling "trust", zero_norm "skip", adapt "decayed".
             "torchlars": momentum_scaling "trust".
             "braintools": momentum_scaling "trust", trust_norm "decayed".
-            "pytorch-lars": eps 0, trust_weight_decay "momentum", momentum_scaling "none", "raw".
+            "pytorch-lars": trust_coefficient 0.1, eps 0, trust_weight_decay "momentum",
+                momentum_scaling "none", zero_norm "raw".
             "pytorch-lars-v1": the same with momentum_scaling "classic".
             "timm": momentum_scaling "trust", adapt "decayed".
-            "larc": trust_coefficient 0.02, momentum_scaling "trust", "skip", trust_clip.
+            "larc": trust_coefficient 0.02, momentum_scaling "trust", zero_norm "skip", trust_clip.
         trust_norm: the denominator is "separate", as above, or "decayed", ||u||.
         trust_weight_decay: a number in place of weight_decay in the denominator, or
             "weight_decay" or "momentum", that option's value.

@@ -35,7 +35,7 @@ class LARSWrapper(Optimizer):
     raises, `p.grad` and the weight decay are what they were. Decoupled weight decay is no part
     of a gradient: torch's optimizers that have it (AdamW, Adafactor, Muon), and others that say
     `decoupled_weight_decay` in their groups, are left to do it, unscaled. A step needs memory for
-    one copy of the gradients.
+    one copy of the gradients, and with trust_norm "decayed" for another while it starts.
 
     The options mean what they mean for LARS. They are kept in the parameter groups, `eps` as
     `trust_eps`; the groups and the state are the wrapped optimizer's own. A closure is evaluated

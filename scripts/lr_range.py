@@ -67,7 +67,7 @@ def search(config: Config, arguments: Arguments, command: str) -> None:
     from engine.augment import Normalization, TrainingPictures
     from engine.data import load_data
     from engine.lr_range import growing_rates, run_range_test
-    from engine.plan import make_plan
+    from engine.plan import check_plan, make_plan
     from engine.runtime import facts, start_runtime
     from engine.state import State
     from engine.step import Step
@@ -75,6 +75,7 @@ def search(config: Config, arguments: Arguments, command: str) -> None:
     runtime = start_runtime(
         config.device, config.precision, config.threads, config.deterministic, config.seed
     )
+    check_plan(config)
     data = load_data(config.data)
     plan = make_plan(config, len(data.train))
     low = plan.peak_lr / 1000 if arguments.low is None else arguments.low

@@ -27,15 +27,13 @@ from typing import Annotated
 
 from engine.cli import CommandLine, Job, exit_status, make_jobs, read_command_line, read_own_keys
 from engine.config import Config, Count
-from engine.data import load_data
 from engine.files import write_text_atomically
 from engine.launch import check_launcher
 from engine.parse import Range, UserError, key_error
-from engine.plan import make_plan
 from engine.record import FINISHED, RESULTS, Run, cannot_write
 from engine.report import runs_lines
 from engine.rows import load_records
-from engine.sweep import claim_missing, failure, train_missing
+from engine.sweep import claim_missing, failure, make_plans, train_missing
 from engine.tune import Cell, geometric, search, search_by_optuna
 from engine.tune_report import draw_rates, experiment, tuning_page
 
@@ -122,8 +120,7 @@ def measure(cells: Sequence[Cell], seeds: Sequence[int], command: CommandLine) -
     ]
     lists = [trial_overrides(c, p, s) for c, p in trials for s in seeds]
     jobs = make_jobs("train", Config, [[*o, *command.hydra_overrides] for o in lists])
-    for job in jobs:
-        make_plan(job.config, len(load_data(job.config.data).train))
+    make_plans(jobs)
     check_launcher(command.hydra_overrides)
     train_missing(claim_missing(jobs), command.hydra_overrides, sweep_job)
     failures = [text for job in jobs if (text := failure(Run(job.config)))]

@@ -127,6 +127,22 @@ def test_a_mistake_anywhere_in_a_sweep_stops_it_before_it_starts(
     assert_refused(command("train.py", "-m", *small, argument), told, workplace, before)
 
 
+@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["run", "sweep"])
+@pytest.mark.parametrize("data", ["synthetic", "cifar10"])
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("batch=50001", "batch=50001: must be at most the training split's 50000 images"),
+        ("data.holdout=50000", "data.holdout=50000: must leave training images"),
+    ],
+)
+def test_what_a_known_split_cannot_give_is_refused_before_it_is_fetched(
+    workplace, command, sweep, data, argument, told
+):
+    outcome = command("train.py", *sweep, f"data={data}", "data.root=pictures", argument)
+    assert_refused(outcome, told, workplace, set())
+
+
 def test_a_data_root_that_is_a_file(small, workplace, command, tmp_path):
     file = tmp_path / "file"
     file.write_text("hello")

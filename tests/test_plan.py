@@ -191,6 +191,11 @@ def test_a_fall_inside_the_warm_up_is_told():
     assert plan(*steps, "scheduler.warmup_steps=99").warmup_steps == 99
     with pytest.raises(UserError, match=r"warmup_steps=100: must be below the 100 steps after"):
         plan(*steps, "scheduler.warmup_steps=100")
+    told = "scheduler.warmup_epochs=2: is 100 steps, and must be below the 100 steps after"
+    with pytest.raises(UserError, match=told):
+        plan(*steps, "scheduler.warmup_epochs=2")
+    with pytest.raises(UserError, match=r"scheduler.warmup_fraction=0.5: is 200 steps, and must"):
+        plan(*steps, "scheduler.warmup_fraction=0.5")
     with pytest.raises(UserError, match="step_fraction=1e-320: must be"):
         plan("scheduler=multistep", "scheduler.step_fraction=1e-320")
 
