@@ -47,6 +47,7 @@ def validate(config: EvaluationConfig) -> dict[str, Any]:
         "saved": saved.describe(),
         "diverged": saved.diverged,
         "ema_decay": run.ema.decay,
+        "precision": runtime.precision,
         "test_accuracy": 100.0 / len(data.classes),
         "test_loss": None,
         "per_class_accuracy": None,
@@ -84,6 +85,7 @@ def describe(result: dict[str, Any]) -> str:
         note = "" if decay is None else f" (weights averaged, ema.decay={decay:g})"
         lines.append(f"test accuracy  {result['test_accuracy']:.2f} %{note}")
         lines.append(f"test loss      {result['test_loss']:.4f}")
+        lines.append(f"precision      {result['precision']}")
         width = max(map(len, result["per_class_accuracy"]))
         for name, accuracy in result["per_class_accuracy"].items():
             shown = "no examples" if accuracy is None else f"{accuracy:6.2f} %"

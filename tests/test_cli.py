@@ -369,6 +369,8 @@ def test_a_sweep_its_tables_and_the_evaluation_of_its_runs(small, workplace, com
         assert result["history"][-1]["epoch"] == summary["best_epoch"]
         shown = command("val.py", f"checkpoint={directory / 'checkpoint.pt'}")
         assert f"test accuracy  {summary['test_accuracy']:.2f} %" in shown.out
+        assert result["precision"] == summary["precision"]
+        assert f"precision      {summary['precision']}" in shown.out
     again = command("train.py", *sweep)
     assert again.status == 0 and "4 runs, 4 finished already" in again.out
 
