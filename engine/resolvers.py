@@ -39,13 +39,14 @@ def by_optimizer(values: Mapping[str, Any], *, _root_: Any) -> Any:
     return values.get(_root_.optimizer.name, ABSENT)
 
 
-def by_batch(values: Mapping[int, Any], *, _root_: Any) -> Any:
+def by_batch(values: Mapping[int, Any], *, _root_: Any, _node_: Any) -> Any:
     """Return the value listed for the chosen batch; raise UserError where there is none."""
     _check_mapping("by_batch", values)
     batch = _root_.get("batch")
     if batch not in values:
         known = ", ".join(map(str, sorted(values)))
-        raise key_error("batch", batch, f"this experiment has values for {known} alone")
+        key = _node_._get_full_key(None)
+        raise key_error("batch", batch, f"this experiment has {key} for {known} alone; give {key}")
     return values[batch]
 
 

@@ -60,6 +60,8 @@ class LARSWrapper(Optimizer):
         """Take over the optimizer's groups and state, and add the options to each group."""
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a torch Optimizer, not {type(optimizer).__name__}")
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise TypeError("optimizer must not be LBFGS, which evaluates the model within a step")
         self.optimizer = optimizer
         self._settings = {
             "trust_coefficient": trust_coefficient,

@@ -218,3 +218,5 @@ def test_bad_arguments_name_themselves() -> None:
         LARSWrapper(torch.optim.SGD([{"params": params, "trust_coefficient": -2}]))
     with pytest.raises(TypeError, match="list"):
         LARSWrapper(params)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="LBFGS"):
+        LARSWrapper(torch.optim.LBFGS([torch.nn.Parameter(torch.ones(2))]))
