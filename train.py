@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from engine.cli import CONF, config_dir_flags, exit_status, plain_config, read_command_line
-from engine.config import Config
+from engine.config.schema import Config
 
 
 def train(config: Config, arguments: list[str]) -> None:
@@ -18,23 +18,23 @@ def train(config: Config, arguments: list[str]) -> None:
     arguments: those of the command that trains this run alone.
     """
     # Imported here, so that --help and a mistyped key answer before torch is loaded.
-    from engine import ranks
-    from engine.augment import Normalization, TrainingPictures
-    from engine.checkpoint import save_checkpoint
-    from engine.data import load_data, plan_data
-    from engine.evaluate import evaluate_splits
-    from engine.follower import Follower
-    from engine.loop import train_epoch
-    from engine.memory import check_memory, describe_memory
-    from engine.partial import PartialEpoch
-    from engine.pause import pausing
-    from engine.plan import check_plan, make_plan
-    from engine.record import Run
-    from engine.runtime import check_sync_bn, facts, peak_memory_bytes, start_runtime
-    from engine.saver import Saver
-    from engine.state import State
-    from engine.step import Step
-    from engine.summary import epoch_row
+    from engine.data.augment import Normalization, TrainingPictures
+    from engine.data.dataset import load_data, plan_data
+    from engine.runs.follower import Follower
+    from engine.runs.record import Run
+    from engine.runs.summary import epoch_row
+    from engine.system import distributed as ranks
+    from engine.system.runtime import check_sync_bn, facts, peak_memory_bytes, start_runtime
+    from engine.system.signals import pausing
+    from engine.training.checkpoint import save_checkpoint
+    from engine.training.evaluate import evaluate_splits
+    from engine.training.loop import train_epoch
+    from engine.training.memory import check_memory, describe_memory
+    from engine.training.partial import PartialEpoch
+    from engine.training.plan import check_plan, make_plan
+    from engine.training.saver import Saver
+    from engine.training.state import State
+    from engine.training.step import Step
 
     # Rank 0 alone writes and prints.
     run = Run(config) if ranks.rank() == 0 else Follower(config)
@@ -121,7 +121,7 @@ def train(config: Config, arguments: list[str]) -> None:
 
 def sweep_job(composed: DictConfig) -> None:
     """Train one run of a sweep, where its launcher put it; what stops it stops no other run."""
-    from engine.sweep import report_failure
+    from engine.sweeps.sweep import report_failure
 
     hydra_config = HydraConfig.get()
     # Workers of some launchers start in a folder of their own.
@@ -144,10 +144,10 @@ def main() -> int:
         show_configuration()
         return 0
     if command.multirun:
-        from engine.sweep import run_sweep
+        from engine.sweeps.sweep import run_sweep
 
         return run_sweep(command, sweep_job)
-    from engine.ranks import joined
+    from engine.system.distributed import joined
 
     (job,) = command.jobs
     with joined(getattr(job.config.data, "download_seconds", 0.0)):

@@ -9,18 +9,18 @@ import hydra
 from omegaconf import DictConfig
 
 from engine.cli import CONF, exit_status, read_command_line
-from engine.config import EvaluationConfig
-from engine.parse import UserError, key_error
-from engine.summary import json_line
+from engine.config.parse import UserError, key_error
+from engine.config.schema import EvaluationConfig
+from engine.runs.summary import json_line
 
 
 def validate(config: EvaluationConfig) -> dict[str, Any]:
     """Measure a checkpoint's test accuracy as the run that wrote it did."""
-    from engine.build import build_model
-    from engine.checkpoint import load_checkpoint
-    from engine.data import load_data
-    from engine.evaluate import evaluate
-    from engine.runtime import choose_device, start_runtime
+    from engine.data.dataset import load_data
+    from engine.system.runtime import choose_device, start_runtime
+    from engine.training.build import build_model
+    from engine.training.checkpoint import load_checkpoint
+    from engine.training.evaluate import evaluate
 
     path = Path(config.checkpoint or "")
     try:

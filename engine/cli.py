@@ -26,11 +26,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.explain import explain, one_line
-from engine.hydra_keys import check_hydra_overrides, is_hydras, take_hydras
-from engine.parse import UserError, known_keys, parse
-from engine.pause import Stopped, leaving_early
-from engine.resolvers import register_resolvers, without_absent
+from engine.config.explain import explain, one_line
+from engine.config.hydra_keys import check_hydra_overrides, is_hydras, take_hydras
+from engine.config.parse import UserError, known_keys, parse
+from engine.config.resolvers import register_resolvers, without_absent
+from engine.system.signals import Stopped, leaving_early
 
 T = TypeVar("T")
 # A disk that is full, gone, read-only, or no longer ours; a directory in a file's place.

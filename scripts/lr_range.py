@@ -19,13 +19,13 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from engine.choices import run_name
 from engine.cli import exit_status, read_command_line, read_own_keys
-from engine.config import Config, Positive
-from engine.parse import Range, UserError, key_error
+from engine.config.choices import run_name
+from engine.config.parse import Range, UserError, key_error
+from engine.config.schema import Config, Positive
 
 if TYPE_CHECKING:
-    from engine.lr_range import RangeTest
+    from engine.sweeps.lr_range import RangeTest
 
 # A curve of fewer points has no shape.
 FEWEST_STEPS = 10
@@ -64,13 +64,13 @@ def main() -> int:
 
 def search(config: Config, arguments: Arguments, command: str) -> None:
     """Run the test of one configuration, and write and tell what it found."""
-    from engine.augment import Normalization, TrainingPictures
-    from engine.data import load_data
-    from engine.lr_range import growing_rates, run_range_test
-    from engine.plan import check_plan, make_plan
-    from engine.runtime import facts, start_runtime
-    from engine.state import State
-    from engine.step import Step
+    from engine.data.augment import Normalization, TrainingPictures
+    from engine.data.dataset import load_data
+    from engine.sweeps.lr_range import growing_rates, run_range_test
+    from engine.system.runtime import facts, start_runtime
+    from engine.training.plan import check_plan, make_plan
+    from engine.training.state import State
+    from engine.training.step import Step
 
     runtime = start_runtime(
         config.device, config.precision, config.threads, config.deterministic, config.seed
@@ -102,9 +102,9 @@ def search(config: Config, arguments: Arguments, command: str) -> None:
 
 def suggest(config: Config, made: "RangeTest", peak: float, facts: dict[str, Any]) -> str:
     """Write plot and numbers; return what to print, the line to paste last."""
-    from engine.lr_range import write_range
-    from engine.plan import base_lr_for
-    from engine.record import RESULTS, cannot_write, check_inside
+    from engine.runs.record import RESULTS, cannot_write, check_inside
+    from engine.sweeps.lr_range import write_range
+    from engine.training.plan import base_lr_for
 
     base_lr = float(f"{base_lr_for(config, peak):.3g}")
     scaling = config.optimizer.lr_scaling

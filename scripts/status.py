@@ -3,7 +3,7 @@
 import sys
 
 from engine.cli import Groups, exit_status, read_arguments
-from engine.progress import describe_progress
+from engine.report.status import describe_progress
 
 
 def main() -> int:

@@ -9,8 +9,8 @@ import sys
 from dataclasses import dataclass
 
 from engine.cli import Groups, exit_status, read_arguments
-from engine.config import Percent
-from engine.report import compare, load_rows, write_report
+from engine.config.schema import Percent
+from engine.report.write import compare, load_rows, write_report
 
 
 @dataclass(frozen=True)

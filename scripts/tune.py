@@ -26,16 +26,16 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from engine.cli import CommandLine, Job, exit_status, make_jobs, read_command_line, read_own_keys
-from engine.config import Config, Count
-from engine.files import write_text_atomically
-from engine.launch import check_launcher
-from engine.parse import Range, UserError, key_error
-from engine.record import FINISHED, RESULTS, Run, cannot_write
-from engine.report import runs_lines
-from engine.rows import load_records
-from engine.sweep import claim_missing, failure, make_plans, train_missing
-from engine.tune import Cell, geometric, search, search_by_optuna
-from engine.tune_report import draw_rates, experiment, tuning_page
+from engine.config.parse import Range, UserError, key_error
+from engine.config.schema import Config, Count
+from engine.report.rows import load_records
+from engine.report.write import runs_lines
+from engine.runs.record import FINISHED, RESULTS, Run, cannot_write
+from engine.sweeps.launch import check_launcher
+from engine.sweeps.sweep import claim_missing, failure, make_plans, train_missing
+from engine.sweeps.tune import Cell, geometric, search, search_by_optuna
+from engine.sweeps.tune_report import draw_rates, experiment, tuning_page
+from engine.system.files import write_text_atomically
 
 # The tuner launches the very job that train.py -m launches; nothing in engine may import it.
 from train import sweep_job

@@ -14,7 +14,7 @@ from PIL import Image
 import train
 import val
 from engine.cli import exit_status
-from engine.data import load_data
+from engine.data.dataset import load_data
 
 CLASSES = ("cat", "dog", "ship")
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd import DeviceType
 
 from engine.cli import exit_status
-from engine.runtime import Runtime
+from engine.system.runtime import Runtime
 from models import resnet8, resnet18
 from scripts.bench import (
     __main__,
@@ -270,7 +270,7 @@ def test_a_clock_charges_the_innermost_label(monkeypatch):
         ("torchvision.models", "other libraries"),
         ("hydra.core.hydra_config", "other libraries"),
         ("json", "own code"),
-        ("engine.data", "own code"),
+        ("engine.data.dataset", "own code"),
     ],
 )
 def test_an_import_has_its_label(module, label):

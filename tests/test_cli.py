@@ -378,16 +378,16 @@ def test_a_sweep_its_tables_and_the_evaluation_of_its_runs(small, workplace, com
 def test_a_job_that_fails_costs_neither_the_others_nor_the_table(
     small, workplace, command, monkeypatch
 ):
-    import engine.loop
+    import engine.training.loop
 
-    train_epoch = engine.loop.train_epoch
+    train_epoch = engine.training.loop.train_epoch
 
     def fail_at_64(step, *rest):
         if step.plan.batch == 64:
             raise RuntimeError("the device\nfell off")
         return train_epoch(step, *rest)
 
-    monkeypatch.setattr(engine.loop, "train_epoch", fail_at_64)
+    monkeypatch.setattr(engine.training.loop, "train_epoch", fail_at_64)
     outcome = command("train.py", "-m", *small, "batch=32,64,128", "data.train_size=null")
     assert outcome.status == 2  # 128 is beyond this split; nothing ran
     outcome = command("train.py", "-m", *small, "batch=64,32")
@@ -397,7 +397,7 @@ def test_a_job_that_fails_costs_neither_the_others_nor_the_table(
     table = (workplace / "results" / "default" / "table.md").read_text()
     assert "| 64 | 0.07071 | failed | - |" in table
     assert "(base line)" in table
-    monkeypatch.setattr(engine.loop, "train_epoch", train_epoch)
+    monkeypatch.setattr(engine.training.loop, "train_epoch", train_epoch)
     assert command("train.py", "-m", *small, "batch=64,32").status == 0
 
 
@@ -439,12 +439,12 @@ def test_summary_has_the_contracts_fields(small, workplace, command):
 
 
 def test_out_of_memory_names_micro_batch(small, workplace, command, monkeypatch):
-    import engine.loop
+    import engine.training.loop
 
     def exhaust(*_):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: tried 9 GB")
 
-    monkeypatch.setattr(engine.loop, "train_epoch", exhaust)
+    monkeypatch.setattr(engine.training.loop, "train_epoch", exhaust)
     outcome = command("train.py", *small)
     assert outcome.status == 2
     assert outcome.err.startswith("error: micro_batch=1024: ") and outcome.err.count("\n") == 1

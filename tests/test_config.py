@@ -8,12 +8,12 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
-from engine.build import build_optimizer, build_scheduler
-from engine.choices import choices, run_name
 from engine.cli import CONF, plain_config
-from engine.config import Config, Variant
-from engine.parse import UserError, known_keys
-from engine.plan import make_plan
+from engine.config.choices import choices, run_name
+from engine.config.parse import UserError, known_keys
+from engine.config.schema import Config, Variant
+from engine.training.build import build_optimizer, build_scheduler
+from engine.training.plan import make_plan
 from lars import PRESETS
 
 GROUPS = ("model", "data", "optimizer", "scheduler")

@@ -6,22 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 
-import engine.checksum
-import engine.files
-from engine.augment import Normalization
-from engine.build import build_model, build_optimizer, build_scheduler
-from engine.checkpoint import (
+import engine.system.checksum
+import engine.system.files
+from engine.config.parse import UserError
+from engine.data.augment import Normalization
+from engine.system.checksum import MARK, TRAILER
+from engine.training.build import build_model, build_optimizer, build_scheduler
+from engine.training.checkpoint import (
     DamagedCheckpoint,
     load_checkpoint,
     load_latest,
     previous_of,
     save_checkpoint,
 )
-from engine.checksum import MARK, TRAILER
-from engine.parse import UserError
-from engine.partial import PartialEpoch
-from engine.plan import make_plan
-from engine.state import State
+from engine.training.partial import PartialEpoch
+from engine.training.plan import make_plan
+from engine.training.state import State
 from tests.test_checkpoint import CPU, only_run, rewrite, state_of
 from tests.test_config import config
 
@@ -154,14 +154,14 @@ def test_a_newer_format_is_refused_and_not_passed_over(saved):
 
 def test_a_disk_that_keeps_something_else_costs_no_checkpoint(saved, monkeypatch):
     before = saved.read_bytes()
-    write_summed = engine.checksum.write_summed
+    write_summed = engine.system.checksum.write_summed
 
     def spoil(file, write):
         write_summed(file, write)
         file.seek(3000)
         file.write(b"rust")
 
-    monkeypatch.setattr(engine.checkpoint, "write_summed", spoil)
+    monkeypatch.setattr(engine.training.checkpoint, "write_summed", spoil)
     with pytest.raises(OSError, match="not what was written"):
         save(saved, 1)
     assert saved.read_bytes() == before and [*saved.parent.iterdir()] == [saved]
@@ -176,7 +176,7 @@ def test_a_save_that_is_cut_off_between_its_renames_costs_no_checkpoint(saved, m
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.files.os, "replace", fail)
+        patch.setattr(engine.system.files.os, "replace", fail)
         with pytest.raises(OSError, match="cut off"):
             save(saved, 1)
     assert not saved.exists()
@@ -209,7 +209,7 @@ def test_a_damaged_run_goes_on_from_the_checkpoint_before(small, workplace, comm
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.record.Run, "finish", stop)
+        patch.setattr(engine.runs.record.Run, "finish", stop)
         assert command("train.py", *run, "resume=false").status == 130
     assert not (directory / "summary.json").exists()
     path = directory / "checkpoint.pt"

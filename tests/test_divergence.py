@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-import engine.loop
-import engine.step
+import engine.training.loop
+import engine.training.step
 from models import commit_batch_statistics
 from models.batch_norm import BatchNorm2d
 from tests.test_checkpoint import only_run, rewrite
@@ -67,7 +67,7 @@ def test_state_that_no_loss_shows(small, workplace, command, monkeypatch, what, 
         if len(done) == step:
             SPOILERS[what](model)
 
-    monkeypatch.setattr(engine.step, "commit_batch_statistics", commit)
+    monkeypatch.setattr(engine.training.step, "commit_batch_statistics", commit)
     outcome = command("train.py", *small)
     assert_diverged(workplace, command, outcome, steps)
 
@@ -82,7 +82,7 @@ def test_a_last_update_that_leaves_no_finite_loss(small, workplace, command):
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_no_update_is_made_from_what_is_not_finite(small, workplace, command, monkeypatch, what):
-    accumulate, weights = engine.step.accumulate_gradients, []
+    accumulate, weights = engine.training.step.accumulate_gradients, []
 
     def spoil(model, *rest, **options):
         loss, correct, norm = accumulate(model, *rest, **options)
@@ -93,7 +93,7 @@ def test_no_update_is_made_from_what_is_not_finite(small, workplace, command, mo
             next(model.parameters()).grad[0].fill_(math.inf)
         return loss, correct, norm
 
-    monkeypatch.setattr(engine.step, "accumulate_gradients", spoil)
+    monkeypatch.setattr(engine.training.step, "accumulate_gradients", spoil)
     saved = assert_diverged(workplace, command, command("train.py", *small), 3)
     assert len(weights) == 3 and not torch.equal(weights[1], weights[2])
     assert torch.equal(next(iter(saved["model"].values())), weights[2])
@@ -101,14 +101,14 @@ def test_no_update_is_made_from_what_is_not_finite(small, workplace, command, mo
 
 @pytest.mark.parametrize("part", ["model", "optimizer", "ema"])
 def test_a_resumed_run_whose_state_is_not_finite(small, workplace, command, monkeypatch, part):
-    train_epoch = engine.loop.train_epoch
+    train_epoch = engine.training.loop.train_epoch
 
     def stop(*arguments):
         raise KeyboardInterrupt
 
     epochs = iter([train_epoch, stop])
     with monkeypatch.context() as patch:
-        patch.setattr(engine.loop, "train_epoch", lambda *rest: next(epochs)(*rest))
+        patch.setattr(engine.training.loop, "train_epoch", lambda *rest: next(epochs)(*rest))
         assert command("train.py", *small, "ema.decay=0.9").status == 130
     path = only_run(workplace) / "checkpoint.pt"
     content = torch.load(path, weights_only=True)
@@ -118,6 +118,8 @@ def test_a_resumed_run_whose_state_is_not_finite(small, workplace, command, monk
         key = next(key for key in content[part] if key.endswith("running_var"))
         content[part][key][0] = math.inf
     rewrite(path, content)
-    monkeypatch.setattr(engine.loop, "train_epoch", lambda *_: pytest.fail("it trained on"))
+    monkeypatch.setattr(
+        engine.training.loop, "train_epoch", lambda *_: pytest.fail("it trained on")
+    )
     outcome = command("train.py", *small, "ema.decay=0.9")
     assert_diverged(workplace, command, outcome, 4)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from engine.build import build_ema, build_model
-from engine.config import EMAConfig, ModelConfig
-from engine.evaluate import evaluate
+from engine.config.schema import EMAConfig, ModelConfig
+from engine.training.build import build_ema, build_model
+from engine.training.evaluate import evaluate
 from models import BatchNorm2d, commit_batch_statistics
 from tests.test_checkpoint import only_run, rewrite
 from tests.test_config import config
@@ -64,7 +64,7 @@ def test_label_smoothing_is_in_the_training_loss_alone():
 
 
 def logits_of(model):
-    from engine.augment import Normalization, TrainingPictures
+    from engine.data.augment import Normalization, TrainingPictures
     from tests.test_loop import pictures_of
 
     split = pictures_of(90)
@@ -123,8 +123,8 @@ def test_the_average_is_the_headline_and_the_weights_stand_beside_it(small, work
 
 
 def test_evaluation_keeps_every_examples_loss_and_prediction():
-    from engine.augment import Normalization
-    from engine.runtime import start_runtime
+    from engine.data.augment import Normalization
+    from engine.system.runtime import start_runtime
     from tests.test_loop import pictures_of
 
     split, runtime = pictures_of(1100), start_runtime("cpu", "fp32", 1, False, 0)
@@ -158,7 +158,7 @@ def test_a_checkpoint_that_lacks_what_the_run_keeps_is_told(small, workplace, co
     ],
 )
 def test_wrong_values_are_told(override, told):
-    from engine.parse import UserError
+    from engine.config.parse import UserError
 
     with pytest.raises(UserError) as raised:
         config(override)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from engine.build import build_optimizer
 from engine.cli import plain_config
-from engine.parse import UserError
-from engine.plan import make_plan
+from engine.config.parse import UserError
+from engine.training.build import build_optimizer
+from engine.training.plan import make_plan
 from models import resnet8
 from tests.test_config import config
 

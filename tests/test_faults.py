@@ -18,15 +18,15 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-import engine.checksum
-import engine.loop
-import engine.sweep
-from engine import sources
-from engine.checkpoint import load_checkpoint
-from engine.data import load_data
-from engine.files import write_atomically
-from engine.lock import holder, locked
-from engine.parse import UserError
+import engine.sweeps.sweep
+import engine.system.checksum
+import engine.training.loop
+from engine.config.parse import UserError
+from engine.data import sources
+from engine.data.dataset import load_data
+from engine.system.files import write_atomically
+from engine.system.lock import holder, locked
+from engine.training.checkpoint import load_checkpoint
 from tests.conftest import CLASSES, files_below
 from tests.test_checkpoint import only_run
 from tests.test_data import cifar10_config, folder_config
@@ -40,7 +40,7 @@ def assert_one_line(outcome, status, *told):
 
 def after_epoch(monkeypatch, number, act):
     """Have something happen once the given epoch is trained, before it is recorded."""
-    train_epoch, done = engine.loop.train_epoch, []
+    train_epoch, done = engine.training.loop.train_epoch, []
 
     def train(*rest):
         trained = train_epoch(*rest)
@@ -49,7 +49,7 @@ def after_epoch(monkeypatch, number, act):
             act()
         return trained
 
-    monkeypatch.setattr(engine.loop, "train_epoch", train)
+    monkeypatch.setattr(engine.training.loop, "train_epoch", train)
     return done
 
 
@@ -75,7 +75,7 @@ def test_a_sweep_into_a_place_that_cannot_be_written_is_one_line(
     def refuse(self, *_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(engine.record.Path, "mkdir", refuse)
+    monkeypatch.setattr(engine.runs.record.Path, "mkdir", refuse)
     outcome = command("train.py", "-m", *small, "seed=0,1")
     assert_one_line(outcome, 2, "results=", "(Read-only file system)")
 
@@ -131,7 +131,7 @@ def test_a_disk_that_became_read_only(small, workplace, command):
 def test_a_save_that_fails_costs_no_checkpoint(
     small, workplace, command, monkeypatch, number, writes
 ):
-    write, left = engine.checksum.HashingWriter.write, [0] * writes
+    write, left = engine.system.checksum.HashingWriter.write, [0] * writes
 
     def fail(self, data):
         if not left:
@@ -140,7 +140,9 @@ def test_a_save_that_fails_costs_no_checkpoint(
         return write(self, data)
 
     with monkeypatch.context() as patch:
-        after_epoch(patch, 2, lambda: patch.setattr(engine.checksum.HashingWriter, "write", fail))
+        after_epoch(
+            patch, 2, lambda: patch.setattr(engine.system.checksum.HashingWriter, "write", fail)
+        )
         outcome = command("train.py", *small, "epochs=3")
     directory = only_run(workplace)
     told = f"{os.strerror(number)}: 'results/runs/default/{directory.name}/checkpoint.pt'"
@@ -308,7 +310,7 @@ def test_a_failed_run_from_before_the_clock_was_put_back(small, workplace, comma
         tries.append(1)
         raise ValueError("broken")
 
-    monkeypatch.setattr(engine.loop, "train_epoch", fail)
+    monkeypatch.setattr(engine.training.loop, "train_epoch", fail)
     sweep = ("train.py", "-m", *small, "batch=32")
     assert command(*sweep).status == 1
     log = only_run(workplace) / "error.log"

@@ -14,9 +14,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine import sources, synthetic
-from engine.config import Config
-from engine.parse import Pattern, known_keys
+from engine.config.parse import Pattern, known_keys
+from engine.config.schema import Config
+from engine.data import sources, synthetic
 
 EXAMPLES = 48
 # What a key may hold here, beside its type: an example must take a moment, and stay in its folder.

@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import engine.graph
-import engine.step
-from engine.augment import Normalization, TrainingPictures
-from engine.build import build_ema, build_model, build_optimizer, build_scheduler
-from engine.config import EMAConfig, ModelConfig
-from engine.loop import train_epoch
-from engine.noise_scale import NoiseScale
-from engine.plan import make_plan
-from engine.runtime import Runtime, start_runtime
-from engine.step import Step
+import engine.training.cuda_graph
+import engine.training.step
+from engine.config.schema import EMAConfig, ModelConfig
+from engine.data.augment import Normalization, TrainingPictures
+from engine.system.runtime import Runtime, start_runtime
+from engine.training.build import build_ema, build_model, build_optimizer, build_scheduler
+from engine.training.loop import train_epoch
+from engine.training.noise_scale import NoiseScale
+from engine.training.plan import make_plan
+from engine.training.step import Step
 from models.batch_norm import batch_norms
 from tests.test_checkpoint import only_run
 from tests.test_config import config
@@ -109,10 +109,10 @@ def captured(monkeypatch):
             captures.append(step)
             return Undone(step).capture(function)
 
-        monkeypatch.setattr(engine.graph, "capture", capture)
+        monkeypatch.setattr(engine.training.cuda_graph, "capture", capture)
 
     monkeypatch.setattr(Step, "__init__", remember)
-    monkeypatch.setattr(engine.step, "captures", lambda runtime: True)
+    monkeypatch.setattr(engine.training.step, "captures", lambda runtime: True)
     return captures
 
 
@@ -165,18 +165,18 @@ def train(overrides, log_layers_every=None, epochs=3):
 @pytest.mark.parametrize("overrides", SETTINGS.values(), ids=SETTINGS)
 def test_replayed_steps_equal_steps_taken_one_by_one(captured, monkeypatch, overrides):
     replays = []
-    call = engine.graph.CapturedStep.__call__
+    call = engine.training.cuda_graph.CapturedStep.__call__
 
     def counted(graph, *arguments):
         replays.append(1)
         return call(graph, *arguments)
 
-    monkeypatch.setattr(engine.graph.CapturedStep, "__call__", counted)
+    monkeypatch.setattr(engine.training.cuda_graph.CapturedStep, "__call__", counted)
     step, graphed, state = train(overrides)
     assert step.ema is None or int(step.ema.n_averaged) == 15
     # Three epochs of five steps, the last of each a short one; three steps to warm up.
     assert len(captured) == 1 and len(replays) == 12 - 3
-    monkeypatch.setattr(engine.step, "captures", lambda runtime: False)
+    monkeypatch.setattr(engine.training.step, "captures", lambda runtime: False)
     _, eager, expected = train(overrides)
     for name, value in expected.items():
         # The rates of a captured step are rounded to fp32.
@@ -218,12 +218,12 @@ def test_where_no_graph_can_be_captured_steps_go_on(captured, monkeypatch, capsy
             return function()
 
     step, scheduler = make_step(["optimizer=lars"])
-    monkeypatch.setattr(engine.graph, "capture", fail)
+    monkeypatch.setattr(engine.training.cuda_graph, "capture", fail)
     first = train_epoch(step, scheduler, step.pictures.draw_epoch(0, 0), "")
     assert Step.update_on_device is update and step.graph.failed
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "operation not permitted when stream is capturing" in told
-    monkeypatch.setattr(engine.step, "captures", lambda runtime: False)
+    monkeypatch.setattr(engine.training.step, "captures", lambda runtime: False)
     plain, scheduler = make_step(["optimizer=lars"])
     again = train_epoch(plain, scheduler, plain.pictures.draw_epoch(0, 0), "")
     assert first.losses == pytest.approx(again.losses, rel=1e-5)

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-import engine.step
-from engine.augment import Normalization, TrainingPictures
-from engine.build import build_ema, build_model, build_optimizer, build_scheduler
-from engine.config import EMAConfig, ModelConfig
-from engine.loop import train_epoch
-from engine.noise_scale import NoiseScale
-from engine.plan import make_plan
-from engine.runtime import start_runtime
-from engine.step import Step
+import engine.training.step
+from engine.config.schema import EMAConfig, ModelConfig
+from engine.data.augment import Normalization, TrainingPictures
+from engine.system.runtime import start_runtime
+from engine.training.build import build_ema, build_model, build_optimizer, build_scheduler
+from engine.training.loop import train_epoch
+from engine.training.noise_scale import NoiseScale
+from engine.training.plan import make_plan
+from engine.training.step import Step
 from tests.test_config import config
 from tests.test_graph import SETTINGS
 from tests.test_loop import pictures_of
@@ -44,7 +44,7 @@ def make_step(overrides, epochs=3):
 def test_a_graph_and_single_launches_train_alike(monkeypatch, overrides):
     ends = []
     for captures in (True, False):
-        monkeypatch.setattr(engine.step, "captures", lambda _, answer=captures: answer)
+        monkeypatch.setattr(engine.training.step, "captures", lambda _, answer=captures: answer)
         step, scheduler = make_step(overrides)
         losses = []
         for epoch in range(3):
@@ -61,7 +61,7 @@ def test_a_graph_and_single_launches_train_alike(monkeypatch, overrides):
 @all_settings
 @pytest.mark.parametrize("captures", [True, False])
 def test_no_step_waits_for_the_device(monkeypatch, overrides, captures):
-    monkeypatch.setattr(engine.step, "captures", lambda _: captures)
+    monkeypatch.setattr(engine.training.step, "captures", lambda _: captures)
     step, scheduler = make_step(overrides)
     step.model.train()
     draws = step.pictures.draw_epoch(0, 0)

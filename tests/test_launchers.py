@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-import engine.launch
-from engine.launch import threads_each
+import engine.sweeps.launch
+from engine.sweeps.launch import threads_each
 
 PLUGINS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
@@ -57,7 +57,7 @@ def test_every_launcher_gives_the_same_accuracies_to_the_digit(small, workplace,
     ],
 )
 def test_threads_are_divided_among_jobs_at_once(monkeypatch, target, settings, jobs, expected):
-    monkeypatch.setattr(engine.launch, "available_cpus", lambda: 16)
+    monkeypatch.setattr(engine.sweeps.launch, "available_cpus", lambda: 16)
     assert threads_each({"_target_": f"some.module.{target}"} | settings, jobs) == expected
 
 
@@ -71,13 +71,13 @@ def test_divided_threads_reach_the_jobs_that_leave_them_open(workplace, monkeypa
     def instantiate_launcher(self, context, task, config):
         return Recorder()
 
-    monkeypatch.setattr(engine.launch.Plugins, "instantiate_launcher", instantiate_launcher)
-    monkeypatch.setattr(engine.launch, "threads_each", lambda launcher, jobs: 3)
+    monkeypatch.setattr(engine.sweeps.launch.Plugins, "instantiate_launcher", instantiate_launcher)
+    monkeypatch.setattr(engine.sweeps.launch, "threads_each", lambda launcher, jobs: 3)
     jobs = [
         SimpleNamespace(config=SimpleNamespace(threads=given), overrides=[f"batch={batch}"])
         for given, batch in ((None, 32), (2, 64))
     ]
-    engine.launch.launch_jobs(lambda composed: None, jobs, [])
+    engine.sweeps.launch.launch_jobs(lambda composed: None, jobs, [])
     assert launched == [["batch=32", "threads=3"], ["batch=64"]]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import engine.lock
-from engine.lock import RunBusy, holder, locked
+import engine.system.lock
+from engine.system.lock import RunBusy, holder, locked
 
 PROJECT = Path(__file__).resolve().parent.parent
 HERE = socket.gethostname()
@@ -18,14 +18,14 @@ HERE = socket.gethostname()
 HOLD = """
 import errno, sys, time
 from pathlib import Path
-import engine.lock
+import engine.system.lock
 def refuse(*_): raise OSError(errno.ENOLCK, "No locks available")
-if sys.argv[2] == "refused": engine.lock.fcntl.flock = refuse
+if sys.argv[2] == "refused": engine.system.lock.fcntl.flock = refuse
 try:
-    with engine.lock.locked(Path(sys.argv[1])):
+    with engine.system.lock.locked(Path(sys.argv[1])):
         print("held", flush=True)
         time.sleep(60)
-except engine.lock.RunBusy as error:
+except engine.system.lock.RunBusy as error:
     print(error, flush=True)
 """
 
@@ -37,13 +37,13 @@ def refused(monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(engine.lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(engine.system.lock.fcntl, "flock", refuse)
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(engine.lock, "BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(engine.lock, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(engine.system.lock, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(engine.system.lock, "PATIENCE_SECONDS", 0.5)
 
 
 def hold(folder, how="shared"):
@@ -94,7 +94,7 @@ def test_a_holder_on_another_host_counts_while_it_touches_the_file(
         request.getfixturevalue("refused")
     path, done = tmp_path / ".lock", threading.Event()
     path.write_text("process 1 on elsewhere\n")
-    thread = threading.Thread(target=engine.lock._beat, args=(path, done))
+    thread = threading.Thread(target=engine.system.lock._beat, args=(path, done))
     thread.start()
     assert holder(tmp_path) == "process 1 on elsewhere"
     with pytest.raises(RunBusy, match="is being trained by process 1 on elsewhere; if not, remove"):
@@ -109,10 +109,10 @@ def test_a_holder_on_another_host_counts_while_it_touches_the_file(
 def test_one_on_another_host_that_is_long_gone_is_not_waited_for(tmp_path, monkeypatch):
     path = tmp_path / ".lock"
     path.write_text("process 1 on elsewhere\n")
-    before = time.time() - 2 * engine.lock.STALE_SECONDS
+    before = time.time() - 2 * engine.system.lock.STALE_SECONDS
     os.utime(path, (before, before))
     assert holder(tmp_path) is None
-    monkeypatch.setattr(engine.lock, "_touched", lambda path: before)
+    monkeypatch.setattr(engine.system.lock, "_touched", lambda path: before)
     started = time.monotonic()
     with locked(tmp_path):
         pass

@@ -6,15 +6,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from engine.augment import Normalization, TrainingPictures
-from engine.build import build_model, build_optimizer, build_scheduler
-from engine.config import ClipConfig, ModelConfig
-from engine.data import Split
-from engine.evaluate import evaluate
-from engine.loop import train_epoch
-from engine.plan import make_plan
-from engine.runtime import start_runtime
-from engine.step import NO_CLIP, Step, clip_gradients
+from engine.config.schema import ClipConfig, ModelConfig
+from engine.data.augment import Normalization, TrainingPictures
+from engine.data.dataset import Split
+from engine.system.runtime import start_runtime
+from engine.training.build import build_model, build_optimizer, build_scheduler
+from engine.training.evaluate import evaluate
+from engine.training.loop import train_epoch
+from engine.training.plan import make_plan
+from engine.training.step import NO_CLIP, Step, clip_gradients
 from lars import LARS
 from models import BatchNorm2d
 from tests.test_config import config

@@ -6,14 +6,14 @@ import sys
 import pytest
 import torch
 
-import engine.data
-from engine.augment import Normalization, TrainingPictures
-from engine.build import build_optimizer
+import engine.data.dataset
 from engine.cli import exit_status
-from engine.lr_range import RangeTest, endless_batches, growing_rates, run_range_test
-from engine.plan import base_lr_for, make_plan
-from engine.runtime import start_runtime
-from engine.step import NO_CLIP, Step
+from engine.data.augment import Normalization, TrainingPictures
+from engine.sweeps.lr_range import RangeTest, endless_batches, growing_rates, run_range_test
+from engine.system.runtime import start_runtime
+from engine.training.build import build_optimizer
+from engine.training.plan import base_lr_for, make_plan
+from engine.training.step import NO_CLIP, Step
 from scripts import lr_range
 from tests.conftest import Outcome, files_below
 from tests.test_config import config
@@ -120,10 +120,12 @@ def test_the_pasted_rate_has_the_suggested_peak(overrides):
 
 
 def test_a_test_from_the_command_line(small, workplace, lr_range_command, monkeypatch):
-    load = engine.data.load_data
+    load = engine.data.dataset.load_data
 
     # The test split is not there: to look at it would raise.
-    monkeypatch.setattr(engine.data, "load_data", lambda c: dataclasses.replace(load(c), test=None))
+    monkeypatch.setattr(
+        engine.data.dataset, "load_data", lambda c: dataclasses.replace(load(c), test=None)
+    )
     run = [*small, "optimizer=lars", "batch=60", "range.steps=40"]
     outcome = lr_range_command(*run)
     assert outcome.status == 0, outcome.err

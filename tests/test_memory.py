@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import engine.memory
-from engine.build import build_model
-from engine.host_memory import available_bytes
-from engine.memory import saved_bytes
-from engine.runtime import Runtime
+import engine.training.memory
+from engine.system.resources import available_bytes
+from engine.system.runtime import Runtime
+from engine.training.build import build_model
+from engine.training.memory import saved_bytes
 from tests.conftest import files_below
 from tests.test_config import config
 
@@ -78,12 +78,12 @@ def test_a_few_images_tell_what_a_trace_of_all_does(name):
     made, runtime = config(f"model={name}").model, Runtime(torch.device("cpu"), "fp32", 1)
     with FakeTensorMode():
         expected = saved_bytes(build_model(made, 10), 512, runtime)
-    few = saved_bytes(build_model(made, 10), engine.memory.MEASURED, runtime)
-    assert few * 512 / engine.memory.MEASURED == pytest.approx(expected, rel=0.02)
+    few = saved_bytes(build_model(made, 10), engine.training.memory.MEASURED, runtime)
+    assert few * 512 / engine.training.memory.MEASURED == pytest.approx(expected, rel=0.02)
 
 
 def test_a_run_that_cannot_fit_is_told_before_it_starts(small, workplace, command, monkeypatch):
-    monkeypatch.setattr(engine.memory, "available_bytes", lambda: 5 * MIB)
+    monkeypatch.setattr(engine.training.memory, "available_bytes", lambda: 5 * MIB)
     large = [*small, "batch=120", "precision=fp32"]
     outcome = command("train.py", *large, "micro_batch=100")
     assert outcome.status == 2 and outcome.err.count("\n") == 1
@@ -103,5 +103,5 @@ def test_the_check_draws_nothing_from_the_runs_own_numbers(small, workplace, com
         return saved["history"][0]["train_loss"]
 
     checked = first_loss("checked")
-    monkeypatch.setattr(engine.memory, "available_bytes", lambda: None)
+    monkeypatch.setattr(engine.training.memory, "available_bytes", lambda: None)
     assert first_loss("unchecked") == checked

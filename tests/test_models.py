@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import models
-from engine.build import MODELS, build_model, initialize_he
-from engine.config import ModelConfig
+from engine.config.schema import ModelConfig
+from engine.training.build import MODELS, build_model, initialize_he
 from models.batch_norm import BatchNorm2d, batch_norms, commit_batch_statistics, group_sizes
 
 PUBLISHED = {

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.config import ClipConfig
-from engine.noise_scale import SMOOTHING, NoiseEstimate, NoiseScale, estimates
-from engine.parse import UserError
-from engine.plan import make_plan
+from engine.config.parse import UserError
+from engine.config.schema import ClipConfig
+from engine.training.noise_scale import SMOOTHING, NoiseEstimate, NoiseScale, estimates
+from engine.training.plan import make_plan
 from tests.test_checkpoint import only_run
 from tests.test_config import config
 from tests.test_loop import TrainingPictures, make_plain, pictures_of, trained
@@ -48,7 +48,7 @@ def test_on_a_quadratic_the_estimate_is_within_a_tenth_of_the_exact_value(seed, 
 def reference(model, batches, first):
     """The averages after each step by the formulas, from gradients taken one batch at a time."""
     split = pictures_of(90)
-    from engine.augment import Normalization
+    from engine.data.augment import Normalization
 
     pictures = TrainingPictures(split, Normalization.of(split.images), CPU)
     draws = pictures.draw_epoch(0, 0)

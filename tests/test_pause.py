@@ -10,12 +10,12 @@ import time
 import pytest
 from tensorboard.summary.writer import event_file_writer
 
-import engine.evaluate
-import engine.pause
-import engine.step
-from engine.checkpoint import load_checkpoint
+import engine.system.signals
+import engine.training.evaluate
+import engine.training.step
 from engine.cli import exit_status
-from engine.pause import Pauses, Stopped, leaving, pausing
+from engine.system.signals import Pauses, Stopped, leaving, pausing
+from engine.training.checkpoint import load_checkpoint
 from models import commit_batch_statistics
 from tests.test_checkpoint import CPU, TOOLBOX, assert_same, only_run, state_of
 
@@ -33,7 +33,7 @@ def steps(monkeypatch):
         counted["done"] += 1
         counted["at"].get(counted["done"], lambda: None)()
 
-    monkeypatch.setattr(engine.step, "commit_batch_statistics", commit)
+    monkeypatch.setattr(engine.training.step, "commit_batch_statistics", commit)
     # Files of one second and process are read in the order of this count, as text.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(100))
     return counted
@@ -96,14 +96,14 @@ def points(directory):
 def test_a_signal_during_the_evaluation_stops_after_it(
     small, workplace, command, steps, monkeypatch
 ):
-    evaluate_splits = engine.evaluate.evaluate_splits
+    evaluate_splits = engine.training.evaluate.evaluate_splits
 
     def interrupt(*arguments):
         if steps["done"] == 4:
             send(signal.SIGTERM)()
         return evaluate_splits(*arguments)
 
-    monkeypatch.setattr(engine.evaluate, "evaluate_splits", interrupt)
+    monkeypatch.setattr(engine.training.evaluate, "evaluate_splits", interrupt)
     assert command("train.py", *small).status == 143
     assert len((only_run(workplace) / "metrics.jsonl").read_text().splitlines()) == 1
     assert command("train.py", *small).status == 0 and steps["done"] == 8
@@ -112,14 +112,14 @@ def test_a_signal_during_the_evaluation_stops_after_it(
 def test_a_signal_after_the_last_step_of_all_does_not_undo_the_run(
     small, workplace, command, monkeypatch
 ):
-    record_epoch = engine.record.Run.record_epoch
+    record_epoch = engine.runs.record.Run.record_epoch
 
     def interrupt(self, row, trained):
         record_epoch(self, row, trained)
         if row["epoch"] == 2:
             send(signal.SIGTERM)()
 
-    monkeypatch.setattr(engine.record.Run, "record_epoch", interrupt)
+    monkeypatch.setattr(engine.runs.record.Run, "record_epoch", interrupt)
     assert command("train.py", *small).status == 0
     assert json.loads((only_run(workplace) / "summary.json").read_text())["status"] == "completed"
 
@@ -147,14 +147,14 @@ def test_a_sweep_stops_after_the_run_that_was_interrupted_and_goes_on(
 def test_a_sweep_stops_after_a_run_that_was_about_to_finish_anyway(
     small, workplace, command, monkeypatch
 ):
-    record_epoch = engine.record.Run.record_epoch
+    record_epoch = engine.runs.record.Run.record_epoch
 
     def interrupt(self, row, trained):
         record_epoch(self, row, trained)
         send(signal.SIGTERM)()
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.record.Run, "record_epoch", interrupt)
+        patch.setattr(engine.runs.record.Run, "record_epoch", interrupt)
         assert command("train.py", "-m", *small, "batch=32,64", "epochs=1").status == 143
     again = command("train.py", "-m", *small, "batch=32,64", "epochs=1")
     assert again.status == 0 and "2 runs, 1 finished already" in again.out
@@ -209,13 +209,15 @@ def test_a_launchers_own_handler_decides_once_the_run_has_saved(number):
 
 def test_a_warning_counts_for_no_first_signal_and_twins_for_one(monkeypatch):
     killed = []
-    monkeypatch.setattr(engine.pause.os, "kill", lambda *arguments: killed.append(arguments[1]))
-    monkeypatch.setattr(engine.pause.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(
+        engine.system.signals.os, "kill", lambda *arguments: killed.append(arguments[1])
+    )
+    monkeypatch.setattr(engine.system.signals.signal, "signal", lambda *_: None)
     pauses = Pauses(1)
     for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         pauses.note(number, None)
     assert pauses.signal == signal.SIGTERM and not killed
-    pauses.asked_at -= 2 * engine.pause.REPEAT_SECONDS
+    pauses.asked_at -= 2 * engine.system.signals.REPEAT_SECONDS
     pauses.note(signal.SIGUSR1, None)
     assert not killed
     pauses.note(signal.SIGINT, None)
@@ -224,16 +226,18 @@ def test_a_warning_counts_for_no_first_signal_and_twins_for_one(monkeypatch):
 
 def test_a_second_signal_counts_while_a_stopped_run_closes(monkeypatch):
     killed = []
-    monkeypatch.setattr(engine.pause.os, "kill", lambda *arguments: killed.append(arguments[1]))
-    monkeypatch.setattr(engine.pause.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(
+        engine.system.signals.os, "kill", lambda *arguments: killed.append(arguments[1])
+    )
+    monkeypatch.setattr(engine.system.signals.signal, "signal", lambda *_: None)
     pauses = Pauses(1)
-    pauses.before = {signal.SIGTERM: engine.pause.leave}
+    pauses.before = {signal.SIGTERM: engine.system.signals.leave}
     pauses.note(signal.SIGTERM, None)
     with pytest.raises(Stopped):
         pauses.saved()
     pauses.note(signal.SIGTERM, None)
     assert not killed, "the first one's twin"
-    pauses.asked_at -= 2 * engine.pause.REPEAT_SECONDS
+    pauses.asked_at -= 2 * engine.system.signals.REPEAT_SECONDS
     pauses.note(signal.SIGTERM, None)
     assert killed == [signal.SIGTERM] and pauses.signal is None
 
@@ -257,14 +261,15 @@ def test_stopped_passes_between_processes():
 
 # Holds the run in a step, as a device that hangs would.
 HANGS = """
-import sys, time, engine.step, train
+import sys, time, train
 from engine.cli import exit_status
-commit, engine.step.commit_batch_statistics = engine.step.commit_batch_statistics, None
+from engine.training import step
+commit, step.commit_batch_statistics = step.commit_batch_statistics, None
 def hang(model):
     commit(model)
     print("in a step", flush=True)
     for _ in range(600): time.sleep(0.1)
-engine.step.commit_batch_statistics = hang
+step.commit_batch_statistics = hang
 sys.exit(exit_status(train.main))
 """
 
@@ -278,7 +283,7 @@ def test_a_second_signal_ends_the_process_at_once(small, workplace):
         assert process.stdout is not None
         assert any(line == b"in a step\n" for line in process.stdout)
         process.send_signal(signal.SIGTERM)
-        time.sleep(1.5 * engine.pause.REPEAT_SECONDS)
+        time.sleep(1.5 * engine.system.signals.REPEAT_SECONDS)
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == -signal.SIGTERM
@@ -289,10 +294,13 @@ def test_a_second_signal_ends_the_process_at_once(small, workplace):
 @pytest.mark.parametrize("place", ["import", "data"])
 def test_a_signal_before_training_ends_the_process(small, workplace, number, status, place):
     waits = "import time; print('here', flush=True); time.sleep(60)"
+    loading = (
+        "import engine.data.dataset as d; d.load_data = lambda _: exec(open('slow.py').read())"
+    )
     (workplace / "slow.py").write_text(waits)
     patch = {
         "import": "sys.meta_path.insert(0, Slow())",
-        "data": "import engine.data as d; d.load_data = lambda _: exec(open('slow.py').read())",
+        "data": loading,
     }[place]
     code = f"""
 import sys, train
@@ -320,7 +328,7 @@ sys.exit(exit_status(train.main))
 
 def test_minutes_between_checkpoints(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(engine.pause.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(engine.system.signals.time, "monotonic", lambda: now[0])
     pauses = Pauses("10min")
     now[0] += 599
     assert not pauses.due() and not pauses.due_after(5)
@@ -339,14 +347,14 @@ def test_saving_in_the_midst_of_epochs_changes_nothing(small, workplace, command
     directory = only_run(workplace)
     expected = state_of(directory)
     saves = []
-    save_checkpoint = engine.checkpoint.save_checkpoint
+    save_checkpoint = engine.training.checkpoint.save_checkpoint
 
     def save(*arguments):
         saves.append(arguments[-2])
         save_checkpoint(*arguments)
 
-    monkeypatch.setattr(engine.checkpoint, "save_checkpoint", save)
-    monkeypatch.setattr(engine.pause.Pauses, "due", late_at_every_second_call())
+    monkeypatch.setattr(engine.training.checkpoint, "save_checkpoint", save)
+    monkeypatch.setattr(engine.system.signals.Pauses, "due", late_at_every_second_call())
     assert command("train.py", *run, "checkpoint_every=10min", "resume=false").status == 0
     assert only_run(workplace) == directory, "the same run"
     got = state_of(directory)
@@ -375,7 +383,7 @@ def test_epochs_between_checkpoints(small, workplace, command, monkeypatch, ever
     def save(path, config, classes, normalization, history, *rest):
         epochs.append(len(history))
 
-    monkeypatch.setattr(engine.checkpoint, "save_checkpoint", save)
+    monkeypatch.setattr(engine.training.checkpoint, "save_checkpoint", save)
     run = [*small, "epochs=5", "data.train_size=30", "batch=30"]
     assert command("train.py", *run, f"checkpoint_every={every}").status == 0
     assert epochs == saved

@@ -4,9 +4,9 @@ import math
 import pytest
 import torch
 
-from engine.build import build_scheduler
-from engine.parse import UserError
-from engine.plan import make_plan
+from engine.config.parse import UserError
+from engine.training.build import build_scheduler
+from engine.training.plan import make_plan
 from tests.test_config import config
 
 # Rates that are easy to work out, whatever the defaults are.

@@ -23,24 +23,24 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn import functional as F
 
-import engine.evaluate
-import engine.record
-import engine.step
+import engine.runs.record
+import engine.training.evaluate
+import engine.training.step
 import train
-from engine.augment import Normalization, TrainingPictures
-from engine.build import build_ema, build_model, build_optimizer, build_scheduler
-from engine.checkpoint import load_checkpoint
 from engine.cli import exit_status
-from engine.config import EMAConfig, ModelConfig
-from engine.evaluate import evaluate
-from engine.follower import Follower
-from engine.loop import train_epoch
-from engine.noise_scale import NoiseScale
-from engine.parse import UserError
-from engine.plan import even_sizes, make_plan
-from engine.ranks import check_alike, distribute
-from engine.runtime import available_cpus, start_runtime
-from engine.step import Step
+from engine.config.parse import UserError
+from engine.config.schema import EMAConfig, ModelConfig
+from engine.data.augment import Normalization, TrainingPictures
+from engine.runs.follower import Follower
+from engine.system.distributed import check_alike, distribute
+from engine.system.runtime import available_cpus, start_runtime
+from engine.training.build import build_ema, build_model, build_optimizer, build_scheduler
+from engine.training.checkpoint import load_checkpoint
+from engine.training.evaluate import evaluate
+from engine.training.loop import train_epoch
+from engine.training.noise_scale import NoiseScale
+from engine.training.plan import even_sizes, make_plan
+from engine.training.step import Step
 from models import BatchNorm2d, commit_batch_statistics, synchronize_batch_norms
 from tests.test_config import config
 from tests.test_loop import DoublePictures, Plain, pictures_of
@@ -135,11 +135,11 @@ def exercise():
     }
     runtime = start_runtime("cpu", "fp32", 1, False, 0)
     split = pictures_of(230, side=16)
-    engine.evaluate.EVALUATION_BATCH = 50
+    engine.training.evaluate.EVALUATION_BATCH = 50
     made["evaluated"] = vars(
         evaluate(distribute(make_resnet(None)), split, Normalization.of(split.images), 10, runtime)
     )
-    engine.evaluate.EVALUATION_BATCH = 1000
+    engine.training.evaluate.EVALUATION_BATCH = 1000
     made["synchronized"] = normalize_together(torch.device("cpu"))
     check_alike("data.root", "the same")
     try:
@@ -265,26 +265,26 @@ def run_commands(rank, ports, run):
     made["sweep"] = command(ports[2], "-m", *run, "seed=0,1")
     made["whole"] = command(ports[3], *run, "epochs=1")
     made["again"] = command(ports[4], *run, "epochs=1")
-    record_epoch = engine.record.Run.record_epoch
+    record_epoch = engine.runs.record.Run.record_epoch
 
     def stop_in_the_third(self, row, trained):
         record_epoch(self, row, trained)
         if row["epoch"] == 3:  # after the metrics of epoch 3, before its checkpoint
             raise KeyboardInterrupt
 
-    engine.record.Run.record_epoch = stop_in_the_third
+    engine.runs.record.Run.record_epoch = stop_in_the_third
     made["stopped"] = command(ports[5], *run)
-    engine.record.Run.record_epoch = record_epoch
-    clip, steps = engine.step.clip_gradients, itertools.count(1)
+    engine.runs.record.Run.record_epoch = record_epoch
+    clip, steps = engine.training.step.clip_gradients, itertools.count(1)
 
     def signal_one_rank(parameters, limits):
         if next(steps) == 6 and rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return clip(parameters, limits)
 
-    engine.step.clip_gradients = signal_one_rank
+    engine.training.step.clip_gradients = signal_one_rank
     made["paused"] = command(ports[6], *run, "group=paused")
-    engine.step.clip_gradients = clip
+    engine.training.step.clip_gradients = clip
     return made
 
 

@@ -10,19 +10,19 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
-import engine.plots
-import engine.progress
-import engine.report
+import engine.report.plots
+import engine.report.status
+import engine.report.write
 import scripts.status
 import scripts.tables
-from engine.choices import choices
 from engine.cli import exit_status
-from engine.page import merge_commands
-from engine.parse import UserError
-from engine.plots import draw_against, draw_baseline, gather_lengths, gather_lines
-from engine.report import write_report
-from engine.rows import load_records, make_rows
-from engine.settings import COMMON
+from engine.config.choices import choices
+from engine.config.parse import UserError
+from engine.report.page import merge_commands
+from engine.report.plots import draw_against, draw_baseline, gather_lengths, gather_lines
+from engine.report.rows import load_records, make_rows
+from engine.report.titles import COMMON
+from engine.report.write import write_report
 from tests.test_config import config
 
 EPOCH = {
@@ -396,14 +396,14 @@ def test_a_damaged_published_file_is_told_and_kept(workplace):
 
 def test_runs_that_end_while_a_report_is_written_are_in_it(workplace, monkeypatch):
     put(workplace, "batch=128")
-    write_plots = engine.report.write_plots
+    write_plots = engine.report.write.write_plots
 
     def slow(*arguments):
         if not (workplace / "results" / "runs" / "g" / "run-1").exists():
             put(workplace, "batch=256")
         return write_plots(*arguments)
 
-    monkeypatch.setattr(engine.report, "write_plots", slow)
+    monkeypatch.setattr(engine.report.write, "write_plots", slow)
     text, rows = table(workplace)
     assert [row["batch"] for row in rows] == ["128", "256"] and "| 256 |" in text
 
@@ -421,19 +421,23 @@ def test_several_groups_in_one_plot(workplace, monkeypatch, capsys):
 def test_a_plot_of_several_groups_leaves_settings_at_one_batch_out(workplace, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        engine.plots, "draw_against", lambda axes, axis, lines, figures: drawn.append(set(lines))
+        engine.report.plots,
+        "draw_against",
+        lambda axes, axis, lines, figures: drawn.append(set(lines)),
     )
-    monkeypatch.setattr(engine.plots, "save", lambda path, draw, size: draw(Figure()))
+    monkeypatch.setattr(engine.report.plots, "save", lambda path, draw, size: draw(Figure()))
     for number in range(5):
         put(workplace, f"optimizer.base_lr=0.{number + 1}")
-    rows = engine.report.load_rows("g")
+    rows = engine.report.write.load_rows("g")
     settings = {f"h {label}" for label in gather_lines(rows)}
     assert len(settings) == 5
     # With no line there would be nothing else to draw.
-    engine.plots.write_comparison(workplace, {"h": rows})
+    engine.report.plots.write_comparison(workplace, {"h": rows})
     for batch in (128, 256):
         put(workplace, "optimizer=lars", f"batch={batch}")
-    engine.plots.write_comparison(workplace, {"g": engine.report.load_rows("g"), "h": rows})
+    engine.report.plots.write_comparison(
+        workplace, {"g": engine.report.write.load_rows("g"), "h": rows}
+    )
     assert drawn[::2] == [settings, {"g LARS"} | settings]
 
 
@@ -545,7 +549,7 @@ def test_a_group_that_leaves_the_test_split_alone_is_told_by_its_hold_out(workpl
     assert "on held-out training images; no run evaluated the test split" in page
     assert "| Final, % | Training, % | First at 69.50 % |" in page and "epoch 1 | 10.0 s |" in page
     assert "- SGD holds up to batch 256." in page and "Best epoch" not in page
-    assert engine.progress.accuracy(load_records("g")[0]) == "70.00"
+    assert engine.report.status.accuracy(load_records("g")[0]) == "70.00"
 
 
 def test_many_settings_at_one_batch_get_a_plot_of_their_own(workplace):
@@ -577,7 +581,7 @@ def test_the_setting_that_an_ablation_changes_stays_on_its_line(workplace):
     text, _ = table(workplace)
     assert all(f"/{name}.png" in text for name in ("accuracy", "settings", "epochs"))
     rows = make_rows(load_records("g"))
-    lines, settings = engine.plots.part_settings(gather_lines(rows))
+    lines, settings = engine.report.plots.part_settings(gather_lines(rows))
     assert {label: [row.batch for row in found] for label, found in lines.items()} == {
         "SGD epochs=200": [128, 256, 512]
     }
@@ -615,7 +619,7 @@ def test_settings_are_ranked_beside_what_they_differ_from(workplace):
         put(workplace, f"batch={batch}", accuracy=80.0)
     for momentum in (0.5, 0.6, 0.7, 0.8, 0.95):
         put(workplace, "batch=512", f"optimizer.momentum={momentum}", accuracy=70.0)
-    lines, settings = engine.plots.part_settings(gather_lines(make_rows(load_records("g"))))
+    lines, settings = engine.report.plots.part_settings(gather_lines(make_rows(load_records("g"))))
     assert [row.batch for row in lines["SGD optimizer.momentum=0.9"]] == [128, 512]
     assert len(lines) == 1 and sorted(row.accuracy() for row in settings)[-1] == 80.0
     assert {row.batch for row in settings} == {512}

@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 
-from engine.runtime import start_runtime
+from engine.system.runtime import start_runtime
 
 PAGES = """
 import resource, sys, torch
-from engine.runtime import start_runtime
+from engine.system.runtime import start_runtime
 if sys.argv[1] == "kept":
     start_runtime("cpu", "fp32", 1, False, 0)
 torch.zeros(16 << 20)

@@ -8,13 +8,13 @@ import threading
 import pytest
 import torch
 
-import engine.checkpoint
-from engine.augment import Normalization
-from engine.checkpoint import load_checkpoint, save_checkpoint, write_checkpoint
-from engine.plan import make_plan
-from engine.runtime import start_runtime
-from engine.saver import Saver
-from engine.state import State
+import engine.training.checkpoint
+from engine.data.augment import Normalization
+from engine.system.runtime import start_runtime
+from engine.training.checkpoint import load_checkpoint, save_checkpoint, write_checkpoint
+from engine.training.plan import make_plan
+from engine.training.saver import Saver
+from engine.training.state import State
 from tests.test_checkpoint import only_run
 from tests.test_config import config
 
@@ -33,7 +33,7 @@ def test_what_is_written_is_of_the_moment_of_the_call(tmp_path, monkeypatch):
         assert go_on.wait(60)
         write_checkpoint(path, content)
 
-    monkeypatch.setattr(engine.checkpoint, "write_checkpoint", late)
+    monkeypatch.setattr(engine.training.checkpoint, "write_checkpoint", late)
     path = tmp_path / "checkpoint.pt"
     normalization = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     with Saver() as saver:
@@ -66,7 +66,7 @@ def test_a_write_that_fails_ends_the_run(small, workplace, command, monkeypatch,
         write_checkpoint(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.checkpoint, "write_checkpoint", fill)
+        patch.setattr(engine.training.checkpoint, "write_checkpoint", fill)
         outcome = command("train.py", *small)
     assert outcome.status == 1 and outcome.err.count("\n") == 1
     assert outcome.err.startswith("error: [Errno 28] No space left on device")

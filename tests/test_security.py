@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from engine.cli import exit_status
-from engine.page import fenced
-from engine.parse import UserError
-from engine.record import check_inside
-from engine.report import write_report
-from engine.tables import escaped
+from engine.config.parse import UserError
+from engine.report.page import fenced
+from engine.report.tables import escaped
+from engine.report.write import write_report
+from engine.runs.record import check_inside
 from tests.conftest import files_below
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -30,8 +30,8 @@ FEW_KILLS, FEW_TERMS = 2, 1
 PROJECT = Path(__file__).resolve().parent.parent
 EPOCHS, STEPS = 6, 24
 PRELOADED = [
-    "train", "engine.build", "engine.data", "engine.loop", "engine.record",
-    "torch.utils.tensorboard", "torchvision.models",
+    "train", "engine.training.build", "engine.data.dataset", "engine.training.loop",
+    "engine.runs.record", "torch.utils.tensorboard", "torchvision.models",
 ]  # fmt: skip
 STATE = ("model", "optimizer", "scheduler", "ema", "noise_scale", "epoch", "partial")
 
@@ -41,9 +41,9 @@ def attempt(arguments, folder, slow):
 
     slow: seconds that each write of a checkpoint, and each renaming, takes longer.
     """
-    import engine.checkpoint
-    import engine.checksum
-    import engine.files
+    import engine.system.checksum
+    import engine.system.files
+    import engine.training.checkpoint
     import train
     from engine.cli import exit_status
     from schedulers import WarmupLR
@@ -55,8 +55,8 @@ def attempt(arguments, folder, slow):
     os.dup2(out, 1)
     os.dup2(out, 2)
     steps = os.open("steps.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    step, write_checkpoint = WarmupLR.step, engine.checkpoint.write_checkpoint
-    write, replace = engine.checksum.HashingWriter.write, os.replace
+    step, write_checkpoint = WarmupLR.step, engine.training.checkpoint.write_checkpoint
+    write, replace = engine.system.checksum.HashingWriter.write, os.replace
 
     def logged_step(self, *rest):
         step(self, *rest)
@@ -75,9 +75,9 @@ def attempt(arguments, folder, slow):
         replace(*paths)
 
     WarmupLR.step = logged_step
-    engine.checkpoint.write_checkpoint = logged_save
-    engine.checksum.HashingWriter.write = slow_write
-    engine.files.os.replace = slow_replace
+    engine.training.checkpoint.write_checkpoint = logged_save
+    engine.system.checksum.HashingWriter.write = slow_write
+    engine.system.files.os.replace = slow_replace
     sys.argv = ["train.py", *arguments]
     sys.exit(exit_status(train.main))
 

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-import engine.checkpoint
-import engine.loop
-import engine.memory
-import engine.sweep
-from engine.parse import UserError
-from engine.rows import load_records
+import engine.sweeps.sweep
+import engine.training.checkpoint
+import engine.training.loop
+import engine.training.memory
+from engine.config.parse import UserError
+from engine.report.rows import load_records
 from tests.test_cli import rows_of
 
+PROJECT = Path(__file__).resolve().parent.parent
 HOLD = (
     "import fcntl, sys; place, summary = sys.argv[1:]; "
     "f = open(place + '/.lock', 'a+'); fcntl.flock(f, fcntl.LOCK_EX); "
@@ -36,13 +37,13 @@ def directories(work: Path, group: str = "default") -> dict[int, Path]:
 def trained(monkeypatch) -> list[int]:
     """Record the batch of every epoch that is trained, and let a test interfere."""
     batches: list[int] = []
-    train_epoch = engine.loop.train_epoch
+    train_epoch = engine.training.loop.train_epoch
 
     def counted(step, *rest):
         batches.append(step.plan.batch)
         return train_epoch(step, *rest)
 
-    monkeypatch.setattr(engine.loop, "train_epoch", counted)
+    monkeypatch.setattr(engine.training.loop, "train_epoch", counted)
     return batches
 
 
@@ -67,7 +68,7 @@ def test_a_run_begun_afresh_is_no_longer_what_was_published(
     """Until it is finished again; and the same command goes on with it."""
     sweep = ("-m", *small, "epochs=3", "batch=32,64")
     assert command("train.py", *sweep).status == 0
-    train_epoch, stops = engine.loop.train_epoch, []
+    train_epoch, stops = engine.training.loop.train_epoch, []
 
     def stop(*rest):
         stops.append(1)
@@ -75,7 +76,7 @@ def test_a_run_begun_afresh_is_no_longer_what_was_published(
             raise KeyboardInterrupt
         return train_epoch(*rest)
 
-    monkeypatch.setattr(engine.loop, "train_epoch", stop)
+    monkeypatch.setattr(engine.training.loop, "train_epoch", stop)
     alone = [*small, "epochs=3", "batch=64", "resume=false"]
     assert command("train.py", *alone).status == 130
     assert json.loads((directories(workplace)[64] / "summary.json").read_text())["epochs"] == 3
@@ -97,7 +98,7 @@ def test_a_run_that_cannot_be_trained_again_fails(small, workplace, command, mon
         raise UserError("micro_batch=64: too much")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.memory, "check_memory", refuse)
+        patch.setattr(engine.training.memory, "check_memory", refuse)
         outcome = command("train.py", *sweep, "resume=false")
     assert outcome.status == 1 and outcome.err.count("micro_batch=64: too much") >= 2
     assert (workplace / "results" / "default" / "table.csv").read_text() == table
@@ -106,7 +107,7 @@ def test_a_run_that_cannot_be_trained_again_fails(small, workplace, command, mon
         raise RuntimeError("the device fell off")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.loop, "train_epoch", fail)
+        patch.setattr(engine.training.loop, "train_epoch", fail)
         assert command("train.py", *sweep, "resume=false").status == 1
     rows = rows_of(workplace / "results" / "default" / "table.csv")
     assert [row["failed"] for row in rows] == ["1", "1"]
@@ -116,7 +117,7 @@ def test_a_reader_that_leaves_is_no_fault_of_a_run(small, workplace, command, mo
     def leave(*_):
         raise BrokenPipeError
 
-    monkeypatch.setattr(engine.loop, "train_epoch", leave)
+    monkeypatch.setattr(engine.training.loop, "train_epoch", leave)
     assert command("train.py", *small).status == 141
     assert command("train.py", "-m", *small, "batch=32,64").status != 0
     for directory in directories(workplace).values():
@@ -127,7 +128,10 @@ def test_a_reader_that_leaves_is_no_fault_of_a_run(small, workplace, command, mo
 def test_one_raises_one_diverges_one_finds_the_disk_full(
     small, workplace, command, trained, monkeypatch
 ):
-    train_epoch, save_checkpoint = engine.loop.train_epoch, engine.checkpoint.save_checkpoint
+    train_epoch, save_checkpoint = (
+        engine.training.loop.train_epoch,
+        engine.training.checkpoint.save_checkpoint,
+    )
 
     def interfere(step, *rest):
         if step.plan.batch == 16:
@@ -143,8 +147,8 @@ def test_one_raises_one_diverges_one_finds_the_disk_full(
 
     sweep = ("-m", *small, "batch=16,32,48,64")
     with monkeypatch.context() as patch:
-        patch.setattr(engine.loop, "train_epoch", interfere)
-        patch.setattr(engine.checkpoint, "save_checkpoint", fill_the_disk)
+        patch.setattr(engine.training.loop, "train_epoch", interfere)
+        patch.setattr(engine.training.checkpoint, "save_checkpoint", fill_the_disk)
         outcome = command("train.py", *sweep)
     assert outcome.status == 1
     place = directories(workplace)
@@ -169,14 +173,14 @@ def test_one_raises_one_diverges_one_finds_the_disk_full(
 
 
 def test_a_run_that_is_refused_before_it_starts_failed(small, workplace, command, monkeypatch):
-    check_memory = engine.memory.check_memory
+    check_memory = engine.training.memory.check_memory
 
     def refuse(config, *rest):
         if config.batch == 48:
             raise UserError("micro_batch=1024: needs more memory | than there is")
         check_memory(config, *rest)
 
-    monkeypatch.setattr(engine.memory, "check_memory", refuse)
+    monkeypatch.setattr(engine.training.memory, "check_memory", refuse)
     assert command("train.py", "-m", *small, "batch=32,48").status == 1
     folder = workplace / "results" / "default"
     rows = rows_of(folder / "table.csv")
@@ -236,7 +240,7 @@ def test_a_run_that_another_process_trains_is_waited_for(
         assert holder.stdout.readline() == b"held\n"
         # It lets go only once the sweep waits, however slow the machine is.
         waits = types.SimpleNamespace(sleep=lambda seconds: holder.communicate())
-        monkeypatch.setattr(engine.sweep, "time", waits)
+        monkeypatch.setattr(engine.sweeps.sweep, "time", waits)
         outcome = command("train.py", "-m", *small, "batch=32,64", "epochs=1")
     assert outcome.status == 0
     assert "waiting   for 1 runs" in outcome.out
@@ -247,7 +251,7 @@ def test_a_run_that_another_process_trains_is_waited_for(
 def test_a_launcher_that_loses_its_workers_costs_no_run(
     small, workplace, command, trained, monkeypatch
 ):
-    launch_jobs, launched = engine.sweep.launch_jobs, []
+    launch_jobs, launched = engine.sweeps.sweep.launch_jobs, []
 
     def lose_workers(task, jobs, hydra_overrides):
         launched.append([job.config.batch for job in jobs])
@@ -257,7 +261,7 @@ def test_a_launcher_that_loses_its_workers_costs_no_run(
         if jobs[0].config.batch != 64:
             launch_jobs(task, jobs, hydra_overrides)
 
-    monkeypatch.setattr(engine.sweep, "launch_jobs", lose_workers)
+    monkeypatch.setattr(engine.sweeps.sweep, "launch_jobs", lose_workers)
     outcome = command("train.py", "-m", *small, "batch=32,64,96", "epochs=1")
     assert launched == [[32, 64, 96], [64], [96]]
     assert outcome.status == 1 and "launcher: RuntimeError: a worker was killed" in outcome.err
@@ -268,7 +272,7 @@ def test_a_launcher_that_loses_its_workers_costs_no_run(
 
 def test_two_sweeps_at_once_share_the_runs_and_the_table(small, workplace, tmp_path):
     overrides = ["-m", *small, "batch=16,32,48,64", "epochs=1"]
-    train = Path(engine.sweep.__file__).parent.parent / "train.py"
+    train = PROJECT / "train.py"
     outputs = []
 
     def sweep():

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from engine.synthetic import BLOCK, CLASSES, make_split
+from engine.data.synthetic import BLOCK, CLASSES, make_split
 
 # Literals, so that a changed byte fails here: raise VERSION with them.
 DIGESTS = {

@@ -10,10 +10,10 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.util.tensor_util import make_ndarray
 
-from engine.augment import Normalization, TrainingPictures
-from engine.data import Split
-from engine.evaluate import Evaluated
-from engine.tensorboard import GRID_COLUMNS, LAYOUT, MISTAKES, make_grid, worst_mistakes
+from engine.data.augment import Normalization, TrainingPictures
+from engine.data.dataset import Split
+from engine.runs.tensorboard import GRID_COLUMNS, LAYOUT, MISTAKES, make_grid, worst_mistakes
+from engine.training.evaluate import Evaluated
 from tests.test_checkpoint import only_run
 from tests.test_loop import pictures_of
 
@@ -90,8 +90,8 @@ def test_cards_tell_command_and_plan_and_the_worst_mistakes(events):
 
 
 def test_the_augmented_pictures_are_the_first_that_training_sees(events, tree):
-    from engine.config import DataConfig
-    from engine.data import load_data
+    from engine.config.schema import DataConfig
+    from engine.data.dataset import load_data
 
     made, _ = events
     (event,) = made.Images("pictures/augmented")
@@ -130,9 +130,9 @@ def test_a_grid_holds_every_picture_in_rows():
 def test_a_run_that_resumes_keeps_its_cards_and_writes_its_outcome(
     small, workplace, command, monkeypatch
 ):
-    import engine.record
+    import engine.runs.record
 
-    finish = engine.record.Run.finish
+    finish = engine.runs.record.Run.finish
     stopped = []
 
     def stop(self, status, *rest, **options):
@@ -141,7 +141,7 @@ def test_a_run_that_resumes_keeps_its_cards_and_writes_its_outcome(
             raise KeyboardInterrupt
         finish(self, status, *rest, **options)
 
-    monkeypatch.setattr(engine.record.Run, "finish", stop)
+    monkeypatch.setattr(engine.runs.record.Run, "finish", stop)
     assert command("train.py", *small).status == 130
     assert command("train.py", *small).status == 0
     made = EventAccumulator(str(only_run(workplace))).Reload()

@@ -8,9 +8,9 @@ import yaml
 
 import scripts.tune
 from engine.cli import exit_status
-from engine.parse import UserError
-from engine.report import write_report
-from engine.tune import Cell, geometric, search, search_by_optuna
+from engine.config.parse import UserError
+from engine.report.write import write_report
+from engine.sweeps.tune import Cell, geometric, search, search_by_optuna
 from tests.conftest import files_below
 
 
@@ -126,16 +126,16 @@ def tune(capsys, monkeypatch):
 def test_a_search_writes_an_experiment_that_the_final_sweep_runs(
     small, workplace, tune, command, monkeypatch
 ):
-    import engine.evaluate
+    import engine.training.evaluate
 
     evaluated = []
-    evaluate = engine.evaluate.evaluate
+    evaluate = engine.training.evaluate.evaluate
 
     def noted(model, split, *rest):
         evaluated.append(len(split))
         return evaluate(model, split, *rest)
 
-    monkeypatch.setattr(engine.evaluate, "evaluate", noted)
+    monkeypatch.setattr(engine.training.evaluate, "evaluate", noted)
     asked = [o for o in small if not o.startswith("batch=")]
     asked += ["optimizer=sgd,lars", "batch=32,64", "epochs=1", "group=tuned", "data.holdout=30"]
     # Around a rate of the command's own, which must not come before the chosen one.
@@ -157,7 +157,7 @@ def test_a_search_writes_an_experiment_that_the_final_sweep_runs(
     (final,) = [line for line in out.splitlines() if line.startswith("then ")]
     words = final.split()[1:]
     assert words[:3] == ["python", "train.py", "-m"]
-    monkeypatch.setattr(engine.evaluate, "evaluate", evaluate)
+    monkeypatch.setattr(engine.training.evaluate, "evaluate", evaluate)
     outcome = command("train.py", *words[2:])
     assert outcome.status == 0, outcome.err
     assert "holdout" not in final and (workplace / "results" / "tuned-final" / "table.md").exists()
@@ -229,12 +229,12 @@ def test_a_budget_makes_the_same_report(small, workplace, tune):
 
 
 def test_a_trial_that_fails_stops_the_choice(small, workplace, tune, monkeypatch):
-    import engine.loop
+    import engine.training.loop
 
     def fail(*rest):
         raise RuntimeError("the device fell off")
 
-    monkeypatch.setattr(engine.loop, "train_epoch", fail)
+    monkeypatch.setattr(engine.training.loop, "train_epoch", fail)
     with pytest.raises(SystemExit) as leave:
         tune(*small, "epochs=1", "data.holdout=30", "tune.points=3")
     assert leave.value.code == 1 and not (workplace / "results" / "tune").exists()

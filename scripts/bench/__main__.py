@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 
-from engine.build import MODELS
 from engine.cli import check_ranks, exit_status, refuse_flags
-from engine.parse import UserError
+from engine.config.parse import UserError
+from engine.training.build import MODELS
 from scripts.bench import data, epoch, ladder, lars, profile, report, rest, startup, step
 
 # Each with the rounds it takes: a step of an optimizer is short, an epoch is not.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.runtime import choose_precision
+from engine.system.runtime import choose_precision
 from scripts.bench.timing import copy_bandwidth, fastest
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from engine.augment import Normalization, TrainingPictures
-from engine.runtime import start_runtime
+from engine.data.augment import Normalization, TrainingPictures
+from engine.system.runtime import start_runtime
 from scripts.bench import reference, report
 from scripts.bench.harness import random_split
 from scripts.bench.timing import Candidate, interleave, summarise

@@ -5,14 +5,14 @@ import math
 import torch
 from torch import nn
 
-from engine.augment import Normalization, TrainingPictures
-from engine.build import build_optimizer, build_scheduler
-from engine.config import ConstantConfig, SGDConfig
-from engine.data import Split
-from engine.loop import TrainedEpoch, train_epoch
-from engine.plan import Plan
-from engine.runtime import start_runtime
-from engine.step import NO_CLIP, Step
+from engine.config.schema import ConstantConfig, SGDConfig
+from engine.data.augment import Normalization, TrainingPictures
+from engine.data.dataset import Split
+from engine.system.runtime import start_runtime
+from engine.training.build import build_optimizer, build_scheduler
+from engine.training.loop import TrainedEpoch, train_epoch
+from engine.training.plan import Plan
+from engine.training.step import NO_CLIP, Step
 
 BATCH = 128
 MICRO_BATCH = 1024

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from engine.build import MODELS
+from engine.training.build import MODELS
 from scripts.bench import report
 from scripts.bench.ceilings import Ceilings, count_flops, measure_ceilings
 from scripts.bench.harness import MICRO_BATCH, Harness

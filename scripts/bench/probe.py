@@ -27,12 +27,12 @@ LABELS = (INTERPRETER, TORCH, LIBRARIES, OWN, DATA, BUILDING, FIRST_STEP)
 PROJECT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("engine", "lars", "models", "schedulers", "scripts")
 CALLS = {
-    "engine.data": {"load_data": DATA},
-    "engine.augment": {"Normalization.of": DATA, "TrainingPictures": DATA},
-    "engine.build": {
+    "engine.data.dataset": {"load_data": DATA},
+    "engine.data.augment": {"Normalization.of": DATA, "TrainingPictures": DATA},
+    "engine.training.build": {
         "build_model": BUILDING, "build_optimizer": BUILDING, "build_scheduler": BUILDING,
     },
-    "engine.loop": {"train_epoch": FIRST_STEP},
+    "engine.training.loop": {"train_epoch": FIRST_STEP},
 }  # fmt: skip
 
 

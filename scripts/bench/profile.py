@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from engine.augment import EpochDraws, TrainingPictures
-from engine.build import MODELS
+from engine.data.augment import EpochDraws, TrainingPictures
+from engine.training.build import MODELS
 from scripts.bench import report
 from scripts.bench.ceilings import Ceilings, count_flops, measure_ceilings
 from scripts.bench.harness import BATCH, Harness

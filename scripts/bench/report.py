@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from engine.files import write_text_atomically
-from engine.runtime import commit, device_name
+from engine.system.files import write_text_atomically
+from engine.system.runtime import commit, device_name
 
 Row = dict[str, Any]
 

@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from engine.build import MODELS
-from engine.checkpoint import save_checkpoint
 from engine.cli import make_jobs
-from engine.config import Config
-from engine.evaluate import Evaluations, evaluate
-from engine.loop import TrainedEpoch
-from engine.record import Run
-from engine.state import State
-from engine.summary import epoch_row
+from engine.config.schema import Config
+from engine.runs.record import Run
+from engine.runs.summary import epoch_row
+from engine.training.build import MODELS
+from engine.training.checkpoint import save_checkpoint
+from engine.training.evaluate import Evaluations, evaluate
+from engine.training.loop import TrainedEpoch
+from engine.training.state import State
 from scripts.bench import report
 from scripts.bench.ceilings import Flops, count_flops
 from scripts.bench.harness import BATCH, Harness, random_split

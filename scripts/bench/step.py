@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from engine.build import MODELS
-from engine.config import LARSConfig
+from engine.config.schema import LARSConfig
+from engine.training.build import MODELS
 from scripts.bench import report
 from scripts.bench.ceilings import Ceilings, count_flops, measure_ceilings
 from scripts.bench.harness import BATCH, SGD, Harness

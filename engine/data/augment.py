@@ -1,0 +1,115 @@
+"""Crop, flip and normalise a whole batch at once, on the device that holds the pictures.
+
+What happens to an example depends on seed, epoch and the example alone: order, crops and flips of
+an epoch are drawn for all examples together, on the CPU, before any batch is cut. They are the
+same for every micro-batch size, device and number of ranks, and need no state to resume.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.data.dataset import Split
+from engine.system.runtime import derive_seed
+
+PADDING = 4
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Per-channel mean and standard deviation of pixels in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, images: Tensor) -> "Normalization":
+        """Measure uint8 pictures [N, H, W, 3], exactly, from each channel's histogram."""
+        values = torch.arange(256, dtype=torch.float64) / 255
+        means, stds = [], []
+        for channel in range(3):
+            histogram = torch.zeros(256, dtype=torch.float64)
+            for part in images.split(5000):
+                histogram += torch.bincount(part[..., channel].flatten().int(), minlength=256)
+            weights = histogram / histogram.sum()
+            mean = (weights * values).sum()
+            means.append(float(mean))
+            # A channel of one value only has nothing to scale.
+            stds.append(float((weights * (values - mean) ** 2).sum().sqrt()) or 1.0)
+        return cls(tuple(means), tuple(stds))
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Map uint8 [B, H, W, 3] to float32 [B, 3, H, W] in channels_last memory."""
+        scale, shift = _scale_and_shift(self, images.device)
+        return images.to(torch.float32).mul_(scale).add_(shift).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=8)
+def _scale_and_shift(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return what pixels are multiplied by, and what is then added; kept, as moving them waits."""
+    mean = torch.tensor(normalization.mean, dtype=torch.float64)
+    std = torch.tensor(normalization.std, dtype=torch.float64)
+    scale, shift = 1 / (255 * std), -mean / std
+    return scale.to(torch.float32).to(device), shift.to(torch.float32).to(device)
+
+
+class TrainingPictures:
+    """A training split on a device, ready to be cropped at any of 9 x 9 offsets in one gather."""
+
+    def __init__(self, split: Split, normalization: Normalization, device: torch.device) -> None:
+        """Pad every picture by 4 black pixels on each side and move the split to the device."""
+        border = (0, 0, PADDING, PADDING, PADDING, PADDING)
+        padded = F.pad(split.images, border).to(device)
+        count, side, _, channels = padded.shape
+        self.side = side - 2 * PADDING
+        offsets = 2 * PADDING + 1
+        row = side * channels
+        # windows[n, y, x] is picture n's crop at (y, x): a view, so no crop is stored.
+        self.windows = padded.as_strided(
+            (count, offsets, offsets, self.side, self.side * channels),
+            (side * row, row, channels, row, 1),
+        )
+        self.labels = split.labels.to(device)
+        self.normalization = normalization
+
+    def __len__(self) -> int:
+        """Count the pictures."""
+        return len(self.labels)
+
+    def draw_epoch(self, seed: int, epoch: int) -> "EpochDraws":
+        """Draw an epoch's order, crops and flips, a function of seed and epoch alone."""
+        generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
+        count, device = len(self), self.labels.device
+        order = torch.randperm(count, generator=generator)
+        crops = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator)
+        flips = torch.randint(0, 2, (count,), generator=generator, dtype=torch.bool)
+        return EpochDraws(order.to(device), crops.to(device), flips.to(device))
+
+    def batch(self, index: Tensor, draws: "EpochDraws") -> tuple[Tensor, Tensor]:
+        """Return pictures float32 [B, 3, 32, 32], channels_last, and labels int64 [B]."""
+        return self.normalization.apply(self.augment(index, draws)), self.labels[index]
+
+    def augment(self, index: Tensor, draws: "EpochDraws") -> Tensor:
+        """Return pictures cropped and flipped as an epoch has drawn it, uint8 [B, H, W, 3]."""
+        rows, columns = draws.crops[:, index]
+        shape = (len(index), self.side, self.side, self.windows.shape[-1] // self.side)
+        crops = self.windows[index, rows, columns].view(shape)
+        flips = draws.flips[index].view(-1, 1, 1, 1)
+        return torch.where(flips, crops.flip(2), crops)
+
+    def samples(self, seed: int, count: int) -> Tensor:
+        """Return the first pictures of epoch 1 as training sees them, uint8 [B, H, W, 3]."""
+        draws = self.draw_epoch(seed, 1)
+        return self.augment(draws.order[:count], draws)
+
+
+@dataclass(frozen=True)
+class EpochDraws:
+    """One epoch's chance: order int64 [N]; crops int64 [2, N]; flips bool [N], by example."""
+
+    order: Tensor
+    crops: Tensor
+    flips: Tensor

@@ -1,0 +1,266 @@
+"""Where pictures come from: found, drawn or downloaded, decoded once, kept in a cache.
+
+Every source ends as a dictionary of classes, uint8 images [N, 32, 32, 3] and int64 labels [N] for
+each split. It is cached beside its files (or in `data.cache`) under a fingerprint of those files,
+so that a changed tree is decoded again and an unchanged one opens in a moment, without PIL or
+torchvision. Splitting it is dataset.py's.
+"""
+
+import functools
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.config.parse import UserError, key_error
+from engine.config.schema import DataConfig, DownloadedDataConfig
+from engine.system.files import write_atomically
+from engine.system.runtime import available_cpus
+
+SIDE = 32
+SPLITS = ("train", "test")
+# Sources whose splits have 50,000 and 10,000 pictures wherever they are, and their classes.
+KNOWN = {"cifar10": 10, "cifar100": 100, "synthetic": 10}
+# torchvision checks an archive's MD5 and then unpacks whatever is in it. The filter, Python's own
+# since 3.12 and 3.11.4, refuses members that lie outside of the folder or link there.
+DOWNLOAD = """\
+import sys, tarfile
+from torchvision.datasets import {kind}
+if hasattr(tarfile, "data_filter"):
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+{kind}(sys.argv[1], download=True)
+"""
+
+
+def read_source(config: DataConfig, keep: bool = True) -> dict[str, Any]:
+    """Return a source's classes and splits; raise UserError where they cannot be had.
+
+    keep: write the decoded pictures to the cache, unless they are there.
+    """
+    try:
+        folder = Path(config.root or "").expanduser()
+        folder.is_dir()
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise key_error("data.root", config.root, f"must be a directory ({reason})") from error
+    if config.name in ("cifar10", "cifar100"):
+        assert isinstance(config, DownloadedDataConfig)
+        decode = functools.partial(_decode_cifar, config.name, folder)
+        return _cached(config, _download(config, folder), decode, keep)
+    if config.name == "synthetic":
+        return _cached(config, folder, _draw_synthetic, keep)
+    for split in SPLITS:
+        if not (folder / split).is_dir():
+            allowed = f"{folder / split} is not a directory; needs train/<class>/*, test/<class>/*"
+            raise key_error("data.root", config.root, allowed)
+    return _cached(config, folder, functools.partial(_decode_folder, folder), keep)
+
+
+def blank_source(name: str) -> dict[str, Any]:
+    """Return a source of `KNOWN` with all its labels, and one blank picture in every place."""
+    blank: dict[str, Any] = {"classes": [str(label) for label in range(KNOWN[name])]}
+    for split, size in (("train", 50_000), ("test", 10_000)):
+        blank[f"{split}_images"] = torch.zeros(1, dtype=torch.uint8).expand(size, SIDE, SIDE, 3)
+        blank[f"{split}_labels"] = torch.arange(size) % KNOWN[name]
+    return blank
+
+
+def note(text: str) -> None:
+    """Tell a person at a terminal why it takes a while; logs keep to errors and results."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr)
+
+
+def _cached(
+    config: DataConfig, folder: Path, decode: Callable[[], dict[str, Any]], keep: bool
+) -> dict[str, Any]:
+    """Return the decoded source from its cache, or decode it and write the cache."""
+    fingerprint = _fingerprint(config.name, folder)
+    places = [folder / f".decoded-{config.name}.pt"]
+    if config.cache is not None:
+        key = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
+        places.append(Path(config.cache).expanduser() / f"decoded-{config.name}-{key}.pt")
+    for place in places:
+        decoded = _read_cache(place, fingerprint)
+        if decoded is not None:
+            return decoded
+    decoded = decode()
+    decoded |= {"fingerprint": fingerprint, "digest": _digest(decoded)}
+    for place in places if keep else []:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, lambda file: torch.save(decoded, file))
+            break
+        except OSError as error:
+            note(f"{place.parent} takes no cache ({error.strerror})")
+    return decoded
+
+
+def _read_cache(place: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Return a cache's content, or None where it is absent, stale or damaged."""
+    try:
+        decoded = torch.load(place, weights_only=True)
+        whole = decoded["fingerprint"] == fingerprint and decoded["digest"] == _digest(decoded)
+    except Exception:
+        # A damaged archive fails in as many ways as it can be damaged.
+        return None
+    return decoded if whole else None
+
+
+def _digest(decoded: dict[str, Any]) -> str:
+    """Digest the pictures and labels, so that a damaged cache is not trained on."""
+    digest = hashlib.sha256("\0".join(decoded["classes"]).encode())
+    for split in SPLITS:
+        digest.update(decoded[f"{split}_images"].numpy().data)
+        digest.update(decoded[f"{split}_labels"].numpy().data)
+    return digest.hexdigest()
+
+
+def _fingerprint(name: str, folder: Path) -> str:
+    """Digest the names, sizes and times of a source's files, or the generator's version."""
+    if name == "synthetic":
+        from engine.data import synthetic
+
+        return f"synthetic-{synthetic.VERSION}"
+    digest = hashlib.sha256()
+    folders = [folder / split for split in SPLITS] if name == "image_folder" else [folder]
+    for top in folders:
+        for parent, inner, files in os.walk(top, followlinks=True):
+            inner.sort()
+            for file in sorted(file for file in files if not file.startswith(".decoded-")):
+                path = os.path.join(parent, file)
+                try:
+                    status = os.stat(path)
+                except OSError as error:
+                    allowed = f"{path} cannot be read ({error.strerror})"
+                    raise key_error("data.root", folder, allowed) from error
+                text = f"{os.path.relpath(path, folder)}\0{status.st_size}\0{status.st_mtime_ns}\n"
+                digest.update(os.fsencode(text))
+    return digest.hexdigest()
+
+
+def _draw_synthetic() -> dict[str, Any]:
+    from engine.data import synthetic
+
+    note("drawing the synthetic data set (once)")
+    decoded: dict[str, Any] = {"classes": list(synthetic.CLASSES)}
+    for split, size in (("train", 50_000), ("test", 10_000)):
+        images, labels = synthetic.make_split(split == "train", size)
+        decoded[f"{split}_images"] = torch.from_numpy(images)
+        decoded[f"{split}_labels"] = torch.from_numpy(labels)
+    return decoded
+
+
+def _decode_folder(source: Path) -> dict[str, Any]:
+    """Decode an ImageFolder tree with a thread for each CPU; every picture is checked."""
+    from torchvision.datasets import ImageFolder
+
+    decoded: dict[str, Any] = {}
+    for split in SPLITS:
+        try:
+            tree = ImageFolder(str(source / split))
+        except (FileNotFoundError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise key_error("data.root", source, f"{split}: {reason}") from error
+        if decoded.setdefault("classes", tree.classes) != tree.classes:
+            allowed = "train and test must hold the same class folders"
+            raise key_error("data.root", source, allowed)
+        images = torch.empty(len(tree), SIDE, SIDE, 3, dtype=torch.uint8)
+        note(f"decoding {len(tree):,} images of {source / split} (once)")
+        with ThreadPoolExecutor(available_cpus()) as pool:
+            paths = [path for path, _ in tree.samples]
+            for place, picture in enumerate(pool.map(_decode_image, paths, chunksize=64)):
+                images[place] = picture
+        decoded[f"{split}_images"] = images
+        decoded[f"{split}_labels"] = torch.tensor(tree.targets, dtype=torch.int64)
+    return decoded
+
+
+def _decode_image(path: str) -> Tensor:
+    """Decode one picture to uint8 [32, 32, 3]; raise UserError where it is not such a picture."""
+    from PIL import Image
+
+    # Its size is looked at before anything is decoded, so that a bomb is only a wrong size.
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with Image.open(path) as file:
+            if file.size != (SIDE, SIDE):
+                width, height = file.size
+                raise key_error("data.root", path, f"must be 32x32 pixels, is {width}x{height}")
+            pixels = file.convert("RGB").tobytes()
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise key_error("data.root", path, f"cannot be decoded ({reason})") from error
+    return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(SIDE, SIDE, 3)
+
+
+def _decode_cifar(name: str, root: Path) -> dict[str, Any]:
+    """Read CIFAR through torchvision, which checks each file's MD5 before it opens one."""
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    decoded: dict[str, Any] = {}
+    for split in SPLITS:
+        try:
+            kind = CIFAR10 if name == "cifar10" else CIFAR100
+            source = kind(str(root), train=split == "train")
+        except RuntimeError as error:
+            allowed = f"its copy of {name} is incomplete or damaged; remove it to download it again"
+            raise key_error("data.root", root, allowed) from error
+        decoded["classes"] = source.classes
+        decoded[f"{split}_images"] = torch.from_numpy(source.data).contiguous()
+        decoded[f"{split}_labels"] = torch.tensor(source.targets, dtype=torch.int64)
+    return decoded
+
+
+def _download(config: DownloadedDataConfig, root: Path) -> Path:
+    """Return the folder of CIFAR's files, downloaded and verified by torchvision if absent.
+
+    The download runs in a process of its own, so that a server which neither answers nor refuses
+    costs `data.download_seconds` and no more, and in a folder of its own, so that a failed one
+    leaves nothing behind.
+    """
+    inner = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[config.name]
+    folder = root / inner
+    if folder.is_dir():
+        return folder
+    if root.exists() and not root.is_dir():
+        raise key_error("data.root", config.root, "must be a directory")
+    existing = next(parent for parent in (root, *root.absolute().parents) if parent.is_dir())
+    kind = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}[config.name]
+    note(f"downloading {kind} to {root} (170 MB, once)")
+    try:
+        with tempfile.TemporaryDirectory(dir=existing, prefix=".download-") as temporary:
+            command = [sys.executable, "-c", DOWNLOAD.format(kind=kind), temporary]
+            limit = config.download_seconds
+            try:
+                subprocess.run(command, capture_output=True, text=True, timeout=limit, check=True)
+            except subprocess.TimeoutExpired:
+                raise _no_download(config, f"not done within {limit:g} s") from None
+            except subprocess.CalledProcessError as error:
+                reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
+                raise _no_download(config, reason) from None
+            root.mkdir(parents=True, exist_ok=True)
+            try:
+                os.rename(Path(temporary) / inner, folder)
+            except OSError:
+                # Another process has been as fast.
+                if not folder.is_dir():
+                    raise
+    except OSError as error:
+        raise _no_download(config, f"{existing}: {error.strerror}") from error
+    return folder
+
+
+def _no_download(config: DownloadedDataConfig, reason: str) -> UserError:
+    allowed = (
+        f"could not be downloaded ({reason}); use data=synthetic, or data.root=DIR with a copy"
+    )
+    return key_error("data", config.name, allowed)

@@ -1,0 +1,103 @@
+"""What a group's report says of the gradient noise scale: a table against the batch, and a plot.
+
+At batch B and noise scale S a run needs about 1 + S/B times the fewest steps that any batch could
+do with, and 1 + B/S times the fewest examples (McCandlish et al. 2018, section 2.3, arXiv
+1812.06162). Both are 2 where B is S: beyond it larger steps buy ever less.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.report.plots import save
+from engine.report.rows import Record, Row
+from engine.report.tables import escaped
+
+
+def noise_scales(record: Record) -> tuple[list[int], list[float | None]]:
+    """Return the epochs at whose end the run looked, and the scales in examples, None if lost.
+
+    An estimate that is not above 0 tells no more than none: one of its norms was lost in the other.
+    """
+    rows = [row for row in record.history if "noise_scale" in row]
+    found = [row["noise_scale"] for row in rows]
+    return [row["epoch"] for row in rows], [s if s is not None and s > 0 else None for s in found]
+
+
+def measured(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows any of whose runs estimated the noise scale."""
+    return [row for row in rows if any(noise_scales(record)[0] for record in row.records)]
+
+
+def noise_section(rows: Sequence[Row]) -> str:
+    """Write how each batch compares with the noise scale of its runs; empty if none has it."""
+    if not measured(rows):
+        return ""
+    lines = [
+        "| Optimizer | Batch | Noise scale, first epoch | median | last epoch | Epochs without "
+        "| Batch / median | Steps, x fewest | Examples, x fewest | |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in measured(rows):
+        runs = [scales for _, scales in map(noise_scales, row.records) if scales]
+        every = [value for scales in runs for value in scales]
+        known = [value for value in every if value is not None]
+        # What was lost may lie on either side.
+        scale = statistics.median(known) if len(known) > len(every) / 2 else None
+        ratio = None if scale is None else row.batch / scale
+        cells = [
+            escaped(row.optimizer.upper()),
+            escaped(row.title),
+            _examples([scales[0] for scales in runs]),
+            _examples([scale]),
+            _examples([scales[-1] for scales in runs]),
+            f"{len(every) - len(known)} of {len(every)}",
+            *(["-"] * 4 if ratio is None else _beside(ratio)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "The scale is tr(Sigma) / |G|^2 in examples, averaged over about 50 steps. At a batch of "
+        "that size a run needs twice the fewest steps and twice the fewest examples (McCandlish et "
+        "al. 2018); it is a rule of thumb, and the accuracies above are the measurement. Where the "
+        "estimate is not above 0, as where a batch leaves too little noise to be seen, an epoch is "
+        "without one.",
+    ]
+    return "\n".join(lines)
+
+
+def _examples(scales: Sequence[float | None]) -> str:
+    """Write the mean of estimates; without one of them there is none."""
+    known = [scale for scale in scales if scale is not None]
+    return f"{statistics.fmean(known):,.0f}" if len(known) == len(scales) else "-"
+
+
+def _beside(ratio: float) -> list[str]:
+    told = "a larger batch still saves steps" if ratio < 1 else "larger steps stop paying"
+    return [f"{ratio:.2g}", f"{1 + 1 / ratio:.2f}", f"{1 + ratio:.2f}", told]
+
+
+def write_noise_plot(path: Path, group: str, rows: Sequence[Row]) -> list[Path]:
+    """Draw every run's noise scale over the epochs; without any there is no file."""
+    if not measured(rows):
+        path.unlink(missing_ok=True)
+        return []
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for number, row in enumerate(measured(rows)):
+            label: str | None = f"{row.optimizer.upper()} {row.title}"
+            for record in row.records:
+                epochs, scales = noise_scales(record)
+                # Where there is none the line has a gap.
+                shown = [math.nan if scale is None else scale for scale in scales]
+                axes.plot(epochs, shown, marker=".", color=f"C{number}", label=label)
+                label = None
+            axes.axhline(row.batch, color=f"C{number}", linestyle=":", linewidth=1)
+        axes.set_yscale("log")
+        title = f"{group}: gradient noise scale (dotted: the batch)"
+        axes.set(xlabel="Epoch", ylabel="Examples", title=title)
+
+    return [save(path, draw, (7.2, 4.2))]

@@ -1,0 +1,244 @@
+"""A group's page, results/<group>/README.md: what was asked, what came out, how to repeat it."""
+
+import itertools
+import math
+import re
+import shlex
+import statistics
+from collections.abc import Iterable, Sequence
+
+from engine.report.noise import noise_section
+from engine.report.rows import Record, Row, Target, baseline_row, by_line
+from engine.report.tables import accuracy_cell, escaped, markdown_tables, shown_seconds, whose
+
+# A page names so many runs that are missing, and counts the others.
+NAMED_MISSING = 20
+# The means by which a run came about, as a page calls them, and their keys in summary.json.
+MEANS = {
+    "Hardware": "device",
+    "Threads": "threads",
+    "Precision": "precision",
+    "torch": "torch",
+    "Commit": "commit",
+}
+
+
+def page(group: str, rows: Sequence[Row], target: Target, plots: Iterable[str]) -> str:
+    """Write the page of a group; the same runs give the same page."""
+    records = [record for row in rows for record in row.records]
+    parts = [
+        f"# {group}",
+        question(rows),
+        answer(rows, target),
+        markdown_tables(rows).strip(),
+        f"Accuracy is {whose(rows)}; ± is the standard deviation over seeds. A diverged run counts "
+        "as chance and is marked nan.",
+        *(f"![{name.removesuffix('.png')}]({name})" for name in plots),
+        "## On the way",
+        on_the_way(rows, target),
+        *(["## Gradient noise scale", noise] if (noise := noise_section(rows)) else []),
+        "## How it was made",
+        how_made(records),
+        "## What is missing",
+        missing(records),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def question(rows: Sequence[Row]) -> str:
+    """Word the question that these rows answer."""
+    batches = sorted({row.batch for row in rows})
+    optimizers = escaped(" and with ".join(dict.fromkeys(row.optimizer.upper() for row in rows)))
+    if len(batches) == 1:
+        return f"**What is the final accuracy at batch {batches[0]} with {optimizers}?**"
+    return (
+        f"**Does accuracy hold as the batch grows from {batches[0]} to {batches[-1]}, "
+        f"with {optimizers}?**"
+    )
+
+
+def answer(rows: Sequence[Row], target: Target) -> str:
+    """Say up to which batch each optimizer's mean stays at or above the target."""
+    baseline = baseline_row(rows)
+    if baseline is not None and baseline.told and target.scope is not None:
+        # Of several settings at the smallest batch none is what the others are held against.
+        return ""
+    lines = []
+    if baseline is not None and baseline.accuracies():
+        lines.append(
+            f"- The base line, SGD at batch {baseline.batch}: {accuracy_cell(baseline)} %."
+        )
+    goal = target.accuracy
+    if goal is not None:
+        lines.append(f"- The target is {goal:.2f} %; a row holds if its mean is not below it.")
+        judged = by_line([row for row in rows if target.of(row) is not None])
+        lines += [
+            f"- {escaped(title)} holds {held(members, rows, goal)}."
+            for title, members in judged.items()
+            # One of many settings at one batch: the tables tell how it did.
+            if len(members) > 1 or not members[0].told
+        ]
+    return "\n".join(lines)
+
+
+def held(line: Sequence[Row], rows: Sequence[Row], target: float) -> str:
+    """Word at which batches a line's means are at or above the target, without a gap."""
+    first = line[0]
+    batches = sorted({row.batch for row in rows if row.series == first.series})
+    # Beyond a batch at which only other settings were tried the line says nothing.
+    tried = zip(line, batches[batches.index(first.batch) :], strict=False)
+    well = [
+        row.batch
+        for row, _ in itertools.takewhile(
+            lambda pair: pair[0].batch == pair[1] and (pair[0].accuracy() or 0.0) >= target, tried
+        )
+    ]
+    if not well:
+        return "at no batch"
+    if first.batch == batches[0] and len(batches) > 1:
+        return f"up to batch {well[-1]}"
+    return f"at batch {well[0]}" if len(well) == 1 else f"from batch {well[0]} to {well[-1]}"
+
+
+def on_the_way(rows: Sequence[Row], target: Target) -> str:
+    """Write the history beside the final accuracy: training's, best epoch, time to the target."""
+    tested = rows[0].split == "test"
+    both = tested and any(row.figures("holdout_accuracy") for row in rows)
+    goal = "the target" if target.accuracy is None else f"{target.accuracy:.2f} %"
+    table = [history_cells(row, target.of(row), goal, both) for row in rows]
+    lines = [f"| {' | '.join(table[0])} |", "|---" * len(table[0]) + "|"]
+    lines += [f"| {' | '.join(cells.values())} |" for cells in table]
+    lines += [
+        "",
+        "Means over seeds. Training accuracy is the last epoch's, on augmented images, while the "
+        "weights still moved. "
+        + ("The best epoch was found on the test split, so it is history and no result. " * tested)
+        + "A row is at the target only if each of its seeds gets there; times are training steps "
+        "alone.",
+    ]
+    return "\n".join(lines)
+
+
+def history_cells(row: Row, target: float | None, goal: str, both: bool) -> dict[str, str]:
+    """Write a row's cells by column; goal: the target's name; both: hold-out beside test split."""
+    train, speed = row.train_accuracy(), row.mean("images_per_second")
+    best, epoch = row.mean("best_test_accuracy"), row.mean("best_epoch")
+    first = row.first_at(target)
+    cells = {
+        "Optimizer": escaped(row.optimizer.upper()),
+        "Batch": escaped(row.title),
+        "Final, %": accuracy_cell(row),
+        "Training, %": "-" if train is None else f"{train:.2f}",
+    }
+    if both:
+        cells["Hold-out, %"] = holdout_cell(row)
+    if row.split == "test":
+        known = best is not None and epoch is not None
+        cells["Best epoch, %"] = f"{best:.2f} (epoch {epoch:.4g})" if known else "-"
+    cells[f"First at {goal}"] = f"epoch {first[0]:.4g}" if first else "-"
+    cells["Time to it"] = shown_seconds(first[1] if first else None)
+    cells["Time to train"] = shown_seconds(row.mean("train_seconds"))
+    cells["Images/s"] = "-" if speed is None else f"{speed:,.0f}"
+    return cells
+
+
+def holdout_cell(row: Row) -> str:
+    """Write the mean accuracy on the pictures set aside to choose on, with each run's own."""
+    if not row.figures("holdout_accuracy"):
+        return "-"
+    found = [value for r in row.records if (value := r.accuracy("holdout")) is not None]
+    each = f" ({', '.join(f'{value:.2f}' for value in found)})" if len(found) > 1 else ""
+    return f"{statistics.fmean(found):.2f}{each}"
+
+
+def how_made(records: Sequence[Record]) -> str:
+    """Write the commands, apart where they were run by different means, and the facts to cite."""
+    told = [r.summary for r in records if r.summary.get("command")]
+    several = [
+        (name, key)
+        for name, key in MEANS.items()
+        if len({s[key] for s in told if s.get(key) is not None}) > 1
+    ]
+    commands: dict[str, list[str]] = {}
+    for summary in told:
+        means = ", ".join(f"{name} {summary.get(key) or 'not known'}" for name, key in several)
+        commands.setdefault(means, []).append(summary["command"])
+    lines = []
+    for means, given in commands.items():
+        lines += [f"{escaped(means)}:", ""] if several else []
+        lines += [*fenced(*merge_commands(given)), ""]
+    return "\n".join([*lines, facts(records)])
+
+
+def facts(records: Sequence[Record]) -> str:
+    """List what the figures of these runs must be cited with."""
+    summaries = [record.summary for record in records]
+    named = ("data.root", "data.train_size", "data.test_size", "data.holdout")
+    data = [
+        " ".join(
+            [
+                record.summary["data"],
+                *(f"{k}={record.choices[k]}" for k in named if record.choices.get(k)),
+            ]
+        )
+        for record in records
+    ]
+    sizes = {s["model"]: s["parameters"] for s in summaries if s.get("parameters")}
+    models = [
+        s["model"] + (f" ({sizes[s['model']]:,} parameters)" if s["model"] in sizes else "")
+        for s in summaries
+    ]
+    values = {
+        "Model": models,
+        "Data": data,
+        "Epochs": [s["epochs"] for s in summaries],
+        "Seeds": sorted(s["seed"] for s in summaries),
+        **{name: [s.get(key) for s in summaries] for name, key in MEANS.items()},
+    }
+    lines = []
+    for name, found in values.items():
+        told = dict.fromkeys(escaped(value) for value in found if value is not None)
+        lines.append(f"- {name}: {', '.join(told) or 'not known'}")
+    return "\n".join(lines)
+
+
+def fenced(*lines: str) -> list[str]:
+    """Put lines between fences that nothing in them ends."""
+    longest = max(map(len, re.findall("`+", "\n".join(lines))), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [fence, *lines, fence]
+
+
+def merge_commands(commands: Sequence[str]) -> list[str]:
+    """Write commands that are all combinations of some values as the one sweep they came from."""
+    by_keys: dict[tuple[str, ...], list[list[str]]] = {}
+    for command in dict.fromkeys(commands):
+        overrides = shlex.split(command)[2:]
+        by_keys.setdefault(tuple(o.partition("=")[0] for o in overrides), []).append(overrides)
+    merged = []
+    for keys, lists in by_keys.items():
+        values = [list(dict.fromkeys(column)) for column in zip(*lists, strict=True)]
+        if len(lists) == 1 or math.prod(map(len, values)) != len(lists):
+            merged += [shlex.join(["python", "train.py", *overrides]) for overrides in lists]
+            continue
+        joined = [
+            f"{key}={','.join(override.partition('=')[2] for override in column)}"
+            for key, column in zip(keys, values, strict=True)
+        ]
+        merged.append(shlex.join(["python", "train.py", "-m", *joined]))
+    return merged
+
+
+def missing(records: Sequence[Record]) -> str:
+    """Name the runs that have no accuracy, and why."""
+    left = [record for record in records if not record.counted]
+    if not left:
+        return "Nothing: every run that was asked for has an outcome."
+    lines = []
+    for record in left[:NAMED_MISSING]:
+        error = record.summary.get("error")
+        reason = f", {escaped(error)}" if error else ""
+        lines.append(f"- `{escaped(record.summary['run'])}`: {escaped(record.status)}{reason}")
+    if len(left) > NAMED_MISSING:
+        lines.append(f"- and {len(left) - NAMED_MISSING} more")
+    return "\n".join(lines)

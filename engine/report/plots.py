@@ -1,0 +1,273 @@
+"""Plots of groups: accuracy and time against batch, epochs or settings, and over training."""
+
+import io
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.system.files import write_atomically
+
+if TYPE_CHECKING:
+    from engine.report.rows import Row, Target
+
+COLOURS = {"SGD": "#1f6f8b", "LARS": "#d1495b"}
+# After ten lines the colours begin again.
+LINESTYLES = ("-", "--", "-.", ":")
+SPLITS = {"test": "test accuracy", "holdout": "hold-out accuracy"}
+# More panels than this would not be read; the lines of one optimizer then share one, and lines of
+# one batch each get a plot of their own.
+MOST_PANELS = 4
+
+
+def write_plots(folder: Path, group: str, rows: Sequence["Row"], target: "Target") -> list[Path]:
+    """Draw a group; return the paths of the PNG files written, and remove those it has no more."""
+    every, lengths = gather_lines(rows), gather_lengths(rows)
+    lines, settings = part_settings(every)
+    what = f"Final {SPLITS[rows[0].split]}, %"
+
+    def accuracy(figure: Any) -> None:
+        axes = figure.subplots()
+        draw_baseline(axes, rows)
+        draw_against(axes, "batch", lines, lambda row: row.results())
+        axes.set(ylabel=what, title=group)
+
+    def time(figure: Any) -> None:
+        left, right = figure.subplots(1, 2, sharey=True)
+        draw_against(left, "batch", lines, lambda row: row.figures("train_seconds"))
+        draw_against(right, "batch", lines, lambda row: row.times_to(target.of(row)))
+        left.set(ylabel="Training time, s", title=f"{group}: time to train", ylim=(0, None))
+        named = "" if target.accuracy is None else f", {target.accuracy:.2f} %"
+        right.set(title=f"time to target{named}")
+
+    def curves(figure: Any) -> None:
+        draw_curves(figure, group, every)
+
+    def choices(figure: Any) -> None:
+        axes = figure.subplots()
+        draw_settings(axes, settings)
+        axes.set(xlabel=what, title=group)
+
+    def epochs(figure: Any) -> None:
+        axes = figure.subplots()
+        draw_against(axes, "epochs", lengths, lambda row: row.results())
+        axes.set(ylabel=what, title=group)
+
+    panels = len({title for title in panel_titles(every).values()})
+    plots = {
+        "accuracy.png": (lines, accuracy, (7.2, 4.2)),
+        "time.png": (lines, time, (8.4, 3.6)),
+        "settings.png": (settings, choices, (9.6, 1.2 + 0.24 * len(settings))),
+        "curves.png": (every, curves, (8.4, 0.6 + 2.8 * panels)),
+        "epochs.png": (lengths, epochs, (7.2, 4.2)),
+    }
+    for name, (shown, _, _) in plots.items():
+        if not shown:
+            (folder / name).unlink(missing_ok=True)
+    return [save(folder / name, draw, size) for name, (shown, draw, size) in plots.items() if shown]
+
+
+def write_comparison(path: Path, groups: Mapping[str, Sequence["Row"]]) -> Path:
+    """Draw several groups in one plot: accuracy and training time against the batch.
+
+    Of a group with lines through its batches only these are drawn, not its settings.
+    """
+    lines: dict[str, list[Row]] = {}
+    for group, rows in groups.items():
+        every = gather_lines(rows, group)
+        lines |= part_settings(every)[0] or every
+
+    def draw(figure: Any) -> None:
+        left, right = figure.subplots(1, 2)
+        draw_against(left, "batch", lines, lambda row: row.results())
+        draw_against(right, "batch", lines, lambda row: row.figures("train_seconds"))
+        splits = dict.fromkeys(SPLITS[row.split] for rows in groups.values() for row in rows)
+        left.set(title=f"Final {' or '.join(splits)}, %")
+        right.set(title="Training time, s", ylim=(0, None))
+        # Below both: labels of several groups are long.
+        handles, labels = left.get_legend_handles_labels()
+        below = {"loc": "outside lower center", "ncols": 2, "fontsize": 8, "frameon": False}
+        figure.legend(handles, labels, **below)
+
+    return save(path, draw, (9.6, 4.2 + 0.1 * len(lines)))
+
+
+def save(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> Path:
+    """Make a figure, let `draw` fill it, write it; the same runs give the same file."""
+    # Figure by itself, without pyplot, needs no display and keeps no state between plots.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    draw(figure)
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        labelled = axes.get_legend_handles_labels()[0]
+        if labelled and axes.get_legend() is None and not figure.legends:
+            # A label wider than the plot would squeeze the axes to nothing.
+            axes.legend(fontsize=8, frameon=False).set_in_layout(False)
+    buffer = io.BytesIO()
+    # Dates and versions would make two files of the same runs differ.
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    return path
+
+
+def gather_lines(rows: Sequence["Row"], group: str = "") -> dict[str, list["Row"]]:
+    """Gather the rows that differ in the batch alone under their label, led by the group's name."""
+    from engine.report.rows import by_line
+
+    return {f"{group} {line}".strip(): found for line, found in by_line(rows).items()}
+
+
+def part_settings(
+    lines: Mapping[str, list["Row"]],
+) -> tuple[dict[str, list["Row"]], list["Row"]]:
+    """Part lines from settings: the rows of one batch each, where they are too many for lines.
+
+    What a line joins to other batches is among them where they are its rivals: an ablation's
+    settings differ from it.
+    """
+    points = {label: found[0] for label, found in lines.items() if len(found) == 1}
+    if len(points) <= MOST_PANELS:
+        return dict(lines), []
+    cells = {(row.series, row.batch) for row in points.values()}
+    settings = [
+        row for found in lines.values() for row in found if (row.series, row.batch) in cells
+    ]
+    return {label: found for label, found in lines.items() if label not in points}, settings
+
+
+def gather_lengths(rows: Sequence["Row"]) -> dict[str, list["Row"]]:
+    """Gather the rows that differ in the epochs alone, shortest first; empty if none do."""
+    lines: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.epochs):
+        lines.setdefault(row.length_line, []).append(row)
+    return {label: found for label, found in lines.items() if len(found) > 1}
+
+
+def draw_baseline(axes: Any, rows: Sequence["Row"]) -> None:
+    """Draw the smallest-batch SGD row as a band of a standard deviation to each side.
+
+    Of several settings at that batch none is what the others are held against.
+    """
+    from engine.report.rows import baseline_row
+
+    row = baseline_row(rows)
+    mean = row.accuracy() if row else None
+    if row is None or row.told or mean is None:
+        return
+    label = f"base line: SGD {row.batch}"
+    axes.axhline(mean, color="grey", linewidth=1, linestyle=":", label=label)
+    spread = row.spread()
+    if spread:
+        axes.axhspan(mean - spread, mean + spread, color="grey", alpha=0.15, linewidth=0)
+
+
+def draw_against(
+    axes: Any,
+    axis: str,
+    lines: Mapping[str, Sequence["Row"]],
+    figures: Callable[["Row"], list[Any]],
+) -> None:
+    """Draw each line's mean and spread, every run a dot, a diverged one a cross.
+
+    axis: what it is drawn against, `batch` or `epochs`. figures: a row's (status, figure) pairs; a
+    row of which a run has none, since it never reached the target, has no mean.
+    """
+    places = sorted({getattr(row, axis) for rows in lines.values() for row in rows})
+    for number, (label, rows) in enumerate(lines.items()):
+        found = [(getattr(row, axis), figures(row)) for row in rows]
+        if not any(pairs for _, pairs in found):
+            continue
+        points = [
+            (place, [value for _, value in pairs])
+            for row, (place, pairs) in zip(rows, found, strict=True)
+            if pairs and len(pairs) == len(row.of("completed", "diverged"))
+        ]
+        x = [place for place, _ in points]
+        means = [statistics.fmean(values) for _, values in points]
+        spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in points]
+        colour, style = COLOURS.get(label, f"C{number}"), LINESTYLES[number // 10 % len(LINESTYLES)]
+        axes.plot(x, means, style, label=label, color=colour, linewidth=1.5)
+        axes.fill_between(
+            x,
+            [m - s for m, s in zip(means, spreads, strict=True)],
+            [m + s for m, s in zip(means, spreads, strict=True)],
+            color=colour, alpha=0.15, linewidth=0,
+        )  # fmt: skip
+        for status, marker in (("completed", "o"), ("diverged", "x")):
+            dots = [(place, v) for place, pairs in found for s, v in pairs if s == status]
+            if dots:
+                axes.scatter(*zip(*dots, strict=True), 18, color=colour, marker=marker, zorder=3)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(places, [str(place) for place in places])
+    axes.minorticks_off()
+    axes.set_xlim(places[0] / 1.3, places[-1] * 1.3)
+    note = " (cross: diverged, counted as chance)" if crossed(lines) else ""
+    axes.set_xlabel(axis.capitalize() + note)
+
+
+def draw_settings(axes: Any, rows: Sequence["Row"]) -> None:
+    """Draw rows that share no line, the best on top: every run a dot, a diverged one a cross."""
+    ranked = sorted(rows, key=lambda row: row.accuracy() or 0.0)
+    for place, row in enumerate(ranked):
+        colour = COLOURS.get(row.optimizer.upper(), "C0")
+        for status, value in row.results():
+            axes.scatter(
+                value, place, 18, color=colour, marker="x" if status == "diverged" else "o"
+            )
+        mean = row.accuracy()
+        if mean is not None:
+            axes.plot(mean, place, "|", color=colour, markersize=12)
+    # Short of these a key is still known; the tables have it whole.
+    groups = r"\b(?:optimizer|model|loss|scheduler)\.(?!name)"
+    titles = [re.sub(groups, "", f"{row.optimizer.upper()} {row.title}") for row in ranked]
+    axes.set_yticks(range(len(ranked)), titles, fontsize=7)
+    axes.set_ylim(-1, len(ranked))
+
+
+def crossed(lines: Mapping[str, Sequence["Row"]]) -> bool:
+    """Tell whether any run diverged."""
+    return any(row.of("diverged") for rows in lines.values() for row in rows)
+
+
+def panel_titles(lines: Mapping[str, Sequence["Row"]]) -> dict[str, str]:
+    """Choose the panel that each line's learning curves go to."""
+    many = len(lines) > MOST_PANELS
+    return {label: rows[0].optimizer.upper() if many else label for label, rows in lines.items()}
+
+
+def draw_curves(figure: Any, group: str, lines: Mapping[str, Sequence["Row"]]) -> None:
+    """Draw every run's accuracy over the epochs and over wall time, a colour a batch."""
+    from matplotlib import colormaps
+
+    titles = panel_titles(lines)
+    panels = figure.subplots(len(set(titles.values())), 2, sharey=True, sharex="col", squeeze=False)
+    place = {title: number for number, title in enumerate(dict.fromkeys(titles.values()))}
+    batches = sorted({row.batch for rows in lines.values() for row in rows})
+    for label, rows in lines.items():
+        left, right = panels[place[titles[label]]]
+        left.set(
+            title=f"{group}: {titles[label]}", ylabel=f"{SPLITS[rows[0].split].capitalize()}, %"
+        )
+        for row in rows:
+            colour = colormaps["viridis"](
+                0.92 * batches.index(row.batch) / max(1, len(batches) - 1)
+            )
+            name: str | None = f"batch {row.batch}"
+            if name in right.get_legend_handles_labels()[1]:
+                name = None
+            for record in row.records:
+                epochs, seconds, accuracies = record.curve(row.split)
+                style = {"color": colour, "linewidth": 1.2, "marker": ".", "markersize": 4}
+                left.plot(epochs, accuracies, **style)
+                right.plot(seconds, accuracies, label=name if accuracies else None, **style)
+                name = None if accuracies else name
+    # Beside the panels: seven batches would hide what they name.
+    for right in (right for _, right in panels if right.get_legend_handles_labels()[0]):
+        right.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    panels[-1][0].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    panels[-1][0].set_xlabel("Epoch")
+    panels[-1][1].set_xlabel("Wall time, s")

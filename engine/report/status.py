@@ -1,0 +1,83 @@
+"""How far a group's sweep is: what is done, running and left, and how long it will take."""
+
+import datetime
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+
+from engine.config.parse import key_error
+from engine.report.rows import Record, load_records
+from engine.runs.record import runs_directory
+from engine.system.lock import holder
+
+
+def describe_progress(group: str) -> str:
+    """Write a group's progress, a line for each run; raise UserError where there are no runs."""
+    records = load_records(group)
+    if not records:
+        raise key_error("group", group, f"has no runs under {runs_directory(group)}")
+    states = [state(group, record) for record in records]
+    counts = Counter(states)
+    parts = [f"{counts[name]} {name}" for name in ("done", "diverged", "running", "failed", "left")]
+    lefts = [seconds_left(record, records) for record in records]
+    at_once = max(1, counts["running"])
+    known = [left for left in lefts if left is not None]
+    total = "not known yet" if len(known) < len(lefts) else shown_time(sum(known) / at_once)
+    width = max(len(record.summary["run"]) for record in records)
+    lines = [
+        f"{group}: {len(records)} runs: {', '.join(parts)}",
+        f"time left {total}, at {at_once} run{'s' if at_once > 1 else ''} at once",
+        "",
+        f"{'':9} {'run':{width}} {'epochs':>9} {'accuracy':>9}  time left",
+    ]
+    for record, name, left in zip(records, states, lefts, strict=True):
+        epochs = f"{len(record.history)}/{record.summary['epochs']}"
+        shown = "" if left == 0 else shown_time(left) if left is not None else "?"
+        lines.append(
+            f"{name:9} {record.summary['run']:{width}} {epochs:>9} {accuracy(record):>9}  {shown}"
+        )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def state(group: str, record: Record) -> str:
+    """Tell a run's state: done, diverged, running, failed, or left (not begun or interrupted)."""
+    if record.counted:
+        return "done" if record.status == "completed" else "diverged"
+    if holder(runs_directory(group) / record.summary["run"]):
+        return "running"
+    return "failed" if record.status == "failed" else "left"
+
+
+def accuracy(record: Record) -> str:
+    """Write the final accuracy, or the latest so far; on the hold-out where there is no other."""
+    if record.status == "diverged":
+        return "nan"
+    for row in reversed(record.history):
+        for split in ("test", "holdout"):
+            if row[f"{split}_accuracy"] is not None:
+                return f"{row[f'{split}_accuracy']:.2f}"
+    return "-"
+
+
+def seconds_left(record: Record, records: Sequence[Record]) -> float | None:
+    """Estimate a run's wall seconds from its own epochs, else its row's, else all; None: none yet.
+
+    A failed run counts as left, since the same command tries it again.
+    """
+    if record.counted:
+        return 0.0
+
+    def alike(other: Record) -> bool:
+        return all(other.summary[key] == record.summary[key] for key in ("optimizer", "batch"))
+
+    for members in ([record], filter(alike, records), records):
+        epochs = [row["wall_seconds"] for member in members for row in member.history]
+        if epochs:
+            left = record.summary["epochs"] - len(record.history)
+            return statistics.fmean(epochs) * left
+    return None
+
+
+def shown_time(seconds: float) -> str:
+    """Write a time as hours, minutes and seconds."""
+    return str(datetime.timedelta(seconds=round(seconds)))

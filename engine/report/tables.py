@@ -1,0 +1,127 @@
+"""Rows to table.csv and table.md, in the columns that others rely on."""
+
+import csv
+import html
+import io
+import re
+from collections.abc import Sequence
+
+from engine.report.rows import Row, Target, baseline_row
+
+COLUMNS = (
+    "optimizer,batch,settings,model,data,epochs,base_lr,peak_lr,runs,diverged,failed,missing,"
+    "accuracy_mean,accuracy_std,best_accuracy_mean,train_seconds_mean,seconds_to_target_mean,"
+    "images_per_second_mean"
+).split(",")
+
+
+def comma_separated(rows: Sequence[Row], target: Target) -> str:
+    """Write the table with one line for each row and a column for each figure."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        first, first_at = row.records[0].summary, row.first_at(target.of(row))
+        rated = next((r.summary for r in row.records if r.summary.get("peak_lr") is not None), {})
+        writer.writerow(
+            {
+                "optimizer": row.optimizer,
+                "batch": row.batch,
+                "settings": row.settings,
+                "model": first["model"],
+                "data": first["data"],
+                "epochs": first["epochs"],
+                "base_lr": rated.get("base_lr"),
+                "peak_lr": rated.get("peak_lr"),
+                "runs": len(row.records),
+                "diverged": len(row.of("diverged")),
+                "failed": len(row.of("failed")),
+                "missing": len(row.of("missing", "interrupted")),
+                "accuracy_mean": row.accuracy() if row.split == "test" else None,
+                "accuracy_std": row.spread() if row.split == "test" else None,
+                "best_accuracy_mean": row.mean("best_test_accuracy"),
+                "train_seconds_mean": row.mean("train_seconds"),
+                "seconds_to_target_mean": first_at[1] if first_at else None,
+                "images_per_second_mean": row.mean("images_per_second"),
+            }
+        )
+    return buffer.getvalue()
+
+
+def escaped(text: object) -> str:
+    """Write what somebody typed so that in Markdown, tables included, it is text and no more."""
+    text = html.escape(" ".join(str(text).split()), quote=False)
+    # An underscore inside a word is no mark.
+    return re.sub(r"([|`\[\]\\*~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
+
+
+def markdown(group: str, rows: Sequence[Row]) -> str:
+    """Write one table for each optimizer, every run of the group accounted for."""
+    scope = {
+        (r.summary["model"], r.summary["data"], r.summary["epochs"])
+        for row in rows
+        for r in row.records
+    }
+    lines = [f"# {group}", ""]
+    lines += [
+        escaped(f"{model} on {data}, {epochs} epochs.") for model, data, epochs in sorted(scope)
+    ]
+    lines += [markdown_tables(rows), ""]
+    lines += [f"Accuracy is {whose(rows)}; ± is the standard deviation over seeds."]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_tables(rows: Sequence[Row]) -> str:
+    """Write the tables alone, each under its optimizer's name."""
+    lines = []
+    baseline = baseline_row(rows)
+    for optimizer in dict.fromkeys(row.optimizer for row in rows):
+        lines += ["", f"## {escaped(optimizer.upper())}", ""]
+        lines += ["| Batch | Base LR | top-1 Accuracy, % | Time to train |", "|---|---|---|---|"]
+        for row in rows:
+            if row.optimizer != optimizer:
+                continue
+            rates = {r.summary["base_lr"] for r in row.records if r.summary.get("base_lr")}
+            cells = [
+                escaped(row.title),
+                ", ".join(f"{rate:.4g}" for rate in sorted(rates)) or "-",
+                accuracy_cell(row) + (" (base line)" if row is baseline else ""),
+                shown_seconds(row.mean("train_seconds")),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def whose(rows: Sequence[Row]) -> str:
+    """Say what the accuracies of a group are of."""
+    if rows and rows[0].split == "holdout":
+        return "the final model's on held-out training images; no run evaluated the test split"
+    return "the final model's, on the test split"
+
+
+def shown_seconds(seconds: float | None) -> str:
+    """Write a time for a cell."""
+    return "-" if seconds is None else f"{seconds:.1f} s"
+
+
+def accuracy_cell(row: Row) -> str:
+    """Write a row's accuracy with its spread, and how many of its runs did not end well."""
+    total = len(row.records)
+    notes = []
+    diverged = len(row.of("diverged"))
+    if diverged == total:
+        notes.append("nan")
+    elif diverged:
+        notes.append(f"{diverged} of {total} nan")
+    for name, statuses in (("failed", ["failed"]), ("missing", ["missing", "interrupted"])):
+        count = len(row.of(*statuses))
+        if count:
+            notes.append(name if count == total else f"{count} of {total} {name}")
+    mean, spread = row.accuracy(), row.spread()
+    if mean is None:
+        return ", ".join(notes) or "-"
+    digits = 1 if diverged == total else 2
+    cell = f"{mean:.{digits}f}" + (
+        f" ± {spread:.2f}" if spread is not None and diverged < total else ""
+    )
+    return cell + (f" ({', '.join(notes)})" if notes else "")

@@ -1,0 +1,294 @@
+"""What a run leaves behind: its directory, metrics.jsonl, TensorBoard events, summary.json.
+
+The directory is made only once the configuration and the data are known to be right, and a lock
+in it keeps a second process out until this one ends, however it ends.
+"""
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from engine.config.choices import run_name
+from engine.config.parse import UserError, key_error
+from engine.config.schema import Config
+from engine.runs.summary import (
+    NEEDED,
+    command_of,
+    json_line,
+    plain,
+    read_json_lines,
+    read_summary,
+    summarize,
+)
+from engine.runs.tensorboard import write_epoch, write_mistakes, write_outcome, write_start
+from engine.system.files import naming, previous_of, write_text_atomically
+from engine.system.lock import locked
+from engine.system.runtime import is_out_of_memory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from engine.data.dataset import Dataset
+    from engine.training.checkpoint import Checkpoint
+    from engine.training.evaluate import Evaluated
+    from engine.training.loop import TrainedEpoch
+
+RESULTS = Path("results")
+OUT_OF_MEMORY = "the run does not fit into memory; a smaller micro_batch needs less"
+FINISHED = ("completed", "diverged")
+# Marks a directory that resume=false has cleared.
+AFRESH = ".afresh"
+
+
+def runs_directory(group: str) -> Path:
+    """Return where a group's runs lie."""
+    return RESULTS / "runs" / group
+
+
+def check_inside(group: str, run: str = "") -> None:
+    """Raise UserError where links lead a group's folders, or a run's, out of results."""
+    # Each may be a link itself, to a larger disk.
+    for parent in (RESULTS, RESULTS / "runs"):
+        place, end = parent / group / run, Path(os.path.realpath(parent / group / run))
+        if not end.is_relative_to(os.path.realpath(parent)):
+            raise key_error("group", group, f"{place} is a link that leads out of {parent}")
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """Word that a run's directory, or a report's folder or file, cannot be written."""
+    allowed = f"cannot be written ({error.strerror}); needs a folder you may write to"
+    return key_error("results", path, allowed)
+
+
+def reason_of(error: BaseException) -> str:
+    """Word what stopped a run, in one line."""
+    name = type(error).__name__
+    return f"{name}: {' '.join(str(error).split()) or name}"
+
+
+def published_runs(group: str) -> dict[str, dict[str, Any]]:
+    """Read a group's runs.jsonl: the runs that are finished here or on another machine, by name."""
+    path = (RESULTS / group / "runs.jsonl").absolute()
+    try:
+        status = path.stat()
+    except OSError:
+        return {}
+    return _read_published(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_published(path: Path, _modified: int, _size: int) -> dict[str, dict[str, Any]]:
+    # A sweep asks for each of its runs; the file is read again only once it has changed.
+    lines = list(read_json_lines(path))
+    for number, line in enumerate(lines, 1):
+        if absent := {*NEEDED, "history"} - line.keys():
+            raise UserError(f"{path}: line {number} has no {min(absent)}; mend or remove it")
+    return {line["run"]: line for line in lines}
+
+
+def begun_afresh(directory: Path) -> bool:
+    """Tell whether resume=false has begun a run again here, and it has no new outcome yet.
+
+    Until then what was published of it before is no outcome, and the same command goes on.
+    """
+    if not (directory / AFRESH).exists():
+        return False
+    summary = read_summary(directory)
+    return summary is None or summary["status"] not in FINISHED
+
+
+class Run:
+    """One run's directory and the files in it.
+
+    `history` holds a row for each finished epoch; `found` what the run learned for its summary.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Name the run by its choices; nothing is made yet."""
+        self.config = config
+        self.name = run_name(config)
+        self.directory = runs_directory(config.group) / self.name
+        self.checkpoint = self.directory / "checkpoint.pt"
+        self.log = self.directory / "error.log"
+        self.history: list[dict[str, Any]] = []
+        self.found: dict[str, Any] = {}
+        self.arguments: list[str] = []
+        self.writer: Any = None
+        self.held: Callable[[], bool] = lambda: False
+
+    def summary(self) -> dict[str, Any] | None:
+        """Return summary.json, or the line of a published one, or None where there is neither."""
+        summary = read_summary(self.directory)
+        if summary is None or summary["status"] not in FINISHED:
+            if not begun_afresh(self.directory):
+                summary = published_runs(self.config.group).get(self.name, summary)
+        return summary
+
+    def latest(self) -> "Checkpoint | None":
+        """Return the checkpoint to go on from; raise UserError where it is there and damaged."""
+        from engine.training.checkpoint import load_latest
+
+        if not (self.config.resume or begun_afresh(self.directory)):
+            return None
+        return load_latest(self.checkpoint, afresh=not self.config.resume)
+
+    def finished(self) -> bool:
+        """Tell whether the run has an outcome that training again would only repeat."""
+        summary = self.summary()
+        return summary is not None and summary["status"] in FINISHED
+
+    def outcome(self) -> str:
+        """Write the outcome in one line: accuracy and time."""
+        summary = self.summary()
+        assert summary is not None
+        kind = "holdout" if summary["test_accuracy"] is None else "test"
+        accuracy = f"{kind} accuracy {summary[f'{kind}_accuracy']:.2f} %"
+        if summary["status"] == "diverged":
+            accuracy = f"diverged after {summary['steps']} steps, {accuracy} (chance)"
+        speed = summary["images_per_second"]
+        return f"{accuracy}, trained in {summary['train_seconds']:.1f} s" + (
+            f" ({speed:,.0f} images/s)" if speed else ""
+        )
+
+    def describe(self) -> str:
+        """Write the outcome and where everything is, in two lines."""
+        here = (self.directory / "summary.json").exists()
+        place = self.directory if here else RESULTS / self.config.group / "runs.jsonl"
+        return f"{self.outcome()}\nin        {place}"
+
+    def settled_at(self) -> int:
+        """Return when the run last came to an outcome, in ns since the epoch; 0: never.
+
+        Interrupted is no outcome: another sweep that waits for the run then goes on with it.
+        """
+        times, summary = [0], self.summary()
+        paths = [self.directory / "summary.json", self.log]
+        settled = summary is not None and summary["status"] != "interrupted"
+        for path in paths if settled else paths[1:]:
+            with contextlib.suppress(OSError):
+                times.append(path.stat().st_mtime_ns)
+        return max(times)
+
+    def claim(self, arguments: list[str]) -> None:
+        """Make the run's place, unless it is there; raise UserError where it cannot be written.
+
+        A directory without summary.json is a run that is planned, under way or cut short, so a
+        sweep claims all its runs first and none can go missing from its table.
+        """
+        check_inside(self.config.group, self.name)
+        self.arguments = arguments
+        try:
+            (self.directory / ".hydra").mkdir(parents=True, exist_ok=True)
+            if not (self.directory / ".hydra" / "config.yaml").exists():
+                self._write_configuration()
+            with open(self.directory / ".lock", "a"):
+                pass
+        except OSError as error:
+            raise cannot_write(self.directory, error) from error
+
+    @contextlib.contextmanager
+    def open(self, arguments: list[str]) -> Iterator[None]:
+        """Hold the run for this process alone; what stops the run is written to its summary."""
+        self.claim(arguments)
+        with locked(self.directory) as self.held:
+            self._write_configuration()
+            try:
+                yield
+            except (KeyboardInterrupt, SystemExit, BrokenPipeError):
+                # Ctrl-C, a launcher that hands the job back to its queue, or `| head`.
+                self._try_to_finish("interrupted")
+                raise
+            except BaseException as error:
+                if is_out_of_memory(error):
+                    error = key_error("micro_batch", self.config.micro_batch, OUT_OF_MEMORY)
+                if isinstance(error, OSError):
+                    self.check_place()
+                self._try_to_finish("failed", reason_of(error))
+                raise error
+            finally:
+                if self.writer is not None:
+                    self.writer.close()
+
+    def start(self, plan: str, pictures: "Tensor", afresh: bool) -> None:
+        """Bring the records to where the run goes on from: after the epochs of `history`.
+
+        Where it starts afresh, what an earlier one left is removed.
+        pictures: a few as training sees them, uint8 [N, H, W, 3].
+        """
+        # Files with a dot before their name are the halves that a killed process left.
+        leftovers = [self.directory / "summary.json", self.log, *self.directory.glob(".*.*")]
+        if afresh:
+            for kind in ("checkpoint*.pt", "events.out.tfevents.*"):
+                leftovers += self.directory.glob(kind)
+        for path in leftovers:
+            path.unlink(missing_ok=True)
+        if afresh and not self.config.resume:
+            (self.directory / AFRESH).touch()
+        self._write_metrics()
+        # TensorBoard takes a second to import; mistakes and finished runs answer without it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        done = self.history[-1]["step"] if self.history else 0
+        self.writer = SummaryWriter(str(self.directory), purge_step=done + 1)
+        if afresh:
+            configuration = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
+            write_start(self.writer, command_of(self.arguments), plan, configuration, pictures)
+
+    def check_place(self) -> None:
+        """Raise UserError where the directory was removed; one made anew is another run's."""
+        if not self.held():
+            allowed = "was removed while the run trained; the same command starts it afresh"
+            raise key_error("results", self.directory, allowed)
+
+    def record_epoch(self, row: dict[str, Any], trained: "TrainedEpoch") -> None:
+        """Add an epoch to the history, metrics.jsonl and TensorBoard."""
+        self.check_place()
+        self.history.append(row)
+        metrics = self.directory / "metrics.jsonl"
+        with naming(metrics), open(metrics, "a") as file:
+            file.write(json_line(row))
+        write_epoch(self.writer, row, trained)
+        self.writer.flush()
+
+    def record_mistakes(self, data: "Dataset", tested: "Evaluated") -> None:
+        """Show in TensorBoard what the final model gets most wrong on the test split."""
+        step = self.history[-1]["step"]
+        write_mistakes(self.writer, data.test, data.classes, tested, step)
+
+    def finish(self, status: str, error: str | None = None, chance: float | None = None) -> None:
+        """Write summary.json, the last of a run's files; a diverged run's accuracy is `chance`."""
+        summary = summarize(self, status) | {"error": error}
+        if status == "diverged":
+            summary["test_accuracy"] = chance
+        if status in FINISHED:
+            if self.writer is not None:
+                write_outcome(self.writer, summary["choices"], summary)
+            # Its lines were appended, and may not have reached the disk.
+            self._write_metrics()
+        text = json.dumps(plain(summary), indent=2, allow_nan=False)
+        write_text_atomically(self.directory / "summary.json", text + "\n")
+        if status in FINISHED:
+            previous_of(self.checkpoint).unlink(missing_ok=True)
+            (self.directory / AFRESH).unlink(missing_ok=True)
+
+    def _try_to_finish(self, status: str, error: str | None = None) -> None:
+        # What stopped the run may be a full disk or a removed directory, which would hide it here.
+        with contextlib.suppress(OSError):
+            if self.held():
+                self.finish(status, error=error)
+
+    def _write_metrics(self) -> None:
+        lines = "".join(json_line(row) for row in self.history)
+        write_text_atomically(self.directory / "metrics.jsonl", lines)
+
+    def _write_configuration(self) -> None:
+        contents = {"config.yaml": self.config.to_dict(), "overrides.yaml": self.arguments}
+        for name, content in contents.items():
+            text = yaml.safe_dump(content, sort_keys=False)
+            write_text_atomically(self.directory / ".hydra" / name, text)

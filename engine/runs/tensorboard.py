@@ -1,0 +1,174 @@
+"""What TensorBoard shows of a run: tags, layout, pictures, cards, and the sweep's comparison.
+
+When it is written is record.py's. Tags are grouped by what a reader asks: accuracy, loss, rate,
+gradient, noise, speed; each layer's figures under trust_ratio, effective_rate, weight_norm and
+gradient_norm, by parameter name. LAYOUT gathers them on one page, Custom Scalars.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from engine.data.dataset import Split
+    from engine.training.evaluate import Evaluated
+    from engine.training.loop import TrainedEpoch
+
+# Tag to column of metrics.jsonl.
+TAGS = {
+    "accuracy/train": "train_accuracy",
+    "accuracy/test": "test_accuracy",
+    "accuracy/holdout": "holdout_accuracy",
+    "accuracy/raw_test": "raw_test_accuracy",
+    "accuracy/raw_holdout": "raw_holdout_accuracy",
+    "loss/train_epoch": "train_loss",
+    "loss/test": "test_loss",
+    "speed/images_per_second": "images_per_second",
+}
+# Pages and charts of Custom Scalars; each chart's tags are regular expressions.
+LAYOUT = {
+    "Training": {
+        "accuracy, %": ["Multiline", ["accuracy/.*"]],
+        "loss": ["Multiline", ["loss/.*"]],
+        "learning rate": ["Multiline", ["rate/learning_rate"]],
+        "gradient norm": ["Multiline", ["gradient/norm"]],
+        "gradient noise scale, examples (noise_scale=true)": ["Multiline", ["noise/scale"]],
+        "images per second": ["Multiline", ["speed/images_per_second"]],
+    },
+    "Layers (log_layers_every=N, LARS)": {
+        "trust ratio": ["Multiline", ["trust_ratio/.*"]],
+        "effective rate": ["Multiline", ["effective_rate/.*"]],
+        "weight norm": ["Multiline", ["weight_norm/.*"]],
+        "gradient norm": ["Multiline", ["gradient_norm/.*"]],
+    },
+}
+# What runs are compared by in HPARAMS: columns of summary.json.
+OUTCOMES = ("test_accuracy", "holdout_accuracy", "train_seconds", "images_per_second")
+# HPARAMS sorts its columns and shows five until others are ticked: these go without a prefix.
+FIRST_CHOICES = {
+    "batch": "batch",
+    "model.name": "model",
+    "optimizer.name": "optimizer",
+    "seed": "seed",
+}
+POINTS_AN_EPOCH = 20
+GRID_COLUMNS = 8
+MISTAKES = 32
+
+
+def write_start(
+    writer: "SummaryWriter", command: str, plan: str, configuration: str, pictures: Tensor
+) -> None:
+    """Write what is known before the first step; pictures: augmented ones, uint8 [N, H, W, 3]."""
+    writer.add_custom_scalars(LAYOUT)
+    writer.add_text("run", code(f"{command}\n\n{plan}"), 0)
+    writer.add_text("configuration", code(configuration), 0)
+    writer.add_image("pictures/augmented", make_grid(pictures), 0, dataformats="HWC")
+
+
+def write_epoch(writer: "SummaryWriter", row: Mapping[str, Any], trained: "TrainedEpoch") -> None:
+    """Write an epoch's curves."""
+    per_step: dict[str, Sequence[float | None]] = {
+        "loss/train": trained.losses,
+        "rate/learning_rate": trained.rates,
+        "gradient/norm": trained.gradient_norms,
+        "noise/scale": [estimate.noise_scale for estimate in trained.noise],
+        "noise/gradient_variance": [e.gradient_variance for e in trained.noise],
+        "noise/gradient_squared": [e.gradient_squared for e in trained.noise],
+    }
+    first = trained.last_step - len(trained.losses) + 1
+    for tag, values in per_step.items():
+        # So many points draw the curve; every step would swamp the file.
+        stride = max(1, len(values) // POINTS_AN_EPOCH)
+        for place in range((len(values) - 1) % stride, len(values), stride):
+            value = values[place]
+            if value is not None:
+                writer.add_scalar(tag, value, first + place)
+    for step, layers in trained.layers:
+        for layer, figures in layers.items():
+            # Beside ratios of hundredths, those that are 1 by rule would flatten every curve.
+            plain = float(figures["trust_ratio"]) == 1
+            for name, figure in figures.items():
+                if plain and name in ("trust_ratio", "effective_rate"):
+                    continue
+                writer.add_scalar(f"{name}/{layer}", float(figure), step)
+    for tag, key in TAGS.items():
+        if row.get(key) is not None:
+            writer.add_scalar(tag, row[key], trained.last_step)
+
+
+def write_mistakes(
+    writer: "SummaryWriter",
+    split: "Split",
+    classes: Sequence[str],
+    evaluated: "Evaluated",
+    step: int,
+) -> None:
+    """Write the misclassified pictures of highest loss, and a card with their classes."""
+    index = worst_mistakes(split.labels, evaluated)
+    lines = ["| picture | true | predicted | loss |", "|---|---|---|---|"]
+    for place, example in enumerate(index.tolist()):
+        row, column = divmod(place, GRID_COLUMNS)
+        true, predicted = int(split.labels[example]), int(evaluated.predictions[example])
+        lines.append(
+            f"| row {row + 1}, column {column + 1} | {classes[true]} | {classes[predicted]} "
+            f"| {float(evaluated.losses[example]):.2f} |"
+        )
+    writer.add_text("worst_mistakes", "\n".join(lines) if len(index) else "no mistakes", step)
+    if len(index):
+        grid = make_grid(split.images[index])
+        writer.add_image("pictures/worst_mistakes", grid, step, dataformats="HWC")
+
+
+def write_outcome(
+    writer: "SummaryWriter", choices: Mapping[str, Any], summary: Mapping[str, Any]
+) -> None:
+    """Write what HPARAMS compares the runs of a sweep by: their choices and their outcomes."""
+    from torch.utils.tensorboard.summary import hparams
+
+    outcomes = {f"outcome/{key}": summary[key] for key in OUTCOMES if summary[key] is not None}
+    chosen = {
+        FIRST_CHOICES.get(key, f"settings/{key}"): value
+        for key, value in choices.items()
+        if value is not None
+    }
+    if summary["peak_lr"] is not None:
+        chosen["peak_lr"] = summary["peak_lr"]
+    # SummaryWriter.add_hparams would make a run of its own beside this one.
+    for part in hparams(chosen, outcomes):
+        writer._get_file_writer().add_summary(part)
+    for tag, value in outcomes.items():
+        writer.add_scalar(tag, value, summary["steps"])
+
+
+def worst_mistakes(labels: Tensor, evaluated: "Evaluated") -> Tensor:
+    """Return the places of the misclassified examples of highest loss, highest first."""
+    wrong = (evaluated.predictions != labels).nonzero().flatten()
+    order = evaluated.losses[wrong].argsort(descending=True, stable=True)
+    return wrong[order[:MISTAKES]]
+
+
+def make_grid(images: Tensor, scale: int = 2, border: int = 2) -> Tensor:
+    """Lay pictures uint8 [N, H, W, 3] out in rows of `GRID_COLUMNS`, enlarged, on white."""
+    count, height, width, _ = images.shape
+    columns = min(GRID_COLUMNS, count)
+    rows = -(-count // columns)
+    cell_height, cell_width = scale * height + border, scale * width + border
+    grid = torch.full(
+        (rows * cell_height + border, columns * cell_width + border, 3), 255, dtype=torch.uint8
+    )
+    large = images.cpu().repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    for place, picture in enumerate(large):
+        row, column = divmod(place, columns)
+        top, left = row * cell_height + border, column * cell_width + border
+        grid[top : top + scale * height, left : left + scale * width] = picture
+    return grid
+
+
+def code(text: str) -> str:
+    """Write text as Markdown shows it letter by letter."""
+    return "    " + text.replace("\n", "\n    ")

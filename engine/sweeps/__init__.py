@@ -1,0 +1,1 @@
+"""Many runs: sweeps, the search for rates, the range test."""

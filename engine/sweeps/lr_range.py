@@ -1,0 +1,149 @@
+"""The range test for a learning rate: train shortly while the rate grows, and see where loss falls.
+
+Leslie Smith 2017, "Cyclical Learning Rates for Training Neural Networks", arXiv 1506.01186, section
+3.3; here the rate grows by the same factor at every step. The suggestion is the rate at which the
+loss is lowest: a constant rate would have to stay below it, but a schedule passes its peak in a few
+steps, after a warm-up, and falls from there. Where the loss falls fastest against the rate's
+logarithm is told beside it, as the careful choice. Only the training split is used.
+"""
+
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from engine.data.augment import EpochDraws, TrainingPictures
+from engine.report.plots import save
+from engine.runs.summary import plain
+from engine.system.files import write_text_atomically
+from engine.training.step import Step
+
+# Weight of the past in the running loss that decides when to stop.
+SMOOTHING = 0.9
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """The rates tried, the loss of each step before its update, and why the test ended there."""
+
+    rates: list[float]
+    losses: list[float]
+    stopped: str
+
+    @property
+    def reach(self) -> int:
+        """Return how many neighbours on each side a point is smoothed with."""
+        return max(2, len(self.rates) // 20)
+
+    def smoothed(self) -> list[float]:
+        """Return the mean loss about each step; unlike a running mean it does not lag behind."""
+        return [statistics.fmean(self.losses[near]) for near in self._windows()]
+
+    def lowest(self) -> int:
+        """Return the step of the lowest smoothed loss."""
+        smoothed = self.smoothed()
+        return smoothed.index(min(smoothed))
+
+    def steepest(self) -> int | None:
+        """Return the step, before the lowest loss, where it falls fastest; None: it never falls."""
+        logs = [math.log(rate) for rate in self.rates]
+        slopes = {
+            step: statistics.linear_regression(logs[near], self.losses[near]).slope
+            for step, near in enumerate(self._windows())
+            if self.reach <= step <= self.lowest()
+        }
+        step = min(slopes, key=lambda step: slopes[step], default=None)
+        return step if step is not None and slopes[step] < 0 else None
+
+    def falls_to_the_end(self) -> bool:
+        """Tell whether the test ended too early to see the loss turn."""
+        return self.lowest() >= len(self.rates) - 1 - self.reach
+
+    def suggested(self) -> float | None:
+        """Return the rate of the lowest loss; None where the loss never falls."""
+        return None if self.steepest() is None else self.rates[self.lowest()]
+
+    def _windows(self) -> list[slice]:
+        steps = range(len(self.rates))
+        return [slice(max(0, step - self.reach), step + self.reach + 1) for step in steps]
+
+
+def growing_rates(low: float, high: float, steps: int) -> list[float]:
+    """Return rates from `low` to `high`, each the same multiple of the one before."""
+    return [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
+
+
+def run_range_test(
+    step: Step,
+    seed: int,
+    rates: Sequence[float],
+    most: float,
+) -> RangeTest:
+    """Take one step at each rate, until the loss is not finite or above `most` times its best."""
+    step.model.train()
+    losses: list[float] = []
+    running = weight = 0.0
+    best = math.inf
+    batches = endless_batches(step.pictures, step.plan.batch, seed)
+    for rate in rates:
+        batch, draws = next(batches)
+        for group in step.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        figures = step.gradients(batch, draws)
+        value = float(figures.loss)
+        if not math.isfinite(value + float(figures.gradient_norm)):
+            return RangeTest(list(rates[: len(losses)]), losses, "the loss was no longer finite")
+        losses.append(value)
+        running = SMOOTHING * running + (1 - SMOOTHING) * value
+        weight = SMOOTHING * weight + 1 - SMOOTHING
+        best = min(best, running / weight)
+        if running / weight > most * best:
+            return RangeTest(
+                list(rates[: len(losses)]), losses, f"the loss was {most:g} times its best"
+            )
+        step.update()
+    return RangeTest(list(rates), losses, "range.high was reached")
+
+
+def endless_batches(
+    pictures: TrainingPictures, batch: int, seed: int
+) -> Iterator[tuple[Tensor, EpochDraws]]:
+    """Go through the epochs of a run, whole batches alone: a short one's loss is noisier."""
+    for epoch in itertools.count(1):
+        draws = pictures.draw_epoch(seed, epoch)
+        for index in draws.order.split(batch):
+            if len(index) == batch:
+                yield index, draws
+
+
+def write_range(stem: Path, made: RangeTest, found: dict[str, Any]) -> list[Path]:
+    """Write plot and numbers beside each other, `stem`.png and .json; return their paths."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.plot(made.rates, made.losses, color="grey", alpha=0.4, linewidth=1, label="loss")
+        axes.plot(made.rates, made.smoothed(), color="#1f6f8b", label="smoothed")
+        label = f"suggested: {found['suggested_peak_lr']:.3g}"
+        axes.axvline(found["suggested_peak_lr"], color="#d1495b", linestyle="--", label=label)
+        axes.set_xscale("log")
+        low, high = min(made.smoothed()), max(made.losses[: made.lowest() + 1])
+        axes.set_ylim(low - 0.1 * (high - low), high + 0.5 * (high - low))
+        title = f"{found['model']}, {found['optimizer']}, batch {found['batch']}: {made.stopped}"
+        axes.set(xlabel="Learning rate", ylabel="Training loss", title=title)
+
+    numbers = found | {
+        "stopped": made.stopped,
+        "steepest_loss_lr": made.rates[made.steepest() or 0],
+        "learning_rate": made.rates,
+        "train_loss": made.losses,
+        "smoothed_loss": made.smoothed(),
+    }
+    path = stem.with_name(f"{stem.name}.json")
+    write_text_atomically(path, json.dumps(plain(numbers), indent=2, allow_nan=False) + "\n")
+    return [save(stem.with_name(f"{stem.name}.png"), draw, (7.2, 4.2)), path]

@@ -1,0 +1,136 @@
+"""The search for fair rates: the same number of trials for each optimizer and batch.
+
+Every cell (an optimizer at a batch) has a geometric grid, and all grow alike. While the best
+of any cell lies on the edge of a grid, every cell gets one more value on that axis: beyond the edge
+where its best is on one, else between its best and the better neighbour. With a budget of trials,
+Optuna chooses them inside the first grid's bounds instead. Trials are scored on held-out training
+images alone; the test split is not even evaluated.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from engine.config.parse import key_error
+
+Point = tuple[float, ...]
+Measure = Callable[[Sequence["Cell"]], None]
+
+
+@dataclass
+class Cell:
+    """One optimizer at one batch: what is tried for it and how that did.
+
+    axes: the values of each tuned key, ascending; scores: hold-out accuracy in %, the mean over
+    seeds, of each point tried, None where a seed diverged; asked: the points that Optuna chose.
+    """
+
+    optimizer: str
+    batch: int
+    overrides: list[str]
+    axes: dict[str, list[float]]
+    scores: dict[Point, float | None] = field(default_factory=dict)
+    asked: list[Point] = field(default_factory=list)
+
+    def points(self) -> list[Point]:
+        """List what is tried, the grid unless Optuna chose: a value for each key of `axes`."""
+        return self.asked or list(itertools.product(*self.axes.values()))
+
+    def score(self, point: Point) -> float:
+        """Return a point's score; one that diverged is below all others."""
+        score = self.scores[point]
+        return -1.0 if score is None else score
+
+    def best(self) -> Point:
+        """Return the best point; of equals the one with the smaller values."""
+        return max(sorted(self.points()), key=self.score)
+
+    def edge(self, key: str) -> int:
+        """Tell on which edge of a key's values the best lies: -1, 1, or 0 for neither."""
+        if all(self.scores[point] is None for point in self.points()):
+            return -1
+        values = self.axes[key]
+        place = values.index(self.best()[list(self.axes).index(key)])
+        if len(values) == 1:
+            return 0
+        return -1 if place == 0 else 1 if place == len(values) - 1 else 0
+
+    def grow(self, key: str, factor: float) -> None:
+        """Add a value of a key: beyond the edge that the best lies on, or beside the best."""
+        values, edge = self.axes[key], self.edge(key)
+        if edge < 0:
+            added = values[0] / factor
+        elif edge > 0:
+            added = values[-1] * factor
+        else:
+            place = list(self.axes).index(key)
+            best = self.best()
+            at = values.index(best[place])
+            neighbours = [values[i] for i in (at - 1, at + 1) if 0 <= i < len(values)]
+            beside = max(
+                neighbours, key=lambda v: self.score((*best[:place], v, *best[place + 1 :]))
+            )
+            added = math.sqrt(best[place] * beside)
+        values.append(rounded(added))
+        values.sort()
+
+
+def rounded(value: float) -> float:
+    """Round to six digits, so that a rate reads well and names the same run again."""
+    return float(f"{value:.6g}")
+
+
+def geometric(centre: float, points: int, factor: float) -> list[float]:
+    """Return `points` values around a centre, each `factor` times the one before."""
+    return [rounded(centre * factor ** (i - points // 2)) for i in range(points)]
+
+
+def search(cells: Sequence[Cell], measure: Measure, factor: float, most: int) -> None:
+    """Grow the cells' grids until no best lies on an edge, or an axis has `most` values.
+
+    measure: fills in the scores of the points that have none.
+    """
+    measure(cells)
+    while True:
+        growing = [
+            key
+            for key in cells[0].axes
+            if len(cells[0].axes[key]) < most and any(cell.edge(key) for cell in cells)
+        ]
+        if not growing:
+            return
+        for cell in cells:
+            cell.grow(growing[0], factor)
+        measure(cells)
+
+
+def search_by_optuna(cells: Sequence[Cell], measure: Measure, trials: int) -> None:
+    """Let Optuna choose each cell's trials, inside the bounds of its grid.
+
+    Its sampler is seeded, so the same command asks for the same trials again and finds them done.
+    Raises UserError where Optuna is not installed.
+    """
+    try:
+        import optuna
+    except ModuleNotFoundError as error:
+        raise key_error("tune.trials", trials, "needs pip install -e '.[optuna]'") from error
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    studies = [
+        optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
+        for _ in cells
+    ]
+    bounds = [{key: (values[0], values[-1]) for key, values in cell.axes.items()} for cell in cells]
+    for _ in range(trials):
+        asked = [study.ask() for study in studies]
+        for cell, trial, limits in zip(cells, asked, bounds, strict=True):
+            point = tuple(
+                rounded(trial.suggest_float(key, *ends, log=True)) for key, ends in limits.items()
+            )
+            cell.asked.append(point)
+            for place, key in enumerate(cell.axes):
+                cell.axes[key] = sorted({tried[place] for tried in cell.asked})
+        measure(cells)
+        for cell, study, trial in zip(cells, studies, asked, strict=True):
+            study.tell(trial, cell.score(cell.asked[-1]))

@@ -1,0 +1,236 @@
+"""The machine a run has: device, precision, threads, seeds, and the facts a result is cited with.
+
+Settings of torch that live on in the process are set anew for every run, so that the runs of one
+sweep do not inherit them from each other.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import random
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from engine.config.parse import key_error
+from engine.system.distributed import local_rank, rank, ranks_here, together, world_size
+
+PROJECT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a run computes; threads are those of each of its ranks."""
+
+    device: torch.device
+    precision: str
+    threads: int
+    rank: int = 0
+    world_size: int = 1
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of a forward pass: bf16 autocast, or nothing under fp32."""
+        enabled = self.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Return how pictures and weights lie in memory: channels last."""
+        return torch.channels_last
+
+    def compile(self, model: nn.Module) -> nn.Module:
+        """Return the compiled model; its parameters are the model's own.
+
+        Each shape is compiled once and kept on disk by torch, for a sweep's other runs. What an
+        earlier run of this process compiled is let go: beyond a few shapes torch would stop
+        compiling, and say so in a log alone.
+        """
+        torch.compiler.reset()
+        return cast(nn.Module, torch.compile(model, dynamic=False))
+
+    def wall_clock(self) -> float:
+        """Return the time in seconds once the device has finished what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def start_runtime(
+    device: str, precision: str, threads: int | None, deterministic: bool, seed: int
+) -> Runtime:
+    """Choose device and precision, set threads and seeds; raise UserError where one is absent."""
+    place = together(lambda: choose_rank_device(device))
+    threads = threads or max(1, available_cpus() // ranks_here())
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    # By default a GPU's convolutions would round fp32 to the 10 bits of TF32.
+    torch.backends.cudnn.allow_tf32 = False
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    random.seed(derive_seed(seed, "python"))
+    torch.manual_seed(derive_seed(seed, "torch"))
+    reset_peak_memory(place)
+    precision = choose_precision(precision, place)
+    return Runtime(place, precision, threads, rank(), world_size())
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device asked for; `auto` prefers CUDA, then MPS, then the CPU."""
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(kind for kind, available in present.items() if available)
+    if not present[name]:
+        here = ", ".join(kind for kind, available in present.items() if available)
+        raise key_error("device", name, f"this machine has none; it has {here}")
+    return torch.device(name)
+
+
+def choose_rank_device(name: str) -> torch.device:
+    """Return the device of this rank: each has a GPU of its own."""
+    place = choose_device(name)
+    if world_size() == 1:
+        return place
+    if place.type == "mps":
+        raise key_error("device", name, "several ranks train on cuda or cpu")
+    if place.type == "cuda":
+        gpus = torch.cuda.device_count()
+        if local_rank() >= gpus:
+            allowed = f"{ranks_here()} ranks here need a GPU each, and this machine has {gpus}"
+            raise key_error("device", name, allowed)
+        place = torch.device("cuda", local_rank())
+        torch.cuda.set_device(place)
+    return place
+
+
+def check_sync_bn(sync_bn: bool, runtime: Runtime) -> None:
+    """Refuse batch-norm statistics over the ranks where torch has no kernels for them."""
+    if sync_bn and runtime.device.type != "cuda":
+        allowed = f"needs device=cuda, and this run's is {runtime.device.type}"
+        raise key_error("sync_bn", True, f"{allowed}; model.ghost_batch makes any ranks agree")
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Return fp32 or bf16; `auto` is bf16 where the hardware itself computes in it."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu" and platform.machine() in ("x86_64", "AMD64"):
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+    return "fp32"
+
+
+def available_cpus() -> int:
+    """Count the CPUs this process may use: its affinity, and the container's quota."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cpus = min(cpus, max(1, int(quota) // int(period)))
+    return cpus
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse freed memory, which by default goes back to the system in large pieces.
+
+    A pass of 1024 images has activations beyond glibc's 32 MiB limit, so each would be mapped, its
+    pages zeroed and unmapped again at every step: a third of the step (mallopt(3)).
+    """
+    with contextlib.suppress(OSError, TypeError):
+        library = ctypes.CDLL(None)
+        if hasattr(library, "gnu_get_libc_version"):
+            m_trim_threshold, m_mmap_max = -1, -4
+            library.mallopt(m_mmap_max, 0)
+            library.mallopt(m_trim_threshold, -1)
+
+
+def derive_seed(seed: int, *names: str | int) -> int:
+    """Mix a seed with what it is used for into 63 bits, so that no two uses share a stream."""
+    text = "/".join(str(part) for part in (seed, *names))
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start the peak of memory use afresh, where the system lets it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Return the peak since the reset: allocated on a CUDA device, else resident in the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(ImportError):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if platform.system() == "Darwin" else peak * 1024
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception says that host or device memory ran out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # The CPU's allocator raises a plain RuntimeError.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def device_name(device: torch.device) -> str:
+    """Return the device's name as its maker gives it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """Return the checkout's commit, marked where files but results differ; None outside git."""
+    try:
+        git = ["git", "-C", str(PROJECT)]
+        revision = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results"],
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{revision}-dirty" if changes else revision
+
+
+def facts(runtime: Runtime) -> dict[str, Any]:
+    """Return what a figure must be cited with: hardware, precision, versions, commit."""
+    return {
+        "device": device_name(runtime.device),
+        "world_size": runtime.world_size,
+        "threads": runtime.threads,
+        "precision": runtime.precision,
+        "torch": torch.__version__,
+        "commit": commit(),
+    }

@@ -1,0 +1,1 @@
+"""One run's training: plan, model, step, epochs, evaluation, checkpoint."""

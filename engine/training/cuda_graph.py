@@ -1,0 +1,130 @@
+"""A training step as one CUDA graph: captured after a few steps, replayed for each full batch.
+
+What a replay reads and writes lies at fixed addresses: the batch's indices, the epoch's draws and
+the learning rates are copied there first. Steps that differ, an epoch's short last one and those
+whose layers are logged, are taken launch by launch, as are all where no graph can be captured.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from engine.data.augment import EpochDraws
+from engine.system.runtime import Runtime
+from models import forget_batch_statistics
+
+if TYPE_CHECKING:
+    from engine.training.step import Figures, Step
+
+T = TypeVar("T")
+# Libraries choose their kernels and ask for workspaces in the first steps of a shape.
+WARM_UP_STEPS = 3
+
+
+def captures(runtime: Runtime) -> bool:
+    """Tell whether a run's steps are captured: on one CUDA device."""
+    return runtime.device.type == "cuda" and runtime.world_size == 1
+
+
+def capture(function: Callable[[], T]) -> tuple[Callable[[], None], T]:
+    """Capture what a function does on the device; return what does it again, and its result.
+
+    The result's tensors hold their values after a replay; while captured, nothing is computed.
+    """
+    graph = torch.cuda.CUDAGraph()
+    # Other threads of the process may do as they like meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        result = function()
+    return graph.replay, result
+
+
+class StepGraph:
+    """The graph of a step, once there is one."""
+
+    def __init__(self, step: Step) -> None:
+        """Wait for the first full batches before capturing."""
+        self.step = step
+        # Before the first step: torch's fused SGD computes with a number in double, with a tensor
+        # in fp32, and a resumed run is to go on as the one that was left alone.
+        make_capturable(step.optimizer, step.runtime.device)
+        self.warm_up = WARM_UP_STEPS
+        self.failed = False
+        self.captured: CapturedStep | None = None
+
+    def replay(self, batch: Tensor, draws: EpochDraws) -> Figures | None:
+        """Take a step; return its figures, valid until the next one, or None where it cannot be."""
+        if self.failed or len(batch) != self.step.plan.batch:
+            return None
+        if self.warm_up > 0:
+            self.warm_up -= 1
+            return None
+        if self.captured is None:
+            try:
+                self.captured = CapturedStep(self.step, batch, draws)
+            except RuntimeError as error:
+                self._give_up(error)
+                return None
+        return self.captured(batch, draws)
+
+    def _give_up(self, error: RuntimeError) -> None:
+        self.failed = True
+        forget_batch_statistics(self.step.model)
+        reason = " ".join(str(error).split())
+        print(
+            f"steps are taken launch by launch: no CUDA graph could be captured ({reason})",
+            file=sys.stderr,
+        )
+
+
+class CapturedStep:
+    """A graph, and what it reads and writes."""
+
+    def __init__(self, step: Step, batch: Tensor, draws: EpochDraws) -> None:
+        """Capture a step on a batch like this one; raise RuntimeError where that cannot be."""
+        self.batch = batch.clone()
+        self.copied = draws
+        self.draws = EpochDraws(draws.order, draws.crops.clone(), draws.flips.clone())
+
+        def whole() -> Figures:
+            figures = step.gradients(self.batch, self.draws)
+            step.update_on_device()
+            return figures
+
+        self.run, self.figures = capture(whole)
+
+    def __call__(self, batch: Tensor, draws: EpochDraws) -> Figures:
+        """Take a step; its figures hold until the next."""
+        self.batch.copy_(batch)
+        if draws is not self.copied:
+            self.copied = draws
+            self.draws.crops.copy_(draws.crops)
+            self.draws.flips.copy_(draws.flips)
+        self.run()
+        return self.figures
+
+
+def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
+    """Put the rates where a graph reads them anew at each replay; schedules then write them there.
+
+    A checkpoint holds them as numbers: graphs are this process's own.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)
+        if "capturable" in group:
+            group["capturable"] = True
+
+
+def plain_state(optimizer: Optimizer) -> dict[str, object]:
+    """Return an optimizer's state as it would be without a graph."""
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        group["lr"] = float(group["lr"])
+        if "capturable" in group:
+            group["capturable"] = False
+    return state

@@ -1,0 +1,122 @@
+"""How much memory a run will need, worked out without running it.
+
+What the backward pass will need is counted to the byte. A plan traces the model with fake tensors,
+which have shapes and no storage; a run, in a tenth of the time, sends a few images through it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+
+from engine.config.parse import key_error
+from engine.config.schema import Config
+from engine.data.dataset import Dataset
+from engine.system.distributed import ranks_here
+from engine.system.resources import available_bytes
+from engine.system.runtime import Runtime
+from engine.training.build import build_model
+from engine.training.plan import Plan
+
+# Images of a check: what does not grow with them is counted for each, and counts for little.
+MEASURED = 4
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes that a run needs at least; libraries and workspaces of the kernels come on top."""
+
+    pictures: float
+    state: float
+    activations: float
+    images: int
+
+    @property
+    def total(self) -> float:
+        """Return the sum."""
+        return self.pictures + self.state + self.activations
+
+    def describe(self) -> str:
+        """Write the sum and its parts."""
+        parts = (self.total, self.pictures, self.state, self.activations)
+        mib = [f"{part / 2**20:,.0f}" for part in parts]
+        return (
+            f"about {mib[0]} MiB: pictures {mib[1]}, weights and optimizer {mib[2]}, "
+            f"a pass of {self.images} images {mib[3]}"
+        )
+
+
+def describe_memory(config: Config, plan: Plan, data: Dataset, runtime: Runtime) -> str:
+    """Write an estimate in one line: pictures, weights with their state, one forward pass."""
+    with FakeTensorMode(), runtime.device:
+        model = build_model(config.model, len(data.classes))
+        needed = estimate(config, plan, data, model, runtime, largest_pass(plan))
+    return f"memory    {needed.describe()}; libraries and workspaces come on top"
+
+
+def check_memory(config: Config, plan: Plan, data: Dataset, runtime: Runtime) -> None:
+    """Raise UserError where a run on the CPU would outgrow the memory, and be killed for it."""
+    available = available_bytes()
+    if runtime.device.type != "cpu" or available is None:
+        return
+    # Its weights must not change those that the run is about to draw.
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(config.model, len(data.classes))
+        model.to(memory_format=runtime.memory_format)
+        needed = estimate(config, plan, data, model, runtime, min(MEASURED, largest_pass(plan)))
+    ranks = ranks_here()
+    if needed.total * ranks > available:
+        each = f", on each of {ranks} ranks here" if ranks > 1 else ""
+        allowed = (
+            f"the run needs {needed.describe()}{each}, and there are {available / 2**20:,.0f} MiB; "
+            "a smaller micro_batch needs less"
+        )
+        raise key_error("micro_batch", config.micro_batch, allowed)
+
+
+def largest_pass(plan: Plan) -> int:
+    """Return the most images that go through a rank's network at once."""
+    return max(map(max, plan.rank_passes(plan.batch)))
+
+
+def estimate(
+    config: Config, plan: Plan, data: Dataset, model: nn.Module, runtime: Runtime, examples: int
+) -> Estimate:
+    """Work out a run's needs from its model and a pass of so many examples through it."""
+    images = largest_pass(plan)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    # Weights and gradients; where there are any, momentum, an average of the weights, and the
+    # gradients' copies that cross between ranks.
+    copies = 2 + bool(config.optimizer.momentum) + (config.ema.decay is not None)
+    copies += plan.world_size > 1
+    return Estimate(
+        # Each is kept as bytes and once more with its border; float32 copies pass by.
+        pictures=data.train.images.numel() * (1 + (40 / 32) ** 2) + data.test.images.numel(),
+        state=weights * copies,
+        activations=saved_bytes(model, examples, runtime) * images / examples,
+        images=images,
+    )
+
+
+def saved_bytes(model: nn.Module, examples: int, runtime: Runtime) -> int:
+    """Count the bytes that autograd keeps for one training pass."""
+    kept: dict[int, int] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    images = torch.empty(examples, 3, 32, 32, device=runtime.device)
+    images = images.to(memory_format=runtime.memory_format)
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        with runtime.autocast():
+            logits = model(images)
+        loss = F.cross_entropy(
+            logits.float(), torch.zeros(examples, dtype=torch.int64, device=runtime.device)
+        )
+    del loss
+    return sum(size for storage, size in kept.items() if storage not in own)

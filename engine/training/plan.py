@@ -1,0 +1,272 @@
+"""Batch and epochs to steps, accumulation and rates: every derived number's one home."""
+
+import dataclasses
+import itertools
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from engine.config.parse import LARGEST, UserError, key_error
+from engine.config.schema import (
+    Config,
+    ConstantConfig,
+    CosineConfig,
+    MultistepConfig,
+    OneCycleConfig,
+    PolynomialConfig,
+)
+from engine.data.dataset import known_training_size
+from engine.training.build import build_scheduler
+from models.batch_norm import group_sizes
+from schedulers import SCALING_RULES
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. Rates are per optimizer step; `final_lr` is the last step's.
+
+    min_lr: where the decay ends; decay_interval: steps between a multistep schedule's falls;
+    decay: the rate after warm-up as a formula; bias_lr_scale: the rate of biases and normalisation
+    parameters over these; min_passes: forward passes that a batch is split into at least, where it
+    has the examples; world_size: ranks that share each batch.
+    """
+
+    train_examples: int
+    batch: int
+    micro_batch: int
+    ghost_batch: int | None
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    base_lr: float
+    peak_lr: float
+    final_lr: float
+    min_lr: float = 0.0
+    decay_interval: float = math.inf
+    decay: str = ""
+    bias_lr_scale: float = 1.0
+    min_passes: int = 1
+    world_size: int = 1
+
+    @property
+    def last_batch(self) -> int:
+        """Return the examples of an epoch's last batch."""
+        return self.train_examples - (self.steps_per_epoch - 1) * self.batch
+
+    def rank_passes(self, examples: int) -> list[list[int]]:
+        """Split a batch over the ranks, and each part into passes of at most `micro_batch`.
+
+        Both as even as can be, and as many passes on every rank, where synchronised batch norms
+        meet. A rank that is left without examples makes its passes over none.
+
+        With ghost batch norm parts and passes hold whole groups, so that the groups depend on
+        neither; the last group, which takes a remainder in, may exceed `micro_batch`.
+        """
+        if self.ghost_batch is None:
+            parts = even_sizes(examples, self.world_size)
+            least = min(self.min_passes, parts[0])
+            passes = max(1, math.ceil(parts[0] / self.micro_batch), least)
+            return [even_sizes(part, passes) for part in parts]
+        groups = iter(group_sizes(examples, self.ghost_batch))
+        counts = even_sizes(len(group_sizes(examples, self.ghost_batch)), self.world_size)
+        return [self._join_groups(list(itertools.islice(groups, count))) for count in counts]
+
+    def _join_groups(self, groups: list[int]) -> list[int]:
+        """Join ghost groups of the given sizes to passes."""
+        assert self.ghost_batch is not None
+        sizes: list[int] = []
+        most = self.micro_batch
+        if self.min_passes > 1:
+            most = min(most, math.ceil(len(groups) / self.min_passes) * self.ghost_batch)
+        for group in groups:
+            if sizes and sizes[-1] + group <= most:
+                sizes[-1] += group
+            else:
+                sizes.append(group)
+        return sizes or [0]
+
+    def rates(self) -> dict[str, float]:
+        """Return the rates that a run's summary reports."""
+        return {"base_lr": self.base_lr, "peak_lr": self.peak_lr, "final_lr": self.final_lr}
+
+    def describe(self) -> str:
+        """Write the plan in four lines or five, enough to work out every rate by hand."""
+        parts = Counter(map(describe_sizes, self.rank_passes(self.batch)))
+        shown = ", ".join(
+            passes if self.world_size == 1 else f"{ranks} rank{'s' * (ranks > 1)} of {passes}"
+            for passes, ranks in parts.items()
+        )
+        reached = "" if self.warmup_steps < self.total_steps else ", which the run does not reach"
+        biases = ""
+        if self.bias_lr_scale != 1.0:
+            times = f"{self.bias_lr_scale:g} times these rates"
+            biases = f"\nbiases    and normalisation parameters: {times}"
+        return (
+            f"steps     {self.total_steps} = {self.epochs} epochs x {self.steps_per_epoch} "
+            f"(batch {self.batch}, the last of an epoch {self.last_batch}, "
+            f"{self.train_examples} training images)\n"
+            f"passes    {shown} images a step\n"
+            f"rates     first {self.base_lr:.6g}, peak {self.peak_lr:.6g} at step "
+            f"{self.warmup_steps}{reached}, final {self.final_lr:.6g} at step "
+            f"{self.total_steps - 1}\n"
+            f"decay     {self.decay}{biases}"
+        )
+
+
+def even_sizes(examples: int, parts: int) -> list[int]:
+    """Split examples as even as can be, the larger parts first."""
+    small, larger = divmod(examples, parts)
+    return [small + 1] * larger + [small] * (parts - larger)
+
+
+def describe_sizes(sizes: list[int]) -> str:
+    """Write the sizes of passes: `4 x 1024` where they are alike, else `700 + 600`."""
+    return f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 else " + ".join(map(str, sizes))
+
+
+def check_plan(config: Config, world_size: int = 1) -> None:
+    """Raise what `make_plan` raises, where it can be told before any picture is fetched."""
+    size = known_training_size(config.data)
+    if size is not None:
+        make_plan(config, size, world_size)
+
+
+def make_plan(config: Config, train_examples: int, world_size: int = 1) -> Plan:
+    """Work out a run's steps and rates; raise UserError where the split is too small for them."""
+    if config.sync_bn and world_size == 1:
+        allowed = "needs several ranks, as torchrun --nproc-per-node=2 starts them"
+        raise key_error("sync_bn", True, allowed)
+    if config.batch > train_examples:
+        allowed = f"must be at most the training split's {train_examples} images"
+        raise key_error("batch", config.batch, allowed)
+    scheduler = config.scheduler
+    steps_per_epoch = math.ceil(train_examples / config.batch)
+    total_steps = steps_per_epoch * config.epochs
+    warmup_steps = count_warmup_steps(scheduler, config.epochs, steps_per_epoch)
+    if warmup_steps > total_steps:
+        raise warmup_error(scheduler, warmup_steps, f"at most the run's {total_steps} steps")
+    base_lr, peak_lr = first_and_peak_rate(config)
+    if peak_lr > LARGEST:
+        allowed = f"gives a peak rate of {peak_lr:.6g}, which float32 cannot hold"
+        raise key_error("optimizer.base_lr", config.optimizer.base_lr, allowed)
+    min_lr, decay_interval = 0.0, math.inf
+    if isinstance(scheduler, CosineConfig):
+        min_lr = scheduler.min_lr
+        if scheduler.final_fraction is not None:
+            min_lr = scheduler.final_fraction * peak_lr
+        if min_lr > peak_lr:
+            allowed = f"must be at most the peak rate {peak_lr:.6g}"
+            raise key_error("scheduler.min_lr", min_lr, allowed)
+    if isinstance(scheduler, MultistepConfig):
+        epochs = scheduler.step_size
+        if epochs is None:
+            epochs = scheduler.step_fraction * config.epochs
+        decay_interval = epochs * steps_per_epoch
+        if warmup_steps >= decay_interval:
+            allowed = f"below the {decay_interval:g} steps after which the rate falls"
+            raise warmup_error(scheduler, warmup_steps, allowed)
+    plan = Plan(
+        train_examples=train_examples,
+        batch=config.batch,
+        micro_batch=config.micro_batch,
+        ghost_batch=config.model.ghost_batch,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+        base_lr=base_lr if warmup_steps else peak_lr,
+        peak_lr=peak_lr,
+        final_lr=peak_lr,
+        min_lr=min_lr,
+        decay_interval=decay_interval,
+        bias_lr_scale=config.optimizer.bias_lr_scale,
+        # The noise scale compares the first pass with the whole batch.
+        min_passes=2 if config.noise_scale else 1,
+        world_size=world_size,
+    )
+    if config.model.name == "resnet50_imagenet_stem" and not config.sync_bn:
+        check_passes(plan)
+    if config.noise_scale and max(map(len, plan.rank_passes(plan.batch))) < 2:
+        groups = "examples" if plan.ghost_batch is None else "groups of model.ghost_batch"
+        allowed = f"needs two {groups} on a rank, more than batch={plan.batch} gives {world_size}"
+        raise key_error("noise_scale", True, allowed)
+    # The schedule's own formula gives the last rate; an optimizer of one number carries it.
+    carrier = torch.optim.SGD([torch.zeros(1)], lr=peak_lr)
+    schedule = build_scheduler(scheduler, plan, carrier)
+    final_lr = schedule.lr_at(plan.total_steps - 1, peak_lr)
+    return dataclasses.replace(plan, final_lr=final_lr, decay=describe_decay(scheduler, plan))
+
+
+def check_passes(plan: Plan) -> None:
+    """Raise UserError where batch norm would meet one image alone, whose last maps are 1x1."""
+    alone = "leaves batch norm one image alone, and this model's last maps have one pixel"
+    if plan.ghost_batch == 1:
+        raise key_error("model.ghost_batch", 1, alone)
+    for examples in (plan.batch, plan.last_batch):
+        if 1 in itertools.chain(*plan.rank_passes(examples)):
+            raise key_error("batch", plan.batch, alone)
+
+
+def count_warmup_steps(scheduler: ConstantConfig, epochs: int, steps_per_epoch: int) -> int:
+    """Return the optimizer steps of warm-up: as given, from epochs, or from the fraction."""
+    if scheduler.warmup_steps is not None:
+        return scheduler.warmup_steps
+    warmup_epochs = scheduler.warmup_epochs
+    if warmup_epochs is None:
+        warmup_epochs = scheduler.warmup_fraction * epochs
+    return round(warmup_epochs * steps_per_epoch)
+
+
+def warmup_error(scheduler: ConstantConfig, steps: int, allowed: str) -> UserError:
+    """Word the error of a warm-up of so many steps, by the key that made it as long."""
+    if scheduler.warmup_steps is not None:
+        return key_error("scheduler.warmup_steps", steps, f"must be {allowed}")
+    key = "warmup_fraction" if scheduler.warmup_epochs is None else "warmup_epochs"
+    made = f"is {steps} steps, and must be {allowed}"
+    return key_error(f"scheduler.{key}", getattr(scheduler, key), made)
+
+
+def describe_decay(scheduler: ConstantConfig, plan: Plan) -> str:
+    """Write the rate after warm-up as a formula in the numbers of the plan."""
+    if isinstance(scheduler, MultistepConfig):
+        return f"peak x {scheduler.gamma:g} ^ floor(step / {plan.decay_interval:.6g})"
+    last = plan.total_steps - 1
+    if not isinstance(scheduler, CosineConfig) or plan.warmup_steps >= last:
+        return "none"
+    factor = "(1 + cos(pi t)) / 2"
+    if isinstance(scheduler, OneCycleConfig):
+        factor = "(1 - t)"
+    if isinstance(scheduler, PolynomialConfig):
+        factor = f"(1 - t)^{scheduler.power:g}"
+    return (
+        f"final + (peak - final) {factor}, t = (step - {plan.warmup_steps}) "
+        f"/ {last - plan.warmup_steps}"
+    )
+
+
+def first_and_peak_rate(config: Config) -> tuple[float, float]:
+    """Return the rates where warm-up starts and ends.
+
+    With `lr_scaling=none` the peak is base_lr times the warm-up's multiplier (null is 1). With a
+    rule it is base_lr times the rule's scale (Goyal et al. 2017, arXiv 1706.02677); below
+    `base_batch` that is a smaller rate, and warm-up then starts from the peak. A onecycle schedule
+    starts from its own fraction of the peak.
+    """
+    optimizer, scheduler = config.optimizer, config.scheduler
+    if optimizer.lr_scaling == "none":
+        first, peak = optimizer.base_lr, optimizer.base_lr * (scheduler.warmup_multiplier or 1.0)
+    else:
+        scale = SCALING_RULES[optimizer.lr_scaling](config.batch, optimizer.base_batch)
+        peak = optimizer.base_lr * scale
+        first = min(optimizer.base_lr, peak)
+    if isinstance(scheduler, OneCycleConfig) and scheduler.start_fraction is not None:
+        first = scheduler.start_fraction * peak
+    return first, peak
+
+
+def base_lr_for(config: Config, peak_lr: float) -> float:
+    """Return the `optimizer.base_lr` whose peak is the given rate: every rule is a multiple."""
+    return peak_lr * config.optimizer.base_lr / first_and_peak_rate(config)[1]

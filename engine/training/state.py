@@ -1,0 +1,71 @@
+"""What training moves and a resume needs back, made and handed around together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from engine.training.build import build_ema, build_model, build_optimizer, build_scheduler
+from engine.training.cuda_graph import plain_state
+from engine.training.ema import Average
+from engine.training.noise_scale import NoiseScale
+from schedulers import WarmupLR
+
+if TYPE_CHECKING:
+    from engine.config.schema import Config
+    from engine.system.runtime import Runtime
+    from engine.training.plan import Plan
+
+
+@dataclass(frozen=True)
+class State:
+    """The network itself, neither compiled nor distributed, and all that moves with it."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: WarmupLR
+    ema: Average | None
+    noise: NoiseScale | None
+
+    @classmethod
+    def of_no_steps(cls, config: Config, plan: Plan, classes: int, runtime: Runtime) -> State:
+        """Make a run's state at its start, on its device, from torch's present random state."""
+        model = build_model(config.model, classes, config.sync_bn).to(runtime.device)
+        model.to(memory_format=runtime.memory_format)
+        optimizer = build_optimizer(config.optimizer, config.clip, model, plan.peak_lr)
+        return cls(
+            model,
+            optimizer,
+            build_scheduler(config.scheduler, plan, optimizer),
+            build_ema(config.ema, model),
+            NoiseScale(runtime.device) if config.noise_scale else None,
+        )
+
+    def copy(self) -> dict[str, Any]:
+        """Return all of it as a checkpoint holds it, on the CPU and apart from what moves on."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return copied(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": plain_state(self.optimizer),
+                "scheduler": self.scheduler.state_dict(),
+                "ema": None if self.ema is None else self.ema.state_dict(),
+                "noise_scale": None if self.noise is None else self.noise.state_dict(),
+                "random_states": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            }
+        )
+
+
+def copied(value: Any) -> Any:
+    """Copy containers and tensors, these to the CPU; anything else is not changed in place."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copied(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied(inner) for inner in value)
+    return value

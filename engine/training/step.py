@@ -1,0 +1,169 @@
+"""One optimizer step: gradients of a batch, clipping, the update, and all that follows the weights.
+
+Nothing here is read by the host, so that on CUDA a whole step is captured once as a graph and then
+replayed: a launch for each step in place of several hundred.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from engine.config.schema import ClipConfig
+from engine.data.augment import EpochDraws, TrainingPictures
+from engine.system.distributed import gradients_averaged
+from engine.system.runtime import Runtime
+from engine.training.cuda_graph import StepGraph, captures
+from engine.training.ema import Average
+from engine.training.noise_scale import NoiseScale, mean_first_pass
+from engine.training.plan import Plan
+from lars import LARS
+from models import commit_batch_statistics
+
+NO_CLIP = ClipConfig(norm=None, value=None)
+
+
+class Figures(NamedTuple):
+    """What a step measured, on the device; the first two are of this rank's part of the batch.
+
+    loss: its part of the mean loss; correct: int64, examples classified right; gradient_norm: of
+    the whole batch's gradient before clipping; noise: the sums of `NoiseScale`, where it is kept.
+    """
+
+    loss: Tensor
+    correct: Tensor
+    gradient_norm: Tensor
+    noise: Tensor | None
+
+
+class Step:
+    """A run's step: what it moves, and by what rules.
+
+    model: as it is called, so compiled or distributed; `ema` follows its weights and buffers,
+    `noise` the gradients.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        pictures: TrainingPictures,
+        plan: Plan,
+        runtime: Runtime,
+        clip: ClipConfig = NO_CLIP,
+        label_smoothing: float = 0.0,
+        ema: Average | None = None,
+        noise: NoiseScale | None = None,
+    ) -> None:
+        """Bind what is there; optimizer and the rest are as a checkpoint has left them."""
+        self.model = model
+        self.optimizer = optimizer
+        self.pictures = pictures
+        self.plan = plan
+        self.runtime = runtime
+        # LARS clips by itself, from norms that it needs anyway.
+        self.clip = NO_CLIP if isinstance(optimizer, LARS) else clip
+        self.label_smoothing = label_smoothing
+        self.ema = ema
+        self.noise = noise
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.graph = StepGraph(self) if captures(runtime) else None
+
+    def gradients(self, batch: Tensor, draws: EpochDraws) -> Figures:
+        """Give each parameter the clipped gradient of a batch's mean loss; batch: int64 [B]."""
+        self.optimizer.zero_grad()
+        passes = self.plan.rank_passes(len(batch))
+        own = batch.split([sum(sizes) for sizes in passes])[self.runtime.rank]
+        loss, correct, first_norm = accumulate_gradients(
+            self.model, self.pictures, draws, own, passes[self.runtime.rank], len(batch),
+            self.runtime, self.label_smoothing, self.parameters if self.noise is not None else (),
+        )  # fmt: skip
+        norm = clip_gradients(self.parameters, self.clip)
+        sums = None
+        if self.noise is not None:
+            firsts = [sizes[0] for sizes in passes if len(sizes) > 1]
+            first_norm, first = mean_first_pass(first_norm, firsts, norm)
+            sums = self.noise.update(first_norm, norm, first, len(batch))
+        return Figures(loss, correct, norm, sums)
+
+    def update(self) -> None:
+        """Move the weights, and then what follows them."""
+        self.update_on_device()
+        self.count()
+
+    def update_on_device(self) -> None:
+        """Do the part of `update` that a graph replays."""
+        self.optimizer.step()
+        commit_batch_statistics(self.model)
+        if self.ema is not None:
+            self.ema.move(self.model)
+
+    def count(self) -> None:
+        """Do the part of `update` that a replay leaves to the host."""
+        if self.ema is not None:
+            self.ema.n_averaged += 1
+
+    def replay(self, batch: Tensor, draws: EpochDraws) -> Figures | None:
+        """Take a whole step, the update included, by its graph; None where there is no graph."""
+        if self.graph is None or (figures := self.graph.replay(batch, draws)) is None:
+            return None
+        self.count()
+        return figures
+
+
+def accumulate_gradients(
+    model: nn.Module,
+    pictures: TrainingPictures,
+    draws: EpochDraws,
+    batch: Tensor,
+    sizes: Sequence[int],
+    batch_size: int,
+    runtime: Runtime,
+    label_smoothing: float = 0.0,
+    measured: Sequence[nn.Parameter] = (),
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Add the gradient of a batch's mean loss to p.grad, in passes of the given sizes.
+
+    batch: int64 [N], this rank's part of the `batch_size` examples; the gradient is all ranks'.
+    Returns this part of the mean loss, the count of its examples classified right, and where
+    parameters to measure are given and there are several passes, the norm of the first pass' own
+    mean gradient.
+    """
+    total = torch.zeros((), device=runtime.device)
+    correct = torch.zeros((), dtype=torch.int64, device=runtime.device)
+    first_norm = None
+    for place, index in enumerate(batch.split(list(sizes))):
+        images, labels = pictures.batch(index, draws)
+        with gradients_averaged(model, last=place == len(sizes) - 1):
+            with runtime.autocast():
+                logits = model(images)
+            # A sum over the batch's own size weighs micro-batches and ranks by their examples.
+            loss = F.cross_entropy(
+                logits.float(), labels, reduction="sum", label_smoothing=label_smoothing
+            )
+            loss = loss / batch_size
+            # What is averaged over the ranks becomes their sum.
+            (loss * runtime.world_size).backward()
+        total += loss.detach()
+        correct += (logits.detach().argmax(dim=1) == labels).sum()
+        if measured and place == 0 and len(sizes) > 1:
+            first_norm = gradient_norm(measured) * (batch_size / len(index) / runtime.world_size)
+    return total, correct, first_norm
+
+
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return the norm of all gradients together, 0-d on their device."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], clip: ClipConfig) -> Tensor:
+    """Clip by global norm, then by value, as LARS does; return the norm before any clipping."""
+    norm = gradient_norm(parameters)
+    if clip.norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip.norm, norm)
+    if clip.value is not None:
+        torch.nn.utils.clip_grad_value_(parameters, clip.value)
+    return norm
