@@ -9,8 +9,8 @@ import hydra
 from omegaconf import DictConfig
 
 from engine.cli import CONF, exit_status, read_command_line
-from engine.config.parse import UserError, key_error
 from engine.config.schema import EvaluationConfig
+from engine.errors import UserError, key_error
 from engine.runs.summary import json_line
 
 

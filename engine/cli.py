@@ -28,8 +28,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from engine.config.explain import explain, one_line
 from engine.config.hydra_keys import check_hydra_overrides, is_hydras, take_hydras
-from engine.config.parse import UserError, known_keys, parse
+from engine.config.parse import known_keys, parse
 from engine.config.resolvers import register_resolvers, without_absent
+from engine.errors import UserError
 from engine.system.signals import Stopped, leaving_early
 
 T = TypeVar("T")

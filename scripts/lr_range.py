@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from engine.cli import exit_status, read_command_line, read_own_keys
 from engine.config.choices import run_name
-from engine.config.parse import Range, UserError, key_error
+from engine.config.parse import Range
 from engine.config.schema import Config, Positive
+from engine.errors import UserError, key_error
 
 if TYPE_CHECKING:
     from engine.sweeps.lr_range import RangeTest

@@ -26,8 +26,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from engine.cli import CommandLine, Job, exit_status, make_jobs, read_command_line, read_own_keys
-from engine.config.parse import Range, UserError, key_error
+from engine.config.parse import Range
 from engine.config.schema import Config, Count
+from engine.errors import UserError, key_error
 from engine.report.rows import load_records
 from engine.report.write import runs_lines
 from engine.runs.record import FINISHED, RESULTS, Run, cannot_write

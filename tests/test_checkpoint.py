@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import engine.runs.record
-from engine.config.parse import UserError
 from engine.data.dataset import load_data
+from engine.errors import UserError
 from engine.system.checksum import write_summed
 from engine.training.checkpoint import load_checkpoint
 

@@ -10,8 +10,9 @@ from hydra import compose, initialize_config_dir
 
 from engine.cli import CONF, plain_config
 from engine.config.choices import choices, run_name
-from engine.config.parse import UserError, known_keys
+from engine.config.parse import known_keys
 from engine.config.schema import Config, Variant
+from engine.errors import UserError
 from engine.training.build import build_optimizer, build_scheduler
 from engine.training.plan import make_plan
 from lars import PRESETS

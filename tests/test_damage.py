@@ -8,8 +8,8 @@ import torch
 
 import engine.system.checksum
 import engine.system.files
-from engine.config.parse import UserError
 from engine.data.augment import Normalization
+from engine.errors import UserError
 from engine.system.checksum import MARK, TRAILER
 from engine.training.build import build_model, build_optimizer, build_scheduler
 from engine.training.checkpoint import (

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.config.parse import UserError
 from engine.config.schema import DataConfig, DownloadedDataConfig
 from engine.data import sources
 from engine.data.augment import Normalization, TrainingPictures
 from engine.data.dataset import Split, balanced_order, load_data
+from engine.errors import UserError
 from tests.conftest import CLASSES
 
 

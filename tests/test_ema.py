@@ -158,7 +158,7 @@ def test_a_checkpoint_that_lacks_what_the_run_keeps_is_told(small, workplace, co
     ],
 )
 def test_wrong_values_are_told(override, told):
-    from engine.config.parse import UserError
+    from engine.errors import UserError
 
     with pytest.raises(UserError) as raised:
         config(override)

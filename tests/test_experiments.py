@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from engine.cli import plain_config
-from engine.config.parse import UserError
+from engine.errors import UserError
 from engine.training.build import build_optimizer
 from engine.training.plan import make_plan
 from models import resnet8

@@ -21,9 +21,9 @@ import torch
 import engine.sweeps.sweep
 import engine.system.checksum
 import engine.training.loop
-from engine.config.parse import UserError
 from engine.data import sources
 from engine.data.dataset import load_data
+from engine.errors import UserError
 from engine.system.files import write_atomically
 from engine.system.lock import holder, locked
 from engine.training.checkpoint import load_checkpoint

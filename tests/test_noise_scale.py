@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.config.parse import UserError
 from engine.config.schema import ClipConfig
+from engine.errors import UserError
 from engine.training.noise_scale import SMOOTHING, NoiseEstimate, NoiseScale, estimates
 from engine.training.plan import make_plan
 from tests.test_checkpoint import only_run

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from engine.config.parse import UserError
+from engine.errors import UserError
 from engine.training.build import build_scheduler
 from engine.training.plan import make_plan
 from tests.test_config import config

@@ -28,9 +28,9 @@ import engine.training.evaluate
 import engine.training.step
 import train
 from engine.cli import exit_status
-from engine.config.parse import UserError
 from engine.config.schema import EMAConfig, ModelConfig
 from engine.data.augment import Normalization, TrainingPictures
+from engine.errors import UserError
 from engine.runs.follower import Follower
 from engine.system.distributed import check_alike, distribute
 from engine.system.runtime import available_cpus, start_runtime

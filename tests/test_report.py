@@ -17,7 +17,7 @@ import scripts.status
 import scripts.tables
 from engine.cli import exit_status
 from engine.config.choices import choices
-from engine.config.parse import UserError
+from engine.errors import UserError
 from engine.report.page import merge_commands
 from engine.report.plots import draw_against, draw_baseline, gather_lengths, gather_lines
 from engine.report.rows import load_records, make_rows

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine.cli import exit_status
-from engine.config.parse import UserError
+from engine.errors import UserError
 from engine.report.page import fenced
 from engine.report.tables import escaped
 from engine.report.write import write_report

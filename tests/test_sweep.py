@@ -12,7 +12,7 @@ import engine.sweeps.sweep
 import engine.training.checkpoint
 import engine.training.loop
 import engine.training.memory
-from engine.config.parse import UserError
+from engine.errors import UserError
 from engine.report.rows import load_records
 from tests.test_cli import rows_of
 

@@ -8,7 +8,7 @@ import yaml
 
 import scripts.tune
 from engine.cli import exit_status
-from engine.config.parse import UserError
+from engine.errors import UserError
 from engine.report.write import write_report
 from engine.sweeps.tune import Cell, geometric, search, search_by_optuna
 from tests.conftest import files_below

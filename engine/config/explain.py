@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.config.parse import UserError, closest, key_error
+from engine.errors import UserError, closest, key_error
 
 LAUNCHERS = ("basic", "joblib", "ray", "slurm", "submitit_local", "submitit_slurm")
 

@@ -13,7 +13,7 @@ from typing import Any
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from engine.config.parse import UserError, key_error
+from engine.errors import UserError, key_error
 
 SETTABLE = r"[+~]*hydra(/launcher=|\.launcher\.)"
 # The keys by which Hydra's `instantiate` imports and calls.

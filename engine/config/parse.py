@@ -5,21 +5,17 @@ of them or null, a group of keys, or one of several groups told apart by their `
 """
 
 import dataclasses
-import difflib
-import json
 import math
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from engine.errors import UserError, closest, key_error
+
 # The largest number that float32 has: torch refuses to compute with one beyond it.
 LARGEST = (2 - 2**-23) * 2.0**127
-
-
-class UserError(Exception):
-    """A user's mistake; its text is the one line to print before exit status 2."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +48,6 @@ class Pattern:
 
     expression: str
     words: str
-
-
-def key_error(key: str, value: Any, allowed: str) -> UserError:
-    """Word a user's mistake: the key, the value, what is allowed."""
-    shown = "null" if value is None else json.dumps(value) if type(value) is bool else str(value)
-    shown = shown.removesuffix(".0") if type(value) is float else " ".join(shown.split())
-    return UserError(f"{key}={shown}: {allowed}")
-
-
-def closest(key: str, known: Iterable[str]) -> str:
-    """Name the known keys nearest to a mistyped one, or all of them."""
-    known = sorted(known)
-    matches = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    leaf = key.rpartition(".")[2]
-    matches = matches or [name for name in known if name.rpartition(".")[2] == leaf]
-    return f"did you mean {' or '.join(matches)}?" if matches else f"one of {', '.join(known)}"
 
 
 def known_keys(cls: Any, prefix: str = "") -> set[str]:

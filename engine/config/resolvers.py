@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from engine.config.parse import UserError, key_error
+from engine.errors import UserError, key_error
 
 # The seed study's k counts from this batch in every recipe, whatever `base_batch` a rule uses.
 STUDY_BATCH = 128

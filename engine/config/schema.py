@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from engine.config.parse import Pattern, Range, key_error, parse
+from engine.config.parse import Pattern, Range, parse
+from engine.errors import key_error
 
 Count = Annotated[int, Range(low=1)]
 NotNegativeCount = Annotated[int, Range(low=0)]

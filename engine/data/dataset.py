@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.config.parse import key_error
 from engine.config.schema import DataConfig
 from engine.data.sources import KNOWN, blank_source, read_source
+from engine.errors import key_error
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.config.parse import UserError, key_error
 from engine.config.schema import DataConfig, DownloadedDataConfig
+from engine.errors import UserError, key_error
 from engine.system.files import write_atomically
 from engine.system.runtime import available_cpus
 

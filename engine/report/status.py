@@ -5,7 +5,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-from engine.config.parse import key_error
+from engine.errors import key_error
 from engine.report.rows import Record, load_records
 from engine.runs.record import runs_directory
 from engine.system.lock import holder

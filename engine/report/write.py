@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.config.parse import key_error
+from engine.errors import key_error
 from engine.report.noise import write_noise_plot
 from engine.report.page import page
 from engine.report.plots import write_comparison, write_plots

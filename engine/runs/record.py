@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from engine.config.choices import run_name
-from engine.config.parse import UserError, key_error
 from engine.config.schema import Config
+from engine.errors import UserError, key_error
 from engine.runs.summary import (
     NEEDED,
     command_of,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.config.choices import choices
-from engine.config.parse import UserError
+from engine.errors import UserError
 
 if TYPE_CHECKING:
     from engine.runs.record import Run

@@ -19,7 +19,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from engine.cli import CONF, Job
-from engine.config.parse import UserError
+from engine.errors import UserError
 from engine.system.runtime import available_cpus
 
 Task = Callable[[DictConfig], None]

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from engine.cli import CommandLine, Job
-from engine.config.parse import UserError, key_error
 from engine.config.schema import Config, DataConfig
 from engine.data.dataset import Dataset, load_data, plan_data
+from engine.errors import UserError, key_error
 from engine.report.write import write_report
 from engine.runs.record import FINISHED, RESULTS, Run, check_inside, reason_of
 from engine.sweeps.launch import Task, check_launcher, launch_jobs

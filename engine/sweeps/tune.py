@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from engine.config.parse import key_error
+from engine.errors import key_error
 
 Point = tuple[float, ...]
 Measure = Callable[[Sequence["Cell"]], None]

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.config.parse import UserError, key_error
+from engine.errors import UserError, key_error
 from engine.system.signals import Stopped
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from engine.config.parse import UserError
+from engine.errors import UserError
 
 BEAT_SECONDS = 5.0
 # Beats may be late; then so long without one is death, by a file time that is seen to stand still.

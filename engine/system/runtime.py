@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from engine.config.parse import key_error
+from engine.errors import key_error
 from engine.system.distributed import local_rank, rank, ranks_here, together, world_size
 
 PROJECT = Path(__file__).resolve().parent.parent.parent

@@ -16,9 +16,9 @@ from typing import IO, Any, cast
 import torch
 from torch import nn
 
-from engine.config.parse import UserError, key_error
 from engine.config.schema import Config
 from engine.data.augment import Normalization
+from engine.errors import UserError, key_error
 from engine.system.checksum import agrees, check_written, write_summed
 from engine.system.files import previous_of, write_atomically
 from engine.training.finite import is_finite

@@ -11,9 +11,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from engine.config.parse import key_error
 from engine.config.schema import Config
 from engine.data.dataset import Dataset
+from engine.errors import key_error
 from engine.system.distributed import ranks_here
 from engine.system.resources import available_bytes
 from engine.system.runtime import Runtime

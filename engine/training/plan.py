@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.config.parse import LARGEST, UserError, key_error
+from engine.config.parse import LARGEST
 from engine.config.schema import (
     Config,
     ConstantConfig,
@@ -18,6 +18,7 @@ from engine.config.schema import (
     PolynomialConfig,
 )
 from engine.data.dataset import known_training_size
+from engine.errors import UserError, key_error
 from engine.training.build import build_scheduler
 from models.batch_norm import group_sizes
 from schedulers import SCALING_RULES

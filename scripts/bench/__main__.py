@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from engine.cli import check_ranks, exit_status, refuse_flags
-from engine.config.parse import UserError
+from engine.errors import UserError
 from engine.training.build import MODELS
 from scripts.bench import data, epoch, ladder, lars, profile, report, rest, startup, step
 
