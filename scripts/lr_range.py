@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from engine.cli import exit_status, read_command_line, read_own_keys
-from engine.config.choices import run_name
 from engine.config.parse import Range
 from engine.config.schema import Config, Positive
 from engine.errors import UserError, key_error
@@ -123,7 +122,7 @@ def suggest(config: Config, made: "RangeTest", peak: float, facts: dict[str, Any
     check_inside(config.group)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        paths = write_range(folder / run_name(config), made, found)
+        paths = write_range(folder / config.run_name(), made, found)
     except OSError as error:
         raise cannot_write(folder, error) from error
     steepest = made.rates[made.steepest() or 0]

@@ -9,7 +9,6 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from engine.cli import CONF, plain_config
-from engine.config.choices import choices, run_name
 from engine.config.parse import known_keys
 from engine.config.schema import Config, Variant
 from engine.errors import UserError
@@ -209,18 +208,18 @@ def test_nesterov_needs_momentum():
 
 
 def test_same_choices_name_the_same_run():
-    name = run_name(config("batch=256"))
-    assert run_name(config("batch=256", "epochs=200")) == name
+    name = config("batch=256").run_name()
+    assert config("batch=256", "epochs=200").run_name() == name
     place = ("group=other", "device=cpu", "threads=1", "resume=false", "data.root=elsewhere")
-    assert run_name(config("batch=256", *place)) == name
+    assert config("batch=256", *place).run_name() == name
     for other in ("seed=1", "optimizer.nesterov=true", "data.train_size=500", "optimizer=lars"):
-        assert run_name(config("batch=256", other)) != name
+        assert config("batch=256", other).run_name() != name
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
 def test_image_folder_runs_are_told_apart_by_their_root():
     here, there = (config("data=image_folder", f"data.root={root}") for root in "ab")
-    assert run_name(here) != run_name(there)
+    assert here.run_name() != there.run_name()
 
 
 def test_a_key_at_its_default_leaves_run_names_alone():
@@ -231,8 +230,8 @@ def test_a_key_at_its_default_leaves_run_names_alone():
         new_key: str | None = None
 
     later = Later(**{f.name: getattr(made, f.name) for f in dataclasses.fields(made)})
-    assert choices(later) == choices(made)
-    assert "new_key" in choices(dataclasses.replace(later, new_key="x"))
+    assert later.choices() == made.choices()
+    assert "new_key" in dataclasses.replace(later, new_key="x").choices()
 
 
 def test_configuration_names_no_code():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.config.schema import DataConfig, DownloadedDataConfig
+from engine.config.schema import DownloadedDataConfig, ImageFolderConfig
 from engine.data import sources
 from engine.data.augment import Normalization, TrainingPictures
 from engine.data.dataset import Split, balanced_order, load_data
@@ -17,7 +17,7 @@ from tests.conftest import CLASSES
 
 def folder_config(root, **changes):
     options = {"cache": None, "holdout": 0, "train_size": None, "test_size": None} | changes
-    return DataConfig(name="image_folder", root=str(root), **options)
+    return ImageFolderConfig(name="image_folder", root=str(root), **options)
 
 
 def test_a_tree_is_read_as_it_lies(tree):

@@ -16,7 +16,6 @@ import engine.report.write
 import scripts.status
 import scripts.tables
 from engine.cli import exit_status
-from engine.config.choices import choices
 from engine.errors import UserError
 from engine.report.page import merge_commands
 from engine.report.plots import draw_against, draw_baseline, gather_lengths, gather_lines
@@ -54,7 +53,7 @@ def put(work, *overrides, status="completed", accuracy=80.0, history=HISTORY, **
         "test_accuracy": None if status == "failed" else accuracy, "best_test_accuracy": 81.0,
         "best_epoch": 2, "command": "python train.py " + " ".join(overrides),
         "train_seconds": 30.0, "images_per_second": 1000.0, "target_accuracy": None,
-        "commit": "abc", "device": "cpu", "torch": "2", "choices": choices(made),
+        "commit": "abc", "device": "cpu", "torch": "2", "choices": made.choices(),
     } | changes  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))

@@ -90,13 +90,13 @@ def test_cards_tell_command_and_plan_and_the_worst_mistakes(events):
 
 
 def test_the_augmented_pictures_are_the_first_that_training_sees(events, tree):
-    from engine.config.schema import DataConfig
+    from engine.config.schema import ImageFolderConfig
     from engine.data.dataset import load_data
 
     made, _ = events
     (event,) = made.Images("pictures/augmented")
     shown = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
-    train = load_data(DataConfig("image_folder", str(tree), None, 30, None, None)).train
+    train = load_data(ImageFolderConfig("image_folder", str(tree), None, 30, None, None)).train
     normalization = Normalization.of(train.images)
     pictures = TrainingPictures(train, normalization, torch.device("cpu"))
     draws = pictures.draw_epoch(0, 1)

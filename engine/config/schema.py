@@ -1,14 +1,17 @@
 """What each configuration key may be, and the checks across keys.
 
-Owns the typed configuration. Leaves to others: composing YAML and command line (engine/cli.py),
-reading values (parse.py), the name that its choices give a run (choices.py), checks that need the
-data and every derived number (training/plan.py). Imports no torch, so that `--help` and mistakes
-answer at once.
+Owns the typed configuration and the name that its choices give a run. Leaves to others: composing
+YAML and command line (compose.py), reading values (parse.py), checks that need the data and every
+derived number (training/plan.py). Imports no torch, so that `--help` and mistakes answer at once.
 """
 
 import dataclasses
+import functools
+import hashlib
+import json
 import re
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -26,6 +29,9 @@ Positive = Annotated[float, Range(low=0, low_open=True)]
 Fraction = Annotated[float, Range(low=0, high=1)]
 Minutes = Annotated[str, Pattern("[1-9][0-9]{0,5}min", "minutes such as 10min")]
 Percent = Annotated[float, Range(low=0, high=100, low_open=True)]
+
+# Of a key that does not change a run's result, and so not its name.
+SAME_RESULT = {"same_result": True}
 
 ModelName = Literal[
     "resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
@@ -53,12 +59,20 @@ class ModelConfig:
 class DataConfig:
     """Where the pictures come from and how many are used."""
 
-    name: Literal["image_folder", "synthetic"]
-    root: str | None
-    cache: str | None
+    name: Literal["synthetic"]
+    root: str | None = field(metadata=SAME_RESULT)
+    cache: str | None = field(metadata=SAME_RESULT)
     holdout: NotNegativeCount
     train_size: Count | None
     test_size: NotNegativeCount | None
+
+
+@dataclass(frozen=True)
+class ImageFolderConfig(DataConfig):
+    """A tree of the user's own; which one it is decides the result."""
+
+    name: Literal["image_folder"]  # type: ignore[assignment]
+    root: str | None
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,7 @@ class DownloadedDataConfig(DataConfig):
     """A data set that torchvision downloads on first use."""
 
     name: Literal["cifar10", "cifar100"]  # type: ignore[assignment]
-    download_seconds: Positive
+    download_seconds: Positive = field(metadata=SAME_RESULT)
 
 
 @dataclass(frozen=True)
@@ -179,25 +193,25 @@ class Config:
     epochs: Annotated[int, Range(low=1, high=10**9)]
     eval_every: Count
     seed: Seed
-    group: str
-    device: Literal["auto", "cpu", "cuda", "mps"]
-    threads: Threads | None
+    group: str = field(metadata=SAME_RESULT)
+    device: Literal["auto", "cpu", "cuda", "mps"] = field(metadata=SAME_RESULT)
+    threads: Threads | None = field(metadata=SAME_RESULT)
     precision: Literal["auto", "fp32", "bf16"]
     compile: bool
     deterministic: bool
-    resume: bool
-    target_accuracy: Percent | None
-    log_layers_every: Count | None
-    plan: bool
+    resume: bool = field(metadata=SAME_RESULT)
+    target_accuracy: Percent | None = field(metadata=SAME_RESULT)
+    log_layers_every: Count | None = field(metadata=SAME_RESULT)
+    plan: bool = field(metadata=SAME_RESULT)
     clip: ClipConfig
     model: ModelConfig
-    data: DataConfig | DownloadedDataConfig
+    data: DataConfig | ImageFolderConfig | DownloadedDataConfig
     optimizer: SGDConfig | LARSConfig
     scheduler: PolynomialConfig | MultistepConfig | OneCycleConfig | CosineConfig | ConstantConfig
     loss: LossConfig = LossConfig()
     ema: EMAConfig = EMAConfig()
     noise_scale: bool = False
-    checkpoint_every: Count | Minutes = 1
+    checkpoint_every: Count | Minutes = field(default=1, metadata=SAME_RESULT)
     sync_bn: bool = False
 
     @classmethod
@@ -210,6 +224,49 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Return plain nested dictionaries, which `from_hydra` reads back."""
         return dataclasses.asdict(self)
+
+    def choices(self) -> dict[str, Any]:
+        """Flatten what a run's result depends on to dotted keys, in order.
+
+        A key at its dataclass default is left out, so a key added later (with a default that
+        changes nothing) leaves the names of earlier runs as they were.
+        """
+        return dict(_flatten(self))
+
+    def run_name(self) -> str:
+        """Name the run's directory: what a reader looks for first, then a digest of all choices."""
+        text = json.dumps(self.choices(), sort_keys=True)
+        digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+        return (
+            f"{self.model.name}-{self.data.name}-{self.optimizer.name}"
+            f"-b{self.batch}-e{self.epochs}-s{self.seed}-{digest}"
+        )
+
+
+def _flatten(config: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key in dataclasses.fields(config):
+        value = getattr(config, key.name)
+        if dataclasses.is_dataclass(value):
+            yield from _flatten(value, f"{prefix}{key.name}.")
+        elif key.metadata != SAME_RESULT and (
+            key.default is dataclasses.MISSING or value != key.default
+        ):
+            yield prefix + key.name, value
+
+
+@functools.cache
+def default_choices(kind: Any = Config, prefix: str = "") -> dict[str, Any]:
+    """Return the values that `Config.choices` leaves out, by dotted key."""
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(kind)
+    for key in dataclasses.fields(kind):
+        parts = [hints[key.name], *typing.get_args(hints[key.name])]
+        groups = [p for p in parts if isinstance(p, type) and dataclasses.is_dataclass(p)]
+        if not groups and key.default is not dataclasses.MISSING:
+            found[prefix + key.name] = key.default
+        for group in groups:
+            found |= default_choices(group, f"{prefix}{key.name}.")
+    return found
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from engine.config.choices import choices
 from engine.config.schema import Config, check_group_name
 from engine.errors import UserError
 from engine.report.titles import KIND, apart, differences, mixed, shared, told
@@ -228,7 +227,7 @@ def _load_record(directory: Path) -> Record:
             "epochs": config.epochs,
             "target_accuracy": config.target_accuracy,
             "command": _command(directory),
-            "choices": choices(config),
+            "choices": config.choices(),
         }
     return Record(summary, list(read_json_lines(directory / "metrics.jsonl")))
 

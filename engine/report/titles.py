@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from engine.config.choices import default_choices
+from engine.config.schema import default_choices
 
 if TYPE_CHECKING:
     from engine.report.rows import Record

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from engine.config.choices import run_name
 from engine.config.schema import Config
 from engine.errors import UserError, key_error
 from engine.runs.summary import (
@@ -112,7 +111,7 @@ class Run:
     def __init__(self, config: Config) -> None:
         """Name the run by its choices; nothing is made yet."""
         self.config = config
-        self.name = run_name(config)
+        self.name = config.run_name()
         self.directory = runs_directory(config.group) / self.name
         self.checkpoint = self.directory / "checkpoint.pt"
         self.log = self.directory / "error.log"

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.config.choices import choices
 from engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ def summarize(run: "Run", status: str) -> dict[str, Any]:
         "target_accuracy": config.target_accuracy,
         **dict.fromkeys(FACTS),
         "command": command_of(run.arguments),
-        "choices": choices(config),
+        "choices": config.choices(),
         **extra,
     } | run.found
 

@@ -1,0 +1,124 @@
+"""A run's name is what its directory is found by again, so the names of earlier runs stay."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.cli import make_jobs
+from engine.config.schema import Config
+
+# Command lines and the names that their runs had at commit 43477fa.
+NAMES = {
+    "": "resnet18-cifar10-sgd-b128-e200-s0-a10fce6b",
+    "batch=4096 optimizer=lars": "resnet18-cifar10-lars-b4096-e200-s0-14f67cb6",
+    "batch=512 optimizer=sgd seed=3": "resnet18-cifar10-sgd-b512-e200-s3-5be21647",
+    "model=resnet8 epochs=15 optimizer=lars batch=8192 seed=1": (
+        "resnet8-cifar10-lars-b8192-e15-s1-8a3a8bb6"
+    ),
+    "model=resnet20 batch=1024 micro_batch=512": "resnet20-cifar10-sgd-b1024-e200-s0-76bcb948",
+    "model=resnet32 optimizer=lars": "resnet32-cifar10-lars-b128-e200-s0-0c5fa23a",
+    "model=resnet44 precision=bf16": "resnet44-cifar10-sgd-b128-e200-s0-7883df96",
+    "model=resnet56 precision=fp32": "resnet56-cifar10-sgd-b128-e200-s0-7e0a75da",
+    "model=resnet110 micro_batch=256 batch=256": "resnet110-cifar10-sgd-b256-e200-s0-b7e71e6e",
+    "model=resnet34 compile=true": "resnet34-cifar10-sgd-b128-e200-s0-d07dffb6",
+    "model=resnet50 deterministic=true": "resnet50-cifar10-sgd-b128-e200-s0-990e75eb",
+    "model=resnet50_imagenet_stem epochs=175": (
+        "resnet50_imagenet_stem-cifar10-sgd-b128-e175-s0-53a72d7b"
+    ),
+    "+experiment=attempt1 batch=128": "resnet18-cifar10-sgd-b128-e200-s0-46fd375f",
+    "+experiment=attempt1 batch=8192 optimizer=lars": (
+        "resnet18-cifar10-lars-b8192-e200-s0-3cc9f365"
+    ),
+    "+experiment=attempt2 batch=8192": "resnet18-cifar10-sgd-b8192-e200-s0-5cd84b2e",
+    "+experiment=attempt2 batch=1024 optimizer=lars optimizer.variant=pytorch-lars": (
+        "resnet18-cifar10-lars-b1024-e200-s0-b3d9885b"
+    ),
+    "+experiment=attempt3 batch=2048 optimizer=lars": (
+        "resnet18-cifar10-lars-b2048-e200-s0-9d34fa42"
+    ),
+    "+experiment=attempt4 batch=256": "resnet18-cifar10-sgd-b256-e200-s0-8cab308a",
+    "+experiment=attempt5 batch=4096 optimizer=lars": "resnet8-cifar10-lars-b4096-e45-s0-71f334e5",
+    "+experiment=attempt5 batch=8192 optimizer=sgd seed=2": (
+        "resnet8-cifar10-sgd-b8192-e45-s2-bff40978"
+    ),
+    "+experiment=demo batch=512 optimizer=lars": "resnet8-synthetic-lars-b512-e5-s0-4b3121ca",
+    "+experiment=ladder batch=1024 optimizer=sgd": "resnet8-cifar10-sgd-b1024-e15-s0-c27a2237",
+    "scheduler=constant scheduler.warmup_steps=100": "resnet18-cifar10-sgd-b128-e200-s0-276a3f75",
+    "scheduler=cosine scheduler.final_fraction=0.01": "resnet18-cifar10-sgd-b128-e200-s0-5ded1a7e",
+    "scheduler=multistep scheduler.step_size=30 scheduler.gamma=0.2": (
+        "resnet18-cifar10-sgd-b128-e200-s0-3f230d79"
+    ),
+    "scheduler=onecycle optimizer=lars": "resnet18-cifar10-lars-b128-e200-s0-513950c1",
+    "scheduler=polynomial scheduler.power=1 scheduler.min_lr=0.001": (
+        "resnet18-cifar10-sgd-b128-e200-s0-d0caf28b"
+    ),
+    "optimizer=lars optimizer.variant=timm optimizer.trust_clip=true batch=4096": (
+        "resnet18-cifar10-lars-b4096-e200-s0-bddcc454"
+    ),
+    "optimizer=lars optimizer.trust_coefficient=0.02 optimizer.eps=1e-8 optimizer.adapt=all": (
+        "resnet18-cifar10-lars-b128-e200-s0-7f392921"
+    ),
+    "optimizer=sgd optimizer.nesterov=true optimizer.bias_lr_scale=0.1 optimizer.decay=weights": (
+        "resnet18-cifar10-sgd-b128-e200-s0-e57508f1"
+    ),
+    "optimizer.lr_scaling=none scheduler.warmup_multiplier=4": (
+        "resnet18-cifar10-sgd-b128-e200-s0-7e2b34eb"
+    ),
+    "data=cifar100 model=resnet20 data.holdout=5000": "resnet20-cifar100-sgd-b128-e200-s0-cb6422aa",
+    "data=cifar100 data.root=elsewhere data.cache=/tmp/cache": (
+        "resnet18-cifar100-sgd-b128-e200-s0-4351d725"
+    ),
+    "data=image_folder data.root=pictures": "resnet18-image_folder-sgd-b128-e200-s0-221da7f5",
+    "data=image_folder data.root=/data/tree data.train_size=1000 data.test_size=500 batch=64": (
+        "resnet18-image_folder-sgd-b64-e200-s0-2e043a3f"
+    ),
+    "data=synthetic model=resnet8 epochs=2": "resnet8-synthetic-sgd-b128-e2-s0-66b1a65f",
+    "data=synthetic ema.decay=0.99 loss.label_smoothing=0.1": (
+        "resnet18-synthetic-sgd-b128-e200-s0-8de9a141"
+    ),
+    "data=synthetic noise_scale=true batch=256 model.ghost_batch=32": (
+        "resnet18-synthetic-sgd-b256-e200-s0-dc0c235f"
+    ),
+    "data=synthetic clip.norm=1.0 clip.value=0.5 model.init=he model.bn_momentum=0.5": (
+        "resnet18-synthetic-sgd-b128-e200-s0-27928cfd"
+    ),
+    "data=synthetic model.zero_init_residual=true eval_every=5 threads=2 device=cpu "
+    "group=other resume=false checkpoint_every=10min log_layers_every=10 target_accuracy=70": (
+        "resnet18-synthetic-sgd-b128-e200-s0-39421a02"
+    ),
+}
+PUBLISHED = sorted((Path(__file__).resolve().parents[2] / "results").glob("*/runs.jsonl"))
+# What a name leaves out and a configuration must have.
+ELSEWHERE = {
+    "group": "default", "device": "auto", "threads": None, "resume": True, "target_accuracy": None,
+    "log_layers_every": None, "plan": False, "data.cache": None,
+}  # fmt: skip
+
+
+def config_of(choices: dict[str, Any]) -> Config:
+    """Build the configuration that a run's recorded choices came from."""
+    raw: dict[str, Any] = {}
+    for key, value in (ELSEWHERE | choices).items():
+        *groups, name = key.split(".")
+        place = raw
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[name] = value
+    return Config.from_hydra(raw)
+
+
+@pytest.mark.parametrize("line", NAMES)
+def test_a_command_names_the_run_that_it_named_before(line):
+    (job,) = make_jobs("train", Config, [line.split()])
+    assert job.config.run_name() == NAMES[line]
+
+
+def test_every_published_run_keeps_its_name():
+    lines = [json.loads(line) for path in PUBLISHED for line in path.read_text().splitlines()]
+    assert len(lines) == 386
+    for line in lines:
+        config = config_of(line["choices"])
+        assert config.run_name() == line["run"]
+        assert config.choices() == line["choices"]
