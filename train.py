@@ -4,11 +4,11 @@ import os
 import sys
 import time
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from engine.cli import CONF, config_dir_flags, exit_status, plain_config, read_command_line
+from engine.cli import exit_status, read_command_line
+from engine.config.compose import config_dir_flags, plain_config
 from engine.config.schema import Config
 
 
@@ -132,16 +132,11 @@ def sweep_job(composed: DictConfig) -> None:
         train(config, arguments)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def show_configuration(composed: DictConfig) -> None:
-    """Let Hydra answer --help and --cfg."""
-
-
 def main() -> int:
     """Do what the command line asks for; return the exit status."""
-    command = read_command_line("train", Config, ranks=True)
-    if command.jobs is None:
-        show_configuration()
+    command = read_command_line(sys.argv[1:], "train", Config, ranks=True)
+    if command.answer is not None:
+        command.answer()
         return 0
     if command.multirun:
         from engine.sweeps.sweep import run_sweep

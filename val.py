@@ -5,10 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig
-
-from engine.cli import CONF, exit_status, read_command_line
+from engine.cli import exit_status, read_command_line
 from engine.config.schema import EvaluationConfig
 from engine.errors import UserError, key_error
 from engine.runs.summary import json_line
@@ -96,16 +93,11 @@ def describe(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="val")
-def show_configuration(composed: DictConfig) -> None:
-    """Let Hydra answer --help and --cfg."""
-
-
 def main() -> int:
     """Do what the command line asks for; return the exit status."""
-    command = read_command_line("val", EvaluationConfig)
-    if command.jobs is None:
-        show_configuration()
+    command = read_command_line(sys.argv[1:], "val", EvaluationConfig)
+    if command.answer is not None:
+        command.answer()
         return 0
     if command.multirun:
         raise UserError("-m: val.py evaluates one checkpoint at a time")

@@ -8,28 +8,24 @@ and nothing is made by then. Imports no torch: `--help` and mistakes answer at o
 import argparse
 import contextlib
 import errno
+import functools
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra import version
+from hydra._internal.utils import _run_hydra, get_args_parser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.config.explain import explain, one_line
-from engine.config.hydra_keys import check_hydra_overrides, is_hydras, take_hydras
-from engine.config.parse import known_keys, parse
-from engine.config.resolvers import register_resolvers, without_absent
+from engine.config.compose import CONF, Job, check_overrides, plain_config, read_overrides
+from engine.config.hydra_rules import check_hydra_overrides, is_hydras, register_resolvers
+from engine.config.parse import parse
 from engine.errors import UserError
 from engine.system.signals import Stopped, leaving_early
 
@@ -39,36 +35,20 @@ DISK_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
     errno.ESTALE, errno.ENOTCONN, errno.EISDIR, errno.ENOTDIR,
 )  # fmt: skip
-CONF = Path(__file__).resolve().parent.parent / "conf"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run that the command line asks for: its configuration and what was chosen for it.
-
-    folders: the --config-dir flags that the overrides need.
-    """
-
-    config: Any
-    overrides: list[str]
-    folders: list[str] = field(default_factory=list)
-
-    @property
-    def arguments(self) -> list[str]:
-        """Return what follows train.py in the command of this run alone."""
-        return [*self.folders, *self.overrides]
 
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What the command line asks for; `jobs` is None where Hydra answers itself (--help, --cfg).
+    """What the command line asks for: jobs, or an answer of Hydra's own (--help, --cfg).
 
     hydra_overrides: those of Hydra's own keys, such as the launcher's, which name no run.
+    answer: lets Hydra print it; there are no jobs then.
     """
 
-    jobs: list[Job] | None
+    jobs: list[Job]
     multirun: bool
     hydra_overrides: list[str]
+    answer: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +94,10 @@ def exit_status(command: Callable[[], int], resumes: bool = True) -> int:
         return error.status if isinstance(error, Stopped) else 130
 
 
-def read_command_line(config_name: str, config_type: Any, ranks: bool = False) -> CommandLine:
-    """Compose and check every job that sys.argv asks for; raise UserError on a mistake.
+def read_command_line(
+    arguments: Sequence[str], config_name: str, config_type: Any, ranks: bool = False
+) -> CommandLine:
+    """Compose and check every job that the arguments ask for; raise UserError on a mistake.
 
     ranks: whether the command may be one of several ranks, which torchrun started.
     """
@@ -130,7 +112,7 @@ def read_command_line(config_name: str, config_type: Any, ranks: bool = False) -
     several = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     several.error = refuse_flags  # type: ignore[method-assign]
     several.add_argument("--config-dir", "-cd", action="append", default=[])
-    given, others = several.parse_known_args()
+    given, others = several.parse_known_args(arguments)
     # Intermixed: the flags may stand anywhere among the overrides.
     flags = parser.parse_intermixed_args(others)
     for name in ("experimental_rerun", "config_name", "config_path"):
@@ -146,18 +128,12 @@ def read_command_line(config_name: str, config_type: Any, ranks: bool = False) -
     if given.config_dir:
         places = ",".join(f"file://{os.path.abspath(folder)}" for folder in given.config_dir)
         overrides.append(f"hydra.searchpath=[{places}]")
-    with _hydra(config_name):
-        if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.cfg:
-            if flags.cfg:
-                _compose(config_name, config_type, overrides)
-            # Hydra wants all overrides in one place.
-            sys.argv[1:] = [a for a in sys.argv[1:] if a not in overrides] + overrides
-            return CommandLine(None, False, [])
-        _check_grammar(overrides)
-        lists = _split(overrides) if flags.multirun else [overrides]
-        jobs = [_make_job(config_name, config_type, job) for job in lists]
-    if not jobs:
-        raise UserError(f"{' '.join(overrides)}: a sweep over no values")
+    if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.cfg:
+        if flags.cfg:
+            check_overrides(config_name, config_type, overrides)
+        flags.overrides = overrides
+        return CommandLine([], False, [], functools.partial(_answer, config_name, parser, flags))
+    jobs = read_overrides(config_name, config_type, overrides, sweep=flags.multirun)
     if flags.multirun and _world_size() != "1":
         raise UserError(
             "-m: torchrun trains one run; sweep with python train.py -m (hydra/launcher=joblib "
@@ -167,16 +143,21 @@ def read_command_line(config_name: str, config_type: Any, ranks: bool = False) -
     return CommandLine(jobs, flags.multirun, hydra_overrides)
 
 
-def make_jobs(config_name: str, config_type: Any, lists: Sequence[list[str]]) -> list[Job]:
-    """Compose and check a job for each list of overrides; raise UserError on a mistake."""
-    with _hydra(config_name):
-        return [_make_job(config_name, config_type, overrides) for overrides in lists]
+def _answer(config_name: str, parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:
+    """Let Hydra answer --help, --cfg and the like."""
+
+    def nothing(composed: DictConfig) -> None:
+        """Stand for the task, which these flags never reach."""
+
+    # Hydra names its job by the task's module.
+    nothing.__module__ = config_name
+    version.setbase("1.3")
+    _run_hydra(flags, parser, nothing, str(CONF), config_name)
 
 
-def read_arguments(config_type: type[T], usage: str | None) -> T:
+def read_arguments(arguments: Sequence[str], config_type: type[T], usage: str | None) -> T:
     """Read a script's key=value arguments into its dataclass; `--help` prints `usage`."""
     check_ranks(False)
-    arguments = sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
         print((usage or "").strip())
         raise SystemExit(0)
@@ -187,7 +168,7 @@ def read_arguments(config_type: type[T], usage: str | None) -> T:
         if sum(other.startswith(f"{key}=") for other in arguments) > 1:
             raise UserError(f"{argument}: {key} is given more than once")
     try:
-        raw = plain_config(OmegaConf.from_dotlist(arguments))
+        raw = plain_config(OmegaConf.from_dotlist(list(arguments)))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         given = " ".join(arguments)
         raise UserError(f"{given}: must be key=value, each value plain or in quotes") from error
@@ -204,23 +185,6 @@ def read_own_keys(given: Sequence[str], prefix: str, config_type: type[T]) -> T:
         raise UserError(f"{' '.join(own)}: must be {prefix}.key=value") from error
     result: T = parse(config_type, raw, f"{prefix}.")
     return result
-
-
-def plain_config(composed: DictConfig) -> dict[str, Any]:
-    """Turn Hydra's configuration into plain dictionaries, interpolations resolved."""
-    # A launcher's worker comes here first; only then has it the experiments' resolvers.
-    register_resolvers()
-    try:
-        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is not None:
-            raise cause from None
-        raise UserError(f"{error.full_key}: {one_line(error)}") from error
-    assert isinstance(plain, dict)
-    return without_absent({str(key): value for key, value in plain.items()})
 
 
 def _world_size() -> str:
@@ -244,71 +208,6 @@ def check_ranks(several: bool) -> None:
     if absent := [name for name in needed if name not in os.environ]:
         allowed = f"several ranks are started by torchrun, which sets {', '.join(absent)} too"
         raise UserError(f"WORLD_SIZE={_world_size()}: {allowed}")
-
-
-def _hydra(config_name: str) -> initialize_config_dir:
-    return initialize_config_dir(str(CONF), version_base="1.3", job_name=config_name)
-
-
-def _make_job(config_name: str, config_type: Any, overrides: list[str]) -> Job:
-    composed = _compose(config_name, config_type, overrides)
-    if "experiment" in composed:
-        given = next(o for o in overrides if "experiment" in o)
-        raise UserError(f"{given}: the first line of its file must be '# @package _global_'")
-    chosen = [o for o in overrides if not is_hydras(o)]
-    config = config_type.from_hydra(plain_config(composed))
-    return Job(config, chosen, config_dir_flags(overrides))
-
-
-def config_dir_flags(overrides: Sequence[str]) -> list[str]:
-    """Return the flags that one of these overrides was; a folder inside this one is relative."""
-    return [
-        f"--config-dir={os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder}"
-        for folder in _added_folders(overrides)
-    ]
-
-
-def _added_folders(overrides: Sequence[str]) -> list[Path]:
-    listed = [o.partition("=[")[2][:-1] for o in overrides if o.startswith("hydra.searchpath=")]
-    return [Path(place.removeprefix("file://")) for text in listed for place in text.split(",")]
-
-
-def _compose(config_name: str, config_type: Any, overrides: list[str]) -> DictConfig:
-    try:
-        composed = compose(config_name, overrides, return_hydra_config=True)
-    except RecursionError as error:
-        raise UserError(f"{' '.join(overrides)}: a configuration that includes itself") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{' '.join(overrides)}: a file of it is no UTF-8 text") from error
-    except (HydraException, OmegaConfBaseException, ValueError, OSError, yaml.YAMLError) as error:
-        folders = [CONF, *_added_folders(overrides)]
-        explain(overrides, known_keys(config_type), folders, str(error))
-        raise UserError(one_line(error)) from error
-    take_hydras(composed, config_name, [o for o in overrides if is_hydras(o)])
-    return composed
-
-
-def _check_grammar(overrides: list[str]) -> None:
-    for override in overrides:
-        try:
-            OverridesParser.create().parse_overrides([override])
-        except HydraException as error:
-            raise UserError(
-                f"{override}: must be key=value, what is not plain in quotes: 'key=\"a ~b\"'"
-            ) from error
-
-
-def _split(overrides: list[str]) -> list[list[str]]:
-    """Expand a sweep's overrides into one list a job, as Hydra's basic sweeper will."""
-    hydra = GlobalHydra.instance().hydra
-    assert hydra is not None
-    try:
-        parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(
-            overrides
-        )
-        return BasicSweeper.split_arguments(parsed, None)[0]
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(one_line(error)) from error
 
 
 def refuse_flags(message: str) -> NoReturn:

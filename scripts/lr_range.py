@@ -51,9 +51,8 @@ def main() -> int:
     asked = [g for g in given if not g.startswith(("range.", "group="))]
     # An experiment's own group is for its results.
     group = next((g for g in given if g.startswith("group=")), "group=lr_range")
-    sys.argv = [sys.argv[0], group, *asked]
-    command = read_command_line("train", Config)
-    if command.jobs is None or command.multirun:
+    command = read_command_line([group, *asked], "train", Config)
+    if command.answer is not None or command.multirun:
         raise UserError("scripts.lr_range: tests one choice of keys at a time; see --help")
     config = command.jobs[0].config
     if config.plan:

@@ -8,7 +8,8 @@ from engine.report.status import describe_progress
 
 def main() -> int:
     """Print the overviews; return the exit status."""
-    print("\n\n".join(map(describe_progress, read_arguments(Groups, __doc__).names)))
+    groups = read_arguments(sys.argv[1:], Groups, __doc__).names
+    print("\n\n".join(map(describe_progress, groups)))
     return 0
 
 

@@ -22,7 +22,7 @@ class Arguments(Groups):
 
 def main() -> int:
     """Write the tables; return the exit status."""
-    arguments = read_arguments(Arguments, __doc__)
+    arguments = read_arguments(sys.argv[1:], Arguments, __doc__)
     groups = arguments.names
     for group in groups:
         load_rows(group)

@@ -25,7 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from engine.cli import CommandLine, Job, exit_status, make_jobs, read_command_line, read_own_keys
+from engine.cli import CommandLine, exit_status, read_command_line, read_own_keys
+from engine.config.compose import Job, make_jobs
 from engine.config.parse import Range
 from engine.config.schema import Config, Count
 from engine.errors import UserError, key_error
@@ -70,9 +71,8 @@ def main() -> int:
     held = next((g for g in given if g.startswith("data.holdout=")), "data.holdout=5000")
     # An experiment's own group is for its results on the test split, not for trials.
     group = next((g for g in given if g.startswith("group=")), "group=tune")
-    sys.argv = [sys.argv[0], "-m", *asked, group, held, "data.test_size=0"]
-    command = read_command_line("train", Config)
-    if command.jobs is None:
+    command = read_command_line(["-m", *asked, group, held, "data.test_size=0"], "train", Config)
+    if command.answer is not None:
         raise UserError("scripts.tune: shows no configuration; train.py does")
     cells, seeds = make_cells(command.jobs, arguments)
     config = command.jobs[0].config

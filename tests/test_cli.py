@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import train
-from engine.cli import CONF
+from engine.config.compose import CONF
 from tests.conftest import files_below
 
 PROJECT = CONF.parent

@@ -8,7 +8,7 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
-from engine.cli import CONF, plain_config
+from engine.config.compose import CONF, plain_config
 from engine.config.parse import known_keys
 from engine.config.schema import Config, Variant
 from engine.errors import UserError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from engine.cli import plain_config
+from engine.config.compose import plain_config
 from engine.errors import UserError
 from engine.training.build import build_optimizer
 from engine.training.plan import make_plan

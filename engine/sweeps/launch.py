@@ -18,7 +18,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from engine.cli import CONF, Job
+from engine.config.compose import CONF, Job
 from engine.errors import UserError
 from engine.system.runtime import available_cpus
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from engine.cli import make_jobs
+from engine.config.compose import make_jobs
 from engine.config.schema import Config
 from engine.runs.record import Run
 from engine.runs.summary import epoch_row

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.cli import make_jobs
+from engine.config.compose import make_jobs
 from engine.config.schema import Config
 
 # Command lines and the names that their runs had at commit 43477fa.

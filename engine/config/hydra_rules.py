@@ -1,0 +1,205 @@
+"""All that knows Hydra's habits: its own keys, its error messages, the resolvers of experiments.
+
+Which of Hydra's keys a command or an experiment may set: the launcher's, and no code. Hydra imports
+and calls what its configuration names: callbacks, handlers of its loggers, each `_target_` inside
+the launcher's keys. Its job settings change folders and the environment, and say where files go. A
+run needs none of that, and a configuration from elsewhere must not bring it.
+
+The values in an experiment's YAML that follow batch or optimizer, as OmegaConf resolvers:
+
+    ${times_k:1e-5}                                 1e-5 times k, the batch over 128
+    ${by_optimizer:{sgd: 5e-4, lars: 5e-3}}         the chosen optimizer's; no key if not listed
+    ${by_batch:{128: 0.1, 1024: 0.8}}               the chosen batch's; an error if not listed
+
+The command line wins over each, as over any value of an experiment.
+"""
+
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from engine.errors import UserError, closest, key_error
+
+SETTABLE = r"[+~]*hydra(/launcher=|\.launcher\.)"
+# The keys by which Hydra's `instantiate` imports and calls.
+CODE = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
+# Hydra's own record of a command, and the texts of its help.
+RECORDED = ("help", "hydra_help", "overrides", "runtime", "searchpath")
+LAUNCHERS = ("basic", "joblib", "ray", "slurm", "submitit_local", "submitit_slurm")
+# The seed study's k counts from this batch in every recipe, whatever `base_batch` a rule uses.
+STUDY_BATCH = 128
+ABSENT = "(absent)"
+
+
+def is_hydras(override: str) -> bool:
+    """Tell whether an override is of one of Hydra's own keys."""
+    return re.match(r"[+~]*hydra[./=@]", override) is not None
+
+
+def check_hydra_overrides(overrides: Iterable[str]) -> None:
+    """Raise UserError for an override of Hydra's own keys that no run needs."""
+    for override in filter(is_hydras, overrides):
+        if match := re.match(r"hydra\.(launcher)=(.*)", override):
+            raise UserError(f"{override}: write hydra/{match[1]}={match[2]}")
+        if re.match(r"[+~]*hydra[./]sweeper", override):
+            raise UserError(
+                f"{override}: not used here; -m trains every combination, scripts.tune searches"
+            )
+        if re.match(r"[+~]*hydra\.searchpath=", override):
+            raise UserError(f"{override}: not used here; --config-dir=DIR adds configurations")
+        if not re.match(SETTABLE, override):
+            raise UserError(
+                f"{override}: not used here; of Hydra's own keys, hydra/launcher=NAME and "
+                "hydra.launcher.KEY=VALUE are"
+            )
+        if any(word in override for word in CODE):
+            raise UserError(f"{override}: no key may name code to import")
+
+
+def take_hydras(composed: DictConfig, config_name: str, hydra_overrides: Sequence[str]) -> None:
+    """Take Hydra's own node out of a composition; raise UserError where it is not the command's.
+
+    An experiment, or a group of any other place, could set what a command may not, or choose a
+    launcher, which is the whole sweep's. The command's own launcher may come from a folder of the
+    user's, whose file could set other keys of Hydra's.
+    """
+    own = _plain(composed.hydra)
+    launcher = _chosen(config_name, tuple(hydra_overrides))["launcher"]
+    for key, expected in (_chosen(config_name, ()) | {"launcher": launcher}).items():
+        if own.get(key) != expected:
+            hint = "; write hydra/launcher=NAME and hydra.launcher.KEY=VALUE in the command"
+            extra = hint if key == "launcher" else ""
+            raise key_error(
+                f"hydra.{key}", own.get(key), f"no configuration may set it here{extra}"
+            )
+    inner = [v for v in composed.hydra.launcher.values() if OmegaConf.is_config(v)]
+    if any(word in OmegaConf.to_yaml(value) for value in inner for word in CODE):
+        raise key_error("hydra.launcher", inner, "no key may name code to import")
+    with open_dict(composed):
+        del composed["hydra"]
+
+
+@functools.cache
+def _chosen(config_name: str, hydra_overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Compose Hydra's node with the command's own keys alone, under `initialize_config_dir`."""
+    return _plain(compose(config_name, list(hydra_overrides), return_hydra_config=True).hydra)
+
+
+def _plain(hydra: DictConfig) -> dict[str, Any]:
+    job = {key: hydra.job[key] for key in ("chdir", "env_set", "env_copy")}
+    values = {key: value for key, value in hydra.items() if key not in (*RECORDED, "job")}
+    plain: Any = OmegaConf.to_container(OmegaConf.create({**values, "job": job}))
+    return dict(plain)
+
+
+def explain(
+    overrides: Sequence[str], keys: set[str], folders: Sequence[Path], message: str
+) -> None:
+    """Raise a UserError that names the override Hydra's message is about, if one stands out.
+
+    keys: those that the configuration has; folders: where its groups' files lie.
+    """
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        found = {path.stem for folder in folders for path in (folder / key).glob("*.yaml")}
+        options = sorted(found) if key else []
+        if key == "hydra/launcher" and f"'hydra/launcher/{value}'" in message:
+            extra = value.partition("_")[0].replace("slurm", "submitit")
+            if value not in LAUNCHERS:
+                raise key_error(key, value, f"must be one of {', '.join(LAUNCHERS)}")
+            raise key_error(key, value, f"not installed; try pip install -e '.[{extra}]'")
+        if key.startswith("hydra"):
+            continue
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", key):
+            if key and f"'{key}'" in message:
+                raise key_error(key, value, "unknown key; see --help")
+            continue
+        if override.startswith("+") and key in keys and "Could not append" in message:
+            raise key_error(f"+{key}", value, f"write {key}={value}")
+        # One that --config-dir adds may be there, and the mistake inside it.
+        there = override.startswith("+") and f"Could not find '{key}/{value}'" not in message
+        if options and value not in options and not there and not _is_sweep(value):
+            raise key_error(key, value, f"must be one of {', '.join(options)}")
+        if options and key == "experiment" and not override.startswith("+"):
+            raise key_error(key, value, f"write +experiment={value}")
+        if not options and key not in keys:
+            groups = {path.parent.name for folder in folders for path in folder.glob("*/*.yaml")}
+            raise key_error(key, value, f"unknown key; {closest(key, keys | groups)}")
+        if _is_sweep(value):
+            raise key_error(key, value, "several values make a sweep, which needs -m")
+    if "Could not delete" in message:
+        deleted = [o for o in overrides if f"'{o.partition('=')[0].lstrip('~')}'" in message]
+        raise UserError(f"{deleted[-1] if deleted else '~'}: {' '.join(message.split())}")
+    for override in overrides:
+        key, _, value = override.partition("=")
+        group, _, leaf = key.rpartition(".")
+        if group and f"'{key}'" in message:
+            chosen = next(
+                (o for o in overrides if o.startswith(f"{group}=")), f"the default {group}"
+            )
+            raise key_error(key, value, f"{leaf} is no key of {chosen}")
+
+
+def _is_sweep(value: str) -> bool:
+    return "," in value and not value.startswith(("[", "{", "'", '"'))
+
+
+def one_line(error: Exception) -> str:
+    """Put a library's message on one line, without its links and advice."""
+    text = str(error)
+    if error.__cause__ is not None and str(error.__cause__) not in text:
+        text = f"{text} {error.__cause__}"
+    text = re.sub(
+        r"(See https?://\S+.*|Set the environment variable.*|full_key:.*|object_type=.*)", "", text
+    )
+    return " ".join(text.split())
+
+
+def register_resolvers() -> None:
+    """Make the resolvers known to OmegaConf in this process; to do so again is harmless."""
+    for resolver in (times_k, by_optimizer, by_batch):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+
+
+def times_k(value: float, *, _root_: Any) -> float:
+    """Return the value times batch / 128; a batch that is no number is refused later, by name."""
+    if type(value) not in (int, float):
+        raise UserError(f"${{times_k:{value}}}: must be a number")
+    batch = _root_.get("batch")
+    return value * batch / STUDY_BATCH if type(batch) is int else value
+
+
+def by_optimizer(values: Mapping[str, Any], *, _root_: Any) -> Any:
+    """Return the value listed for the chosen optimizer; `ABSENT`, which drops the key, if none."""
+    _check_mapping("by_optimizer", values)
+    return values.get(_root_.optimizer.name, ABSENT)
+
+
+def by_batch(values: Mapping[int, Any], *, _root_: Any, _node_: Any) -> Any:
+    """Return the value listed for the chosen batch; raise UserError where there is none."""
+    _check_mapping("by_batch", values)
+    batch = _root_.get("batch")
+    if batch not in values:
+        known = ", ".join(map(str, sorted(values)))
+        key = _node_._get_full_key(None)
+        raise key_error("batch", batch, f"this experiment has {key} for {known} alone; give {key}")
+    return values[batch]
+
+
+def _check_mapping(resolver: str, values: Any) -> None:
+    if not isinstance(values, Mapping):
+        raise UserError(f"${{{resolver}:{values}}}: must be pairs, ${{{resolver}:{{a: 1, b: 2}}}}")
+
+
+def without_absent(values: dict[str, Any]) -> dict[str, Any]:
+    """Return nested dictionaries without the keys that `by_optimizer` found no value for."""
+    return {
+        key: without_absent(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value != ABSENT
+    }
