@@ -24,7 +24,8 @@ def train(config: Config, arguments: list[str]) -> None:
     from engine.runs.record import Run
     from engine.runs.summary import epoch_row
     from engine.system import distributed as ranks
-    from engine.system.runtime import check_sync_bn, facts, peak_memory_bytes, start_runtime
+    from engine.system.resources import peak_memory_bytes
+    from engine.system.runtime import check_sync_bn, facts, start_runtime
     from engine.system.signals import pausing
     from engine.training.checkpoint import save_checkpoint
     from engine.training.evaluate import evaluate_splits

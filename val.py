@@ -8,7 +8,7 @@ from typing import Any
 from engine.cli import exit_status, read_command_line
 from engine.config.schema import EvaluationConfig
 from engine.errors import UserError, key_error
-from engine.runs.summary import json_line
+from engine.system.files import json_line
 
 
 def validate(config: EvaluationConfig) -> dict[str, Any]:

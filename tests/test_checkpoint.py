@@ -8,7 +8,7 @@ import torch
 import engine.runs.record
 from engine.data.dataset import load_data
 from engine.errors import UserError
-from engine.system.checksum import write_summed
+from engine.system.files import write_summed
 from engine.training.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")

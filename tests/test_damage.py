@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import engine.system.checksum
 import engine.system.files
 from engine.data.augment import Normalization
 from engine.errors import UserError
-from engine.system.checksum import MARK, TRAILER
+from engine.system.files import MARK, TRAILER
 from engine.training.build import build_model, build_optimizer, build_scheduler
 from engine.training.checkpoint import (
     DamagedCheckpoint,
@@ -154,7 +153,7 @@ def test_a_newer_format_is_refused_and_not_passed_over(saved):
 
 def test_a_disk_that_keeps_something_else_costs_no_checkpoint(saved, monkeypatch):
     before = saved.read_bytes()
-    write_summed = engine.system.checksum.write_summed
+    write_summed = engine.system.files.write_summed
 
     def spoil(file, write):
         write_summed(file, write)

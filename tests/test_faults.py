@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import engine.sweeps.sweep
-import engine.system.checksum
+import engine.system.files
 import engine.training.loop
 from engine.data import sources
 from engine.data.dataset import load_data
@@ -131,7 +131,7 @@ def test_a_disk_that_became_read_only(small, workplace, command):
 def test_a_save_that_fails_costs_no_checkpoint(
     small, workplace, command, monkeypatch, number, writes
 ):
-    write, left = engine.system.checksum.HashingWriter.write, [0] * writes
+    write, left = engine.system.files.HashingWriter.write, [0] * writes
 
     def fail(self, data):
         if not left:
@@ -141,7 +141,7 @@ def test_a_save_that_fails_costs_no_checkpoint(
 
     with monkeypatch.context() as patch:
         after_epoch(
-            patch, 2, lambda: patch.setattr(engine.system.checksum.HashingWriter, "write", fail)
+            patch, 2, lambda: patch.setattr(engine.system.files.HashingWriter, "write", fail)
         )
         outcome = command("train.py", *small, "epochs=3")
     directory = only_run(workplace)

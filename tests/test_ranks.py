@@ -33,7 +33,8 @@ from engine.data.augment import Normalization, TrainingPictures
 from engine.errors import UserError
 from engine.runs.follower import Follower
 from engine.system.distributed import check_alike, distribute
-from engine.system.runtime import available_cpus, start_runtime
+from engine.system.resources import available_cpus
+from engine.system.runtime import start_runtime
 from engine.training.build import build_ema, build_model, build_optimizer, build_scheduler
 from engine.training.checkpoint import load_checkpoint
 from engine.training.evaluate import evaluate

@@ -41,7 +41,6 @@ def attempt(arguments, folder, slow):
 
     slow: seconds that each write of a checkpoint, and each renaming, takes longer.
     """
-    import engine.system.checksum
     import engine.system.files
     import engine.training.checkpoint
     import train
@@ -56,7 +55,7 @@ def attempt(arguments, folder, slow):
     os.dup2(out, 2)
     steps = os.open("steps.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     step, write_checkpoint = WarmupLR.step, engine.training.checkpoint.write_checkpoint
-    write, replace = engine.system.checksum.HashingWriter.write, os.replace
+    write, replace = engine.system.files.HashingWriter.write, os.replace
 
     def logged_step(self, *rest):
         step(self, *rest)
@@ -76,7 +75,7 @@ def attempt(arguments, folder, slow):
 
     WarmupLR.step = logged_step
     engine.training.checkpoint.write_checkpoint = logged_save
-    engine.system.checksum.HashingWriter.write = slow_write
+    engine.system.files.HashingWriter.write = slow_write
     engine.system.files.os.replace = slow_replace
     sys.argv = ["train.py", *arguments]
     sys.exit(exit_status(train.main))

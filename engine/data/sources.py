@@ -23,7 +23,7 @@ from torch import Tensor
 from engine.config.schema import DataConfig, DownloadedDataConfig
 from engine.errors import UserError, key_error
 from engine.system.files import write_atomically
-from engine.system.runtime import available_cpus
+from engine.system.resources import available_cpus
 
 SIDE = 32
 SPLITS = ("train", "test")

@@ -18,7 +18,8 @@ from engine.config.schema import Config, check_group_name
 from engine.errors import UserError
 from engine.report.titles import KIND, apart, differences, mixed, shared, told
 from engine.runs.record import begun_afresh, check_inside, published_runs, runs_directory
-from engine.runs.summary import command_of, read_json_lines, read_summary
+from engine.runs.summary import command_of, read_summary
+from engine.system.files import read_json_lines
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from engine.report.plots import write_comparison, write_plots
 from engine.report.rows import Record, Row, Target, load_records, make_rows, target_of
 from engine.report.tables import comma_separated, markdown
 from engine.runs.record import RESULTS, cannot_write, runs_directory
-from engine.runs.summary import json_line
-from engine.system.files import write_text_atomically
+from engine.system.files import json_line, write_text_atomically
 
 LEFT_SECONDS = 3600.0
 

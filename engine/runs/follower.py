@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.runs.record import OUT_OF_MEMORY, Run
 from engine.system.distributed import rank
-from engine.system.runtime import is_out_of_memory
+from engine.system.resources import is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor

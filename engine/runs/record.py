@@ -16,19 +16,18 @@ import yaml
 
 from engine.config.schema import Config
 from engine.errors import UserError, key_error
-from engine.runs.summary import (
-    NEEDED,
-    command_of,
-    json_line,
-    plain,
-    read_json_lines,
-    read_summary,
-    summarize,
-)
+from engine.runs.summary import NEEDED, command_of, read_summary, summarize
 from engine.runs.tensorboard import write_epoch, write_mistakes, write_outcome, write_start
-from engine.system.files import naming, previous_of, write_text_atomically
+from engine.system.files import (
+    json_line,
+    naming,
+    plain,
+    previous_of,
+    read_json_lines,
+    write_text_atomically,
+)
 from engine.system.lock import locked
-from engine.system.runtime import is_out_of_memory
+from engine.system.resources import is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor

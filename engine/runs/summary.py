@@ -5,13 +5,10 @@ Where and when they are written is record.py's.
 
 import dataclasses
 import json
-import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from engine.errors import UserError
 
 if TYPE_CHECKING:
     from engine.runs.record import Run
@@ -119,22 +116,6 @@ def command_of(arguments: Sequence[str]) -> str:
     return shlex.join(["python", "train.py", *arguments])
 
 
-def plain(value: Any) -> Any:
-    """Replace what JSON has no word for, NaN and the infinities, by null, at any depth."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    return value
-
-
-def json_line(row: Mapping[str, Any]) -> str:
-    """Write one line of JSON without NaN."""
-    return json.dumps(plain(row), allow_nan=False) + "\n"
-
-
 def read_summary(directory: Path) -> dict[str, Any] | None:
     """Read a run's summary.json; None where there is none, or something else."""
     try:
@@ -143,24 +124,3 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
         return None
     known = isinstance(summary, dict) and summary.keys() >= NEEDED
     return summary if known else None
-
-
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Read a file of JSON lines; a last line that is still being written is left out.
-
-    Raises UserError for any other that is damaged: a report without its runs would lose them.
-    """
-    try:
-        lines = path.read_text(errors="replace").splitlines(keepends=True)
-    except OSError:
-        return
-    for number, line in enumerate(lines, 1):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            if number == len(lines) and not line.endswith("\n"):
-                return
-            value = None
-        if not isinstance(value, dict):
-            raise UserError(f"{path}: line {number} is no JSON object; mend or remove it")
-        yield value

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from engine.config.compose import CONF, Job
 from engine.errors import UserError
-from engine.system.runtime import available_cpus
+from engine.system.resources import available_cpus
 
 Task = Callable[[DictConfig], None]
 

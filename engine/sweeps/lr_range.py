@@ -20,8 +20,7 @@ from torch import Tensor
 
 from engine.data.augment import EpochDraws, TrainingPictures
 from engine.report.plots import save
-from engine.runs.summary import plain
-from engine.system.files import write_text_atomically
+from engine.system.files import plain, write_text_atomically
 from engine.training.step import Step
 
 # Weight of the past in the running loss that decides when to stop.

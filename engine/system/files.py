@@ -1,11 +1,25 @@
-"""Files that are whole or absent: written beside their place, flushed, then renamed."""
+"""Files that are whole or absent, checked by their SHA-256, and JSON without NaN.
+
+A file is written beside its place, flushed, then renamed. One that ends in the SHA-256 of all
+before it shows any damage; torch.load, as any reader of zip archives, looks for the archive's end
+and passes over the 40 bytes behind it.
+"""
 
 import contextlib
+import errno
+import hashlib
+import json
+import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from engine.errors import UserError
+
+MARK = b"\nsha256\n"
+TRAILER = len(MARK) + hashlib.sha256().digest_size
 
 
 def write_atomically(
@@ -56,6 +70,93 @@ def naming(path: Path) -> Iterator[None]:
         if found.filename is None:
             found.filename = str(path)
         raise found from None
+
+
+class HashingWriter:
+    """A file open for writing that hashes what passes; it can only be appended to."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Begin with what is written next."""
+        self.file = file
+        self.hash = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        """Write and hash."""
+        self.hash.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        """Do nothing: whoever opened the file flushes it once."""
+
+
+def write_summed(file: BinaryIO, write: Callable[[HashingWriter], object]) -> None:
+    """Let `write` fill a file, then add the checksum of what it wrote."""
+    writer = HashingWriter(file)
+    write(writer)
+    file.write(MARK + writer.hash.digest())
+
+
+def agrees(file: BinaryIO) -> bool | None:
+    """Tell whether a file's content agrees with its checksum; None: it does not end in one."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - TRAILER))
+    trailer = file.read()
+    file.seek(0)
+    if not trailer.startswith(MARK):
+        return None
+    found, left = hashlib.sha256(), size - TRAILER
+    while left and (piece := file.read(min(left, 1 << 20))):
+        found.update(piece)
+        left -= len(piece)
+    file.seek(0)
+    return MARK + found.digest() == trailer
+
+
+def check_written(path: Path) -> None:
+    """Read a file back from the disk; raise OSError where it is not what was written."""
+    with open(path, "rb") as file:
+        if hasattr(os, "posix_fadvise"):
+            # Past the system's copy in memory, to what the disk really holds.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if not agrees(file):
+            raise OSError(errno.EIO, "read back from the disk, it is not what was written", path)
+
+
+def plain(value: Any) -> Any:
+    """Replace what JSON has no word for, NaN and the infinities, by null, at any depth."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """Write one line of JSON without NaN."""
+    return json.dumps(plain(row), allow_nan=False) + "\n"
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Read a file of JSON lines; a last line that is still being written is left out.
+
+    Raises UserError for any other that is damaged: a report without its runs would lose them.
+    """
+    try:
+        lines = path.read_text(errors="replace").splitlines(keepends=True)
+    except OSError:
+        return
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            if number == len(lines) and not line.endswith("\n"):
+                return
+            value = None
+        if not isinstance(value, dict):
+            raise UserError(f"{path}: line {number} is no JSON object; mend or remove it")
+        yield value
 
 
 def _umask() -> int:

@@ -1,11 +1,58 @@
-"""How much memory this process may still come to have, by the machine and by its container.
+"""What the machine and its container let this process have: CPUs and memory, and memory's peak.
 
-Linux ends a process that takes more, without a word. Every figure here errs on the high side.
+Linux ends a process that takes more memory, without a word. Every figure of what is available errs
+on the high side.
 """
 
 import contextlib
+import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
+
+import torch
+
+
+def available_cpus() -> int:
+    """Count the CPUs this process may use: its affinity, and the container's quota."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cpus = min(cpus, max(1, int(quota) // int(period)))
+    return cpus
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start the peak of memory use afresh, where the system lets it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Return the peak since the reset: allocated on a CUDA device, else resident in the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(ImportError):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if platform.system() == "Darwin" else peak * 1024
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception says that host or device memory ran out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # The CPU's allocator raises a plain RuntimeError.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:

@@ -21,6 +21,7 @@ from torch import nn
 
 from engine.errors import key_error
 from engine.system.distributed import local_rank, rank, ranks_here, together, world_size
+from engine.system.resources import available_cpus, reset_peak_memory
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 
@@ -133,15 +134,6 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "fp32"
 
 
-def available_cpus() -> int:
-    """Count the CPUs this process may use: its affinity, and the container's quota."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cpus = min(cpus, max(1, int(quota) // int(period)))
-    return cpus
-
-
 def keep_freed_memory() -> None:
     """Let glibc reuse freed memory, which by default goes back to the system in large pieces.
 
@@ -161,39 +153,6 @@ def derive_seed(seed: int, *names: str | int) -> int:
     text = "/".join(str(part) for part in (seed, *names))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Start the peak of memory use afresh, where the system lets it."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_bytes(device: torch.device) -> int | None:
-    """Return the peak since the reset: allocated on a CUDA device, else resident in the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    with contextlib.suppress(ImportError):
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if platform.system() == "Darwin" else peak * 1024
-    return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception says that host or device memory ran out."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    # The CPU's allocator raises a plain RuntimeError.
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def device_name(device: torch.device) -> str:

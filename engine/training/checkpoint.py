@@ -19,8 +19,7 @@ from torch import nn
 from engine.config.schema import Config
 from engine.data.augment import Normalization
 from engine.errors import UserError, key_error
-from engine.system.checksum import agrees, check_written, write_summed
-from engine.system.files import previous_of, write_atomically
+from engine.system.files import agrees, check_written, previous_of, write_atomically, write_summed
 from engine.training.finite import is_finite
 from engine.training.partial import PartialEpoch
 from engine.training.saver import Saver
