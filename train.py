@@ -20,18 +20,16 @@ def train(config: Config, arguments: list[str]) -> None:
     # Imported here, so that --help and a mistyped key answer before torch is loaded.
     from engine.data.augment import Normalization, TrainingPictures
     from engine.data.dataset import load_data, plan_data
-    from engine.runs.follower import Follower
-    from engine.runs.record import Run
-    from engine.runs.summary import epoch_row
+    from engine.runs.records import COMPLETED, DIVERGED
+    from engine.runs.run import Follower, Run
     from engine.system import distributed as ranks
     from engine.system.resources import peak_memory_bytes
     from engine.system.runtime import check_sync_bn, facts, start_runtime
     from engine.system.signals import pausing
     from engine.training.checkpoint import save_checkpoint
-    from engine.training.evaluate import evaluate_splits
-    from engine.training.loop import train_epoch
+    from engine.training.evaluate import chance, evaluate_splits
+    from engine.training.loop import PartialEpoch, epoch_row, train_epoch
     from engine.training.memory import check_memory, describe_memory
-    from engine.training.partial import PartialEpoch
     from engine.training.plan import check_plan, make_plan
     from engine.training.saver import Saver
     from engine.training.state import State
@@ -116,7 +114,7 @@ def train(config: Config, arguments: list[str]) -> None:
                 save()
         saver.wait()
         run.found["peak_memory_bytes"] = peak_memory_bytes(runtime.device)
-        run.finish("diverged" if diverged else "completed", chance=100.0 / len(data.classes))
+        run.finish(DIVERGED if diverged else COMPLETED, chance=chance(len(data.classes)))
     print(run.describe())
 
 

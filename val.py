@@ -8,6 +8,7 @@ from typing import Any
 from engine.cli import exit_status, read_command_line
 from engine.config.schema import EvaluationConfig
 from engine.errors import UserError, key_error
+from engine.runs.records import CHECKPOINT
 from engine.system.files import json_line
 
 
@@ -17,11 +18,11 @@ def validate(config: EvaluationConfig) -> dict[str, Any]:
     from engine.system.runtime import choose_device, start_runtime
     from engine.training.build import build_model
     from engine.training.checkpoint import load_checkpoint
-    from engine.training.evaluate import evaluate
+    from engine.training.evaluate import chance, evaluate
 
     path = Path(config.checkpoint or "")
     try:
-        path = path / "checkpoint.pt" if path.is_dir() else path
+        path = path / CHECKPOINT if path.is_dir() else path
     except OSError as error:
         raise key_error("checkpoint", path, f"cannot be read ({error.strerror})") from error
     saved = load_checkpoint(path, choose_device(config.device))
@@ -45,7 +46,7 @@ def validate(config: EvaluationConfig) -> dict[str, Any]:
         "diverged": saved.diverged,
         "ema_decay": run.ema.decay,
         "precision": runtime.precision,
-        "test_accuracy": 100.0 / len(data.classes),
+        "test_accuracy": chance(len(data.classes)),
         "test_loss": None,
         "per_class_accuracy": None,
         "history": best_epochs(saved.history),

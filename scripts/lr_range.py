@@ -101,7 +101,7 @@ def search(config: Config, arguments: Arguments, command: str) -> None:
 
 def suggest(config: Config, made: "RangeTest", peak: float, facts: dict[str, Any]) -> str:
     """Write plot and numbers; return what to print, the line to paste last."""
-    from engine.runs.record import RESULTS, cannot_write, check_inside
+    from engine.runs.records import RESULTS, cannot_write, check_inside
     from engine.sweeps.lr_range import write_range
     from engine.training.plan import base_lr_for
 

@@ -30,9 +30,9 @@ from engine.config.compose import Job, make_jobs
 from engine.config.parse import Range
 from engine.config.schema import Config, Count
 from engine.errors import UserError, key_error
-from engine.report.rows import load_records
 from engine.report.write import runs_lines
-from engine.runs.record import FINISHED, RESULTS, Run, cannot_write
+from engine.runs.records import FINISHED, RESULTS, cannot_write, load_records
+from engine.runs.run import Run
 from engine.sweeps.launch import check_launcher
 from engine.sweeps.sweep import claim_missing, failure, make_plans, train_missing
 from engine.sweeps.tune import Cell, geometric, search, search_by_optuna

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import engine.runs.record
+import engine.runs.run
 from engine.data.dataset import load_data
 from engine.errors import UserError
 from engine.system.files import write_summed
@@ -67,7 +67,7 @@ def test_a_stopped_and_resumed_run_equals_one_left_alone_to_the_bit(
     expected = state_of(directory)
     directory.rename(workplace / "left-alone")
 
-    record_epoch = engine.runs.record.Run.record_epoch
+    record_epoch = engine.runs.run.Run.record_epoch
     calls = 0
 
     def stop_in_the_third(self, row, trained):
@@ -77,11 +77,11 @@ def test_a_stopped_and_resumed_run_equals_one_left_alone_to_the_bit(
         if calls == 3:  # after the metrics of epoch 3, before its checkpoint
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine.runs.record.Run, "record_epoch", stop_in_the_third)
+    monkeypatch.setattr(engine.runs.run.Run, "record_epoch", stop_in_the_third)
     assert command("train.py", *run).status == 130
     assert json.loads((directory / "summary.json").read_text())["status"] == "interrupted"
     assert load_checkpoint(directory / "checkpoint.pt", CPU).epoch == 2
-    monkeypatch.setattr(engine.runs.record.Run, "record_epoch", record_epoch)
+    monkeypatch.setattr(engine.runs.run.Run, "record_epoch", record_epoch)
     resumed = command("train.py", *run)
     assert resumed.status == 0
     assert "going on after epoch 2 of 4" in resumed.out

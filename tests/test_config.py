@@ -12,8 +12,8 @@ from engine.config.compose import CONF, plain_config
 from engine.config.parse import known_keys
 from engine.config.schema import Config, Variant
 from engine.errors import UserError
-from engine.training.build import build_optimizer, build_scheduler
-from engine.training.plan import make_plan
+from engine.training.build import build_optimizer
+from engine.training.plan import build_scheduler, make_plan
 from lars import PRESETS
 
 GROUPS = ("model", "data", "optimizer", "scheduler")

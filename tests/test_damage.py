@@ -10,7 +10,7 @@ import engine.system.files
 from engine.data.augment import Normalization
 from engine.errors import UserError
 from engine.system.files import MARK, TRAILER
-from engine.training.build import build_model, build_optimizer, build_scheduler
+from engine.training.build import build_model, build_optimizer
 from engine.training.checkpoint import (
     DamagedCheckpoint,
     load_checkpoint,
@@ -18,8 +18,8 @@ from engine.training.checkpoint import (
     previous_of,
     save_checkpoint,
 )
-from engine.training.partial import PartialEpoch
-from engine.training.plan import make_plan
+from engine.training.loop import PartialEpoch
+from engine.training.plan import build_scheduler, make_plan
 from engine.training.state import State
 from tests.test_checkpoint import CPU, only_run, rewrite, state_of
 from tests.test_config import config
@@ -208,7 +208,7 @@ def test_a_damaged_run_goes_on_from_the_checkpoint_before(small, workplace, comm
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.runs.record.Run, "finish", stop)
+        patch.setattr(engine.runs.run.Run, "finish", stop)
         assert command("train.py", *run, "resume=false").status == 130
     assert not (directory / "summary.json").exists()
     path = directory / "checkpoint.pt"

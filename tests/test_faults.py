@@ -14,6 +14,7 @@ import threading
 import time
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_a_sweep_into_a_place_that_cannot_be_written_is_one_line(
     def refuse(self, *_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(engine.runs.record.Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     outcome = command("train.py", "-m", *small, "seed=0,1")
     assert_one_line(outcome, 2, "results=", "(Read-only file system)")
 

@@ -18,10 +18,10 @@ import engine.training.step
 from engine.config.schema import EMAConfig, ModelConfig
 from engine.data.augment import Normalization, TrainingPictures
 from engine.system.runtime import Runtime, start_runtime
-from engine.training.build import build_ema, build_model, build_optimizer, build_scheduler
+from engine.training.build import build_ema, build_model, build_optimizer
 from engine.training.loop import train_epoch
 from engine.training.noise_scale import NoiseScale
-from engine.training.plan import make_plan
+from engine.training.plan import build_scheduler, make_plan
 from engine.training.step import Step
 from models.batch_norm import batch_norms
 from tests.test_checkpoint import only_run

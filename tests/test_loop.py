@@ -10,10 +10,10 @@ from engine.config.schema import ClipConfig, ModelConfig
 from engine.data.augment import Normalization, TrainingPictures
 from engine.data.dataset import Split
 from engine.system.runtime import start_runtime
-from engine.training.build import build_model, build_optimizer, build_scheduler
+from engine.training.build import build_model, build_optimizer
 from engine.training.evaluate import evaluate
 from engine.training.loop import train_epoch
-from engine.training.plan import make_plan
+from engine.training.plan import build_scheduler, make_plan
 from engine.training.step import NO_CLIP, Step, clip_gradients
 from lars import LARS
 from models import BatchNorm2d

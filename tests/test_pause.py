@@ -112,14 +112,14 @@ def test_a_signal_during_the_evaluation_stops_after_it(
 def test_a_signal_after_the_last_step_of_all_does_not_undo_the_run(
     small, workplace, command, monkeypatch
 ):
-    record_epoch = engine.runs.record.Run.record_epoch
+    record_epoch = engine.runs.run.Run.record_epoch
 
     def interrupt(self, row, trained):
         record_epoch(self, row, trained)
         if row["epoch"] == 2:
             send(signal.SIGTERM)()
 
-    monkeypatch.setattr(engine.runs.record.Run, "record_epoch", interrupt)
+    monkeypatch.setattr(engine.runs.run.Run, "record_epoch", interrupt)
     assert command("train.py", *small).status == 0
     assert json.loads((only_run(workplace) / "summary.json").read_text())["status"] == "completed"
 
@@ -147,14 +147,14 @@ def test_a_sweep_stops_after_the_run_that_was_interrupted_and_goes_on(
 def test_a_sweep_stops_after_a_run_that_was_about_to_finish_anyway(
     small, workplace, command, monkeypatch
 ):
-    record_epoch = engine.runs.record.Run.record_epoch
+    record_epoch = engine.runs.run.Run.record_epoch
 
     def interrupt(self, row, trained):
         record_epoch(self, row, trained)
         send(signal.SIGTERM)()
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.runs.record.Run, "record_epoch", interrupt)
+        patch.setattr(engine.runs.run.Run, "record_epoch", interrupt)
         assert command("train.py", "-m", *small, "batch=32,64", "epochs=1").status == 143
     again = command("train.py", "-m", *small, "batch=32,64", "epochs=1")
     assert again.status == 0 and "2 runs, 1 finished already" in again.out

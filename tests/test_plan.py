@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from engine.errors import UserError
-from engine.training.build import build_scheduler
-from engine.training.plan import make_plan
+from engine.training.plan import build_scheduler, make_plan
 from tests.test_config import config
 
 # Rates that are easy to work out, whatever the defaults are.

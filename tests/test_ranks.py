@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn import functional as F
 
-import engine.runs.record
+import engine.runs.run
 import engine.training.evaluate
 import engine.training.step
 import train
@@ -31,16 +31,16 @@ from engine.cli import exit_status
 from engine.config.schema import EMAConfig, ModelConfig
 from engine.data.augment import Normalization, TrainingPictures
 from engine.errors import UserError
-from engine.runs.follower import Follower
+from engine.runs.run import Follower
 from engine.system.distributed import check_alike, distribute
 from engine.system.resources import available_cpus
 from engine.system.runtime import start_runtime
-from engine.training.build import build_ema, build_model, build_optimizer, build_scheduler
+from engine.training.build import build_ema, build_model, build_optimizer
 from engine.training.checkpoint import load_checkpoint
 from engine.training.evaluate import evaluate
 from engine.training.loop import train_epoch
 from engine.training.noise_scale import NoiseScale
-from engine.training.plan import even_sizes, make_plan
+from engine.training.plan import build_scheduler, even_sizes, make_plan
 from engine.training.step import Step
 from models import BatchNorm2d, commit_batch_statistics, synchronize_batch_norms
 from tests.test_config import config
@@ -266,16 +266,16 @@ def run_commands(rank, ports, run):
     made["sweep"] = command(ports[2], "-m", *run, "seed=0,1")
     made["whole"] = command(ports[3], *run, "epochs=1")
     made["again"] = command(ports[4], *run, "epochs=1")
-    record_epoch = engine.runs.record.Run.record_epoch
+    record_epoch = engine.runs.run.Run.record_epoch
 
     def stop_in_the_third(self, row, trained):
         record_epoch(self, row, trained)
         if row["epoch"] == 3:  # after the metrics of epoch 3, before its checkpoint
             raise KeyboardInterrupt
 
-    engine.runs.record.Run.record_epoch = stop_in_the_third
+    engine.runs.run.Run.record_epoch = stop_in_the_third
     made["stopped"] = command(ports[5], *run)
-    engine.runs.record.Run.record_epoch = record_epoch
+    engine.runs.run.Run.record_epoch = record_epoch
     clip, steps = engine.training.step.clip_gradients, itertools.count(1)
 
     def signal_one_rank(parameters, limits):

@@ -19,9 +19,10 @@ from engine.cli import exit_status
 from engine.errors import UserError
 from engine.report.page import merge_commands
 from engine.report.plots import draw_against, draw_baseline, gather_lengths, gather_lines
-from engine.report.rows import load_records, make_rows
+from engine.report.rows import make_rows
 from engine.report.titles import COMMON
 from engine.report.write import write_report
+from engine.runs.records import load_records
 from tests.test_config import config
 
 EPOCH = {

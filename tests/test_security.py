@@ -17,7 +17,7 @@ from engine.errors import UserError
 from engine.report.page import fenced
 from engine.report.tables import escaped
 from engine.report.write import write_report
-from engine.runs.record import check_inside
+from engine.runs.records import check_inside
 from tests.conftest import files_below
 
 PROJECT = Path(__file__).resolve().parent.parent

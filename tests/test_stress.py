@@ -31,7 +31,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 EPOCHS, STEPS = 6, 24
 PRELOADED = [
     "train", "engine.training.build", "engine.data.dataset", "engine.training.loop",
-    "engine.runs.record", "torch.utils.tensorboard", "torchvision.models",
+    "engine.runs.run", "torch.utils.tensorboard", "torchvision.models",
 ]  # fmt: skip
 STATE = ("model", "optimizer", "scheduler", "ema", "noise_scale", "epoch", "partial")
 

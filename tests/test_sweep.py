@@ -13,7 +13,7 @@ import engine.training.checkpoint
 import engine.training.loop
 import engine.training.memory
 from engine.errors import UserError
-from engine.report.rows import load_records
+from engine.runs.records import load_records
 from tests.test_cli import rows_of
 
 PROJECT = Path(__file__).resolve().parent.parent

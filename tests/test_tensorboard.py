@@ -130,9 +130,9 @@ def test_a_grid_holds_every_picture_in_rows():
 def test_a_run_that_resumes_keeps_its_cards_and_writes_its_outcome(
     small, workplace, command, monkeypatch
 ):
-    import engine.runs.record
+    import engine.runs.run
 
-    finish = engine.runs.record.Run.finish
+    finish = engine.runs.run.Run.finish
     stopped = []
 
     def stop(self, status, *rest, **options):
@@ -141,7 +141,7 @@ def test_a_run_that_resumes_keeps_its_cards_and_writes_its_outcome(
             raise KeyboardInterrupt
         finish(self, status, *rest, **options)
 
-    monkeypatch.setattr(engine.runs.record.Run, "finish", stop)
+    monkeypatch.setattr(engine.runs.run.Run, "finish", stop)
     assert command("train.py", *small).status == 130
     assert command("train.py", *small).status == 0
     made = EventAccumulator(str(only_run(workplace))).Reload()

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.report.plots import save
-from engine.report.rows import Record, Row
+from engine.report.rows import Row
 from engine.report.tables import escaped
+from engine.runs.records import Record
 
 
 def noise_scales(record: Record) -> tuple[list[int], list[float | None]]:

@@ -8,8 +8,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from engine.report.noise import noise_section
-from engine.report.rows import Record, Row, Target, baseline_row, by_line
+from engine.report.rows import Row, Target, baseline_row, by_line
 from engine.report.tables import accuracy_cell, escaped, markdown_tables, shown_seconds, whose
+from engine.runs.records import Record
 
 # A page names so many runs that are missing, and counts the others.
 NAMED_MISSING = 20

@@ -1,76 +1,12 @@
-"""A group's runs, gathered into the rows of its table: each number is read from the runs.
-
-A group's runs are its directories under results/runs/<group>, and the lines of a published
-results/<group>/runs.jsonl whose runs are not on this machine. A run that was claimed and left no
-summary is `missing`; no run that was asked for is left out.
-"""
+"""A group's runs, gathered into the rows of its table: each number is read from the runs."""
 
 import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import yaml
-
-from engine.config.schema import Config, check_group_name
-from engine.errors import UserError
 from engine.report.titles import KIND, apart, differences, mixed, shared, told
-from engine.runs.record import begun_afresh, check_inside, published_runs, runs_directory
-from engine.runs.summary import command_of, read_summary
-from engine.system.files import read_json_lines
-
-
-@dataclass(frozen=True)
-class Record:
-    """One run as the report sees it; `status` missing: it was planned and has no summary."""
-
-    summary: dict[str, Any]
-    history: list[dict[str, Any]]
-
-    @property
-    def status(self) -> str:
-        """Return completed, diverged, failed, interrupted or missing."""
-        return str(self.summary["status"])
-
-    @property
-    def choices(self) -> dict[str, Any]:
-        """Return what was chosen for the run, by dotted key."""
-        return dict(self.summary["choices"])
-
-    @property
-    def counted(self) -> bool:
-        """Tell whether the run has an accuracy that enters a mean."""
-        return self.status in ("completed", "diverged")
-
-    def accuracy(self, split: str) -> float | None:
-        """Return the final accuracy on `split`, %: of a diverged run chance, None if not known."""
-        # Chance stands under the test split, whether or not that was to be evaluated.
-        key = "test" if self.status == "diverged" else split
-        value = self.summary.get(f"{key}_accuracy") if self.counted else None
-        return None if value is None else float(value)
-
-    def first_at(self, split: str, target: float) -> tuple[int, float] | None:
-        """Return epoch and training seconds of the first evaluation at or above `target` %."""
-        seconds = 0.0
-        for row in self.history:
-            seconds += row["train_seconds"]
-            accuracy = row[f"{split}_accuracy"]
-            if accuracy is not None and accuracy >= target:
-                return row["epoch"], seconds
-        return None
-
-    def curve(self, split: str) -> tuple[list[int], list[float], list[float]]:
-        """Return epochs, wall seconds since the start and accuracies, where evaluated."""
-        epochs, seconds, accuracies, passed = [], [], [], 0.0
-        for row in self.history:
-            passed += row["wall_seconds"]
-            if row[f"{split}_accuracy"] is not None:
-                epochs.append(row["epoch"])
-                seconds.append(passed)
-                accuracies.append(row[f"{split}_accuracy"])
-        return epochs, seconds, accuracies
+from engine.runs.records import Record, optimizer_order
 
 
 @dataclass(frozen=True)
@@ -187,66 +123,6 @@ class Row:
         return statistics.fmean(epochs), statistics.fmean(seconds)
 
 
-def load_records(group: str) -> list[Record]:
-    """Read every run of a group, sorted by optimizer, batch, rate, seed and name."""
-    check_group_name(group)
-    check_inside(group)
-    records = {}
-    for name, line in published_runs(group).items():
-        summary = {key: value for key, value in line.items() if key != "history"}
-        records[name] = Record(summary, line["history"])
-    for directory in sorted(runs_directory(group).glob("*/.hydra/config.yaml")):
-        record = _load_record(directory.parent.parent)
-        # A run that this machine has only planned may be published by another.
-        name = record.summary["run"]
-        if record.counted or name not in records or begun_afresh(directory.parent.parent):
-            records[name] = record
-
-    def place(record: Record) -> tuple[str, int, float, int, str]:
-        s, rate = record.summary, record.choices.get("optimizer.base_lr", 0.0)
-        return (_optimizer_order(s["optimizer"]), s["batch"], rate, s["seed"], s["run"])
-
-    return sorted(records.values(), key=place)
-
-
-def _load_record(directory: Path) -> Record:
-    summary = read_summary(directory)
-    if summary is None:
-        try:
-            raw = yaml.safe_load((directory / ".hydra" / "config.yaml").read_text())
-            config = Config.from_hydra(raw)
-        except (OSError, ValueError, yaml.YAMLError, UserError, AttributeError) as error:
-            raise UserError(f"{directory}: its .hydra/config.yaml cannot be read") from error
-        summary = {
-            "status": "missing",
-            "run": directory.name,
-            "model": config.model.name,
-            "data": config.data.name,
-            "optimizer": config.optimizer.name,
-            "batch": config.batch,
-            "seed": config.seed,
-            "epochs": config.epochs,
-            "target_accuracy": config.target_accuracy,
-            "command": _command(directory),
-            "choices": config.choices(),
-        }
-    return Record(summary, list(read_json_lines(directory / "metrics.jsonl")))
-
-
-def _command(directory: Path) -> str | None:
-    """Return the command of a run that left no summary; None where it was killed before that."""
-    try:
-        overrides = yaml.safe_load((directory / ".hydra" / "overrides.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return command_of([str(o) for o in overrides]) if isinstance(overrides, list) else None
-
-
-def _optimizer_order(name: str) -> str:
-    """Put the baseline's optimizer first."""
-    return "" if name == "sgd" else name
-
-
 def make_rows(records: Sequence[Record]) -> list[Row]:
     """Gather the runs that differ in nothing but the seed; order as `load_records`.
 
@@ -275,7 +151,7 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
 
     def place(row: Row) -> tuple[str, int, float, int]:
         rate = row.records[0].choices.get("optimizer.base_lr", 0.0)
-        return (_optimizer_order(row.optimizer), row.batch, rate, row.told.count("="))
+        return (optimizer_order(row.optimizer), row.batch, rate, row.told.count("="))
 
     return sorted(made, key=place)
 

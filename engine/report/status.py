@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from engine.errors import key_error
-from engine.report.rows import Record, load_records
-from engine.runs.record import runs_directory
+from engine.runs.records import Record, load_records, runs_directory
 from engine.system.lock import holder
 
 

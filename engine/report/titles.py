@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from engine.config.schema import default_choices
 
 if TYPE_CHECKING:
-    from engine.report.rows import Record
+    from engine.runs.records import Record
 
 # What tells the rows of a group apart where it mixes them; table.csv has a column for each.
 KIND = ("model.name", "data.name")

@@ -10,9 +10,9 @@ from engine.errors import key_error
 from engine.report.noise import write_noise_plot
 from engine.report.page import page
 from engine.report.plots import write_comparison, write_plots
-from engine.report.rows import Record, Row, Target, load_records, make_rows, target_of
+from engine.report.rows import Row, Target, make_rows, target_of
 from engine.report.tables import comma_separated, markdown
-from engine.runs.record import RESULTS, cannot_write, runs_directory
+from engine.runs.records import RESULTS, Record, cannot_write, load_records, runs_directory
 from engine.system.files import json_line, write_text_atomically
 
 LEFT_SECONDS = 3600.0

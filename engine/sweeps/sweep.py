@@ -18,7 +18,8 @@ from engine.config.schema import Config, DataConfig
 from engine.data.dataset import Dataset, load_data, plan_data
 from engine.errors import UserError, key_error
 from engine.report.write import write_report
-from engine.runs.record import FINISHED, RESULTS, Run, check_inside, reason_of
+from engine.runs.records import FAILED, FINISHED, MISSING, RESULTS, check_inside
+from engine.runs.run import Run, reason_of
 from engine.sweeps.launch import Task, check_launcher, launch_jobs
 from engine.system.lock import RunBusy, holder
 from engine.system.signals import leaving
@@ -141,12 +142,12 @@ def report(jobs: Iterable[Job]) -> bool:
 
 def failure(run: Run) -> str | None:
     """Word what stopped a run and where its own log is; None where it is finished."""
-    summary = run.summary() or {"status": "missing", "error": None}
+    summary = run.summary() or {"status": MISSING, "error": None}
     if summary["status"] in FINISHED:
         # One that was to be trained again and was refused keeps its outcome, and says why here.
         if run.config.resume or not run.log.exists():
             return None
-        summary = {"status": "failed", "error": None}
+        summary = {"status": FAILED, "error": None}
     place, reason = run.directory, summary["error"]
     if run.log.exists():
         place = run.log
@@ -174,5 +175,5 @@ def report_failure(config: Config, arguments: list[str]) -> Iterator[None]:
             run.log.write_text(traceback.format_exc())
             if run.summary() is None:
                 run.arguments = arguments
-                run.finish("failed", reason_of(error))
+                run.finish(FAILED, reason_of(error))
         print(f"failed    {run.name}: {error}; see {run.log}", file=sys.stderr, flush=True)

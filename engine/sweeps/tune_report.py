@@ -6,7 +6,7 @@ from typing import Any
 
 from engine.report.page import facts, fenced
 from engine.report.plots import COLOURS, save
-from engine.report.rows import Record
+from engine.runs.records import Record
 from engine.sweeps.tune import Cell
 
 

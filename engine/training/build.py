@@ -1,8 +1,6 @@
-"""Name to model, optimizer, scheduler, average: plain dictionaries, nothing imported by name."""
+"""Name to model, optimizer, average: plain dictionaries, nothing imported by name."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Optimizer
@@ -11,17 +9,6 @@ import models
 from engine.config import schema as c
 from engine.training.ema import Average
 from lars import LARS, parameter_groups
-from schedulers import (
-    WarmupConstantLR,
-    WarmupCosineLR,
-    WarmupLR,
-    WarmupMultiStepLR,
-    WarmupOneCycleLR,
-    WarmupPolynomialLR,
-)
-
-if TYPE_CHECKING:
-    from engine.training.plan import Plan
 
 MODELS = {
     "resnet8": models.resnet8,
@@ -46,13 +33,6 @@ LARS_OPTIONS = (
     "zero_norm",
     "trust_clip",
 )
-SCHEDULERS: dict[str, type[WarmupLR]] = {
-    "constant": WarmupConstantLR,
-    "cosine": WarmupCosineLR,
-    "polynomial": WarmupPolynomialLR,
-    "multistep": WarmupMultiStepLR,
-    "onecycle": WarmupOneCycleLR,
-}
 
 
 def build_model(config: c.ModelConfig, num_classes: int, sync_bn: bool = False) -> nn.Module:
@@ -112,19 +92,3 @@ def build_optimizer(
 def build_ema(config: c.EMAConfig, model: nn.Module) -> Average | None:
     """Make the moving average of a model's weights and buffers, or None where it is off."""
     return None if config.decay is None else Average(model, config.decay)
-
-
-def build_scheduler(config: c.ConstantConfig, plan: Plan, optimizer: Optimizer) -> WarmupLR:
-    """Make the schedule of a whole run for an optimizer made with the peak rate."""
-    options: dict[str, Any] = {
-        "total_steps": plan.total_steps,
-        "warmup_steps": plan.warmup_steps,
-        "start_lr": plan.base_lr,
-    }
-    if isinstance(config, c.CosineConfig):
-        options |= {"min_lr": plan.min_lr}
-    if isinstance(config, c.PolynomialConfig):
-        options |= {"power": config.power}
-    if isinstance(config, c.MultistepConfig):
-        options |= {"step_size": plan.decay_interval, "gamma": config.gamma}
-    return SCHEDULERS[config.name](optimizer, **options)

@@ -20,10 +20,9 @@ from engine.config.schema import Config
 from engine.data.augment import Normalization
 from engine.errors import UserError, key_error
 from engine.system.files import agrees, check_written, previous_of, write_atomically, write_summed
-from engine.training.finite import is_finite
-from engine.training.partial import PartialEpoch
+from engine.training.loop import PartialEpoch
 from engine.training.saver import Saver
-from engine.training.state import State, copied
+from engine.training.state import State, copied, is_finite
 
 FORMAT = "large-batch-cifar checkpoint"
 # Version 1 has neither checksum nor partial epoch; all else is the same.

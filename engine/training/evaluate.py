@@ -16,6 +16,11 @@ from engine.training.ema import Average
 EVALUATION_BATCH = 1000
 
 
+def chance(classes: int) -> float:
+    """Return the accuracy in % of a guess, which counts for a run that diverged."""
+    return 100.0 / classes
+
+
 @dataclass(frozen=True)
 class Evaluated:
     """An evaluation's outcome: mean loss; accuracy in %; accuracy of each class in %.

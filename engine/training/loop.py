@@ -1,13 +1,18 @@
-"""One epoch of training: where the time goes.
+"""One epoch of training: where the time goes, and all that comes of it.
 
 Sums stay on the device; the host reads them at an epoch's end, and on CUDA at every
-`CHECK_EVERY` steps to see a divergence. Divergence is returned, not raised.
+`CHECK_EVERY` steps to see a divergence. Divergence is returned, not raised. A run that stops
+between two steps keeps the sums of the part that is done, which become the epoch's row and curves;
+weights, optimizer and schedule are the checkpoint's; order and augmentation follow from seed and
+epoch.
 """
 
+import dataclasses
 import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +20,58 @@ from tqdm import tqdm
 
 from engine.data.augment import EpochDraws
 from engine.system.distributed import add_over_ranks, any_rank
-from engine.training.finite import is_finite
+from engine.training.evaluate import Evaluations
 from engine.training.noise_scale import NoiseEstimate, estimates
-from engine.training.partial import LayerStatistics, PartialEpoch
+from engine.training.state import is_finite
 from engine.training.step import Step
 from lars import LARS
 from schedulers import WarmupLR
 
 CHECK_EVERY = 50
+# LARS' telemetry after one step: that step, and by parameter name its figures as 0-d tensors.
+LayerStatistics = tuple[int, dict[str | int, dict[str, Tensor]]]
+
+
+@dataclass
+class PartialEpoch:
+    """An epoch's sums after `len(rates)` of its steps.
+
+    losses, gradient_norms: float32 [steps of the epoch]; noise: float32 [steps, 3], the sums of
+    `NoiseScale`; all are 0 beyond the steps done. correct: int64 [], examples classified right.
+    seconds: of training steps.
+    """
+
+    losses: Tensor
+    gradient_norms: Tensor
+    noise: Tensor
+    correct: Tensor
+    rates: list[float] = dataclasses.field(default_factory=list)
+    layers: list[LayerStatistics] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+
+    @classmethod
+    def of_no_steps(cls, steps: int, device: torch.device) -> "PartialEpoch":
+        """Begin an epoch of so many steps."""
+        return cls(
+            losses=torch.zeros(steps, device=device),
+            gradient_norms=torch.zeros(steps, device=device),
+            noise=torch.zeros(steps, 3, device=device),
+            correct=torch.zeros((), dtype=torch.int64, device=device),
+        )
+
+    def to(self, device: torch.device) -> "PartialEpoch":
+        """Return it with its sums on a device."""
+        names = ("losses", "gradient_norms", "noise", "correct")
+        moved = {name: getattr(self, name).to(device) for name in names}
+        return dataclasses.replace(self, **moved)
+
+    def is_finite(self, steps: slice) -> bool:
+        """Tell whether the losses and gradients of some steps are; one read of the device."""
+        return bool(torch.isfinite(self.losses[steps] + self.gradient_norms[steps]).all())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the fields as a checkpoint holds them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 @dataclass(frozen=True)
@@ -146,6 +195,45 @@ def train_epoch(
     diverged = diverged or not is_finite(step.model, optimizer, step.ema)
     sizes = [len(batch) for batch in batches[: len(part.rates)]]
     return TrainedEpoch.of(part, sizes, first_step, diverged, step.noise is not None)
+
+
+def epoch_row(
+    epoch: int,
+    trained: TrainedEpoch,
+    measured: Evaluations | None,
+    wall_seconds: float,
+) -> dict[str, Any]:
+    """Make an epoch's line of metrics.jsonl; what was not measured is null.
+
+    Where an average of the weights is evaluated, the weights' own figures are beside it as raw_*.
+    """
+    tested = measured.test if measured else None
+    held = measured.holdout if measured else None
+    row = {
+        "epoch": epoch,
+        "step": trained.last_step,
+        "train_loss": trained.loss,
+        "train_accuracy": trained.accuracy,
+        "test_loss": tested.loss if tested else None,
+        "test_accuracy": tested.accuracy if tested else None,
+        "holdout_loss": held.loss if held else None,
+        "holdout_accuracy": held.accuracy if held else None,
+        "learning_rate": trained.rates[-1],
+        "gradient_norm": trained.gradient_norms[-1],
+        "images": trained.images,
+        "train_seconds": trained.seconds,
+        "wall_seconds": wall_seconds,
+        "images_per_second": trained.images / trained.seconds,
+    }
+    if measured is not None and (raw := measured.raw) is not None:
+        for name, split in (("test", raw.test), ("holdout", raw.holdout)):
+            row[f"raw_{name}_loss"] = split.loss if split else None
+            row[f"raw_{name}_accuracy"] = split.accuracy if split else None
+    if trained.noise:
+        row |= dataclasses.asdict(trained.noise[-1]) | {
+            "noise_scale": trained.noise[-1].noise_scale
+        }
+    return row
 
 
 def progress(

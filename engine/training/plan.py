@@ -1,12 +1,17 @@
-"""Batch and epochs to steps, accumulation and rates: every derived number's one home."""
+"""Batch and epochs to steps, accumulation and rates: every derived number's one home.
+
+The schedule of a run is made from its plan here, since its formula gives the last rate.
+"""
 
 import dataclasses
 import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
 from engine.config.parse import LARGEST
 from engine.config.schema import (
@@ -19,9 +24,24 @@ from engine.config.schema import (
 )
 from engine.data.dataset import known_training_size
 from engine.errors import UserError, key_error
-from engine.training.build import build_scheduler
 from models.batch_norm import group_sizes
-from schedulers import SCALING_RULES
+from schedulers import (
+    SCALING_RULES,
+    WarmupConstantLR,
+    WarmupCosineLR,
+    WarmupLR,
+    WarmupMultiStepLR,
+    WarmupOneCycleLR,
+    WarmupPolynomialLR,
+)
+
+SCHEDULERS: dict[str, type[WarmupLR]] = {
+    "constant": WarmupConstantLR,
+    "cosine": WarmupCosineLR,
+    "polynomial": WarmupPolynomialLR,
+    "multistep": WarmupMultiStepLR,
+    "onecycle": WarmupOneCycleLR,
+}
 
 
 @dataclass(frozen=True)
@@ -199,6 +219,22 @@ def make_plan(config: Config, train_examples: int, world_size: int = 1) -> Plan:
     schedule = build_scheduler(scheduler, plan, carrier)
     final_lr = schedule.lr_at(plan.total_steps - 1, peak_lr)
     return dataclasses.replace(plan, final_lr=final_lr, decay=describe_decay(scheduler, plan))
+
+
+def build_scheduler(config: ConstantConfig, plan: Plan, optimizer: Optimizer) -> WarmupLR:
+    """Make the schedule of a whole run for an optimizer made with the peak rate."""
+    options: dict[str, Any] = {
+        "total_steps": plan.total_steps,
+        "warmup_steps": plan.warmup_steps,
+        "start_lr": plan.base_lr,
+    }
+    if isinstance(config, CosineConfig):
+        options |= {"min_lr": plan.min_lr}
+    if isinstance(config, PolynomialConfig):
+        options |= {"power": config.power}
+    if isinstance(config, MultistepConfig):
+        options |= {"step_size": plan.decay_interval, "gamma": config.gamma}
+    return SCHEDULERS[config.name](optimizer, **options)
 
 
 def check_passes(plan: Plan) -> None:

@@ -1,24 +1,23 @@
-"""What training moves and a resume needs back, made and handed around together."""
+"""What training moves and a resume needs back, made and handed around together; is it finite?"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from engine.training.build import build_ema, build_model, build_optimizer, build_scheduler
+from engine.config.schema import Config
+from engine.system.runtime import Runtime
+from engine.training.build import build_ema, build_model, build_optimizer
 from engine.training.cuda_graph import plain_state
 from engine.training.ema import Average
 from engine.training.noise_scale import NoiseScale
+from engine.training.plan import Plan, build_scheduler
 from schedulers import WarmupLR
-
-if TYPE_CHECKING:
-    from engine.config.schema import Config
-    from engine.system.runtime import Runtime
-    from engine.training.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -69,3 +68,30 @@ def copied(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(copied(inner) for inner in value)
     return value
+
+
+def is_finite(*states: Any) -> bool:
+    """Tell whether all tensors in nested states, or what has a state_dict, are finite.
+
+    No loss shows them before they are evaluated, or too late: batch norm's running statistics are
+    not used while training, a variance that overflows only makes outputs zero, and the last update
+    of all is followed by no step that would see it.
+    """
+    checks = [torch.isfinite(tensor).all() for state in states for tensor in _tensors(state)]
+    # Counts of steps may be elsewhere than the weights; each device is read once.
+    devices = {check.device for check in checks}
+    return all(
+        bool(torch.stack([check for check in checks if check.device == device]).all())
+        for device in devices
+    )
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif hasattr(state, "state_dict"):
+        yield from _tensors(state.state_dict())
+    elif isinstance(state, dict):
+        yield from (tensor for value in state.values() for tensor in _tensors(value))
+    elif isinstance(state, list | tuple):
+        yield from (tensor for value in state for tensor in _tensors(value))

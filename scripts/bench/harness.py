@@ -9,9 +9,9 @@ from engine.config.schema import ConstantConfig, SGDConfig
 from engine.data.augment import Normalization, TrainingPictures
 from engine.data.dataset import Split
 from engine.system.runtime import start_runtime
-from engine.training.build import build_optimizer, build_scheduler
+from engine.training.build import build_optimizer
 from engine.training.loop import TrainedEpoch, train_epoch
-from engine.training.plan import Plan
+from engine.training.plan import Plan, build_scheduler
 from engine.training.step import NO_CLIP, Step
 
 BATCH = 128

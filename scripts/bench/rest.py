@@ -16,12 +16,11 @@ import torch
 
 from engine.config.compose import make_jobs
 from engine.config.schema import Config
-from engine.runs.record import Run
-from engine.runs.summary import epoch_row
+from engine.runs.run import Run
 from engine.training.build import MODELS
 from engine.training.checkpoint import save_checkpoint
 from engine.training.evaluate import Evaluations, evaluate
-from engine.training.loop import TrainedEpoch
+from engine.training.loop import TrainedEpoch, epoch_row
 from engine.training.state import State
 from scripts.bench import report
 from scripts.bench.ceilings import Flops, count_flops

@@ -1,29 +1,42 @@
 """What a run leaves behind: its directory, metrics.jsonl, TensorBoard events, summary.json.
 
 The directory is made only once the configuration and the data are known to be right, and a lock
-in it keeps a second process out until this one ends, however it ends.
+in it keeps a second process out until this one ends, however it ends. Reading it is records.py's.
 """
 
 import contextlib
-import functools
 import json
-import os
+import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from engine.config.schema import Config
-from engine.errors import UserError, key_error
-from engine.runs.summary import NEEDED, command_of, read_summary, summarize
+from engine.errors import key_error
+from engine.runs.records import (
+    CHECKPOINT,
+    CLEARED,
+    DIVERGED,
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    RESULTS,
+    begun_afresh,
+    cannot_write,
+    check_inside,
+    command_of,
+    published_runs,
+    read_summary,
+    runs_directory,
+)
 from engine.runs.tensorboard import write_epoch, write_mistakes, write_outcome, write_start
+from engine.system.distributed import rank
 from engine.system.files import (
     json_line,
     naming,
     plain,
     previous_of,
-    read_json_lines,
     write_text_atomically,
 )
 from engine.system.lock import locked
@@ -37,68 +50,12 @@ if TYPE_CHECKING:
     from engine.training.evaluate import Evaluated
     from engine.training.loop import TrainedEpoch
 
-RESULTS = Path("results")
 OUT_OF_MEMORY = "the run does not fit into memory; a smaller micro_batch needs less"
-FINISHED = ("completed", "diverged")
-# Marks a directory that resume=false has cleared.
-AFRESH = ".afresh"
-
-
-def runs_directory(group: str) -> Path:
-    """Return where a group's runs lie."""
-    return RESULTS / "runs" / group
-
-
-def check_inside(group: str, run: str = "") -> None:
-    """Raise UserError where links lead a group's folders, or a run's, out of results."""
-    # Each may be a link itself, to a larger disk.
-    for parent in (RESULTS, RESULTS / "runs"):
-        place, end = parent / group / run, Path(os.path.realpath(parent / group / run))
-        if not end.is_relative_to(os.path.realpath(parent)):
-            raise key_error("group", group, f"{place} is a link that leads out of {parent}")
-
-
-def cannot_write(path: Path, error: OSError) -> UserError:
-    """Word that a run's directory, or a report's folder or file, cannot be written."""
-    allowed = f"cannot be written ({error.strerror}); needs a folder you may write to"
-    return key_error("results", path, allowed)
-
-
-def reason_of(error: BaseException) -> str:
-    """Word what stopped a run, in one line."""
-    name = type(error).__name__
-    return f"{name}: {' '.join(str(error).split()) or name}"
-
-
-def published_runs(group: str) -> dict[str, dict[str, Any]]:
-    """Read a group's runs.jsonl: the runs that are finished here or on another machine, by name."""
-    path = (RESULTS / group / "runs.jsonl").absolute()
-    try:
-        status = path.stat()
-    except OSError:
-        return {}
-    return _read_published(path, status.st_mtime_ns, status.st_size)
-
-
-@functools.lru_cache(maxsize=4)
-def _read_published(path: Path, _modified: int, _size: int) -> dict[str, dict[str, Any]]:
-    # A sweep asks for each of its runs; the file is read again only once it has changed.
-    lines = list(read_json_lines(path))
-    for number, line in enumerate(lines, 1):
-        if absent := {*NEEDED, "history"} - line.keys():
-            raise UserError(f"{path}: line {number} has no {min(absent)}; mend or remove it")
-    return {line["run"]: line for line in lines}
-
-
-def begun_afresh(directory: Path) -> bool:
-    """Tell whether resume=false has begun a run again here, and it has no new outcome yet.
-
-    Until then what was published of it before is no outcome, and the same command goes on.
-    """
-    if not (directory / AFRESH).exists():
-        return False
-    summary = read_summary(directory)
-    return summary is None or summary["status"] not in FINISHED
+# What a run finds out of itself and its machine; null where it ended before it did.
+FACTS = (
+    "peak_memory_bytes", "parameters", "device", "world_size", "threads", "precision", "torch",
+    "commit",
+)  # fmt: skip
 
 
 class Run:
@@ -112,7 +69,7 @@ class Run:
         self.config = config
         self.name = config.run_name()
         self.directory = runs_directory(config.group) / self.name
-        self.checkpoint = self.directory / "checkpoint.pt"
+        self.checkpoint = self.directory / CHECKPOINT
         self.log = self.directory / "error.log"
         self.history: list[dict[str, Any]] = []
         self.found: dict[str, Any] = {}
@@ -147,7 +104,7 @@ class Run:
         assert summary is not None
         kind = "holdout" if summary["test_accuracy"] is None else "test"
         accuracy = f"{kind} accuracy {summary[f'{kind}_accuracy']:.2f} %"
-        if summary["status"] == "diverged":
+        if summary["status"] == DIVERGED:
             accuracy = f"diverged after {summary['steps']} steps, {accuracy} (chance)"
         speed = summary["images_per_second"]
         return f"{accuracy}, trained in {summary['train_seconds']:.1f} s" + (
@@ -167,7 +124,7 @@ class Run:
         """
         times, summary = [0], self.summary()
         paths = [self.directory / "summary.json", self.log]
-        settled = summary is not None and summary["status"] != "interrupted"
+        settled = summary is not None and summary["status"] != INTERRUPTED
         for path in paths if settled else paths[1:]:
             with contextlib.suppress(OSError):
                 times.append(path.stat().st_mtime_ns)
@@ -200,14 +157,14 @@ class Run:
                 yield
             except (KeyboardInterrupt, SystemExit, BrokenPipeError):
                 # Ctrl-C, a launcher that hands the job back to its queue, or `| head`.
-                self._try_to_finish("interrupted")
+                self._try_to_finish(INTERRUPTED)
                 raise
             except BaseException as error:
                 if is_out_of_memory(error):
                     error = key_error("micro_batch", self.config.micro_batch, OUT_OF_MEMORY)
                 if isinstance(error, OSError):
                     self.check_place()
-                self._try_to_finish("failed", reason_of(error))
+                self._try_to_finish(FAILED, reason_of(error))
                 raise error
             finally:
                 if self.writer is not None:
@@ -227,7 +184,7 @@ class Run:
         for path in leftovers:
             path.unlink(missing_ok=True)
         if afresh and not self.config.resume:
-            (self.directory / AFRESH).touch()
+            (self.directory / CLEARED).touch()
         self._write_metrics()
         # TensorBoard takes a second to import; mistakes and finished runs answer without it.
         from torch.utils.tensorboard import SummaryWriter
@@ -262,7 +219,7 @@ class Run:
     def finish(self, status: str, error: str | None = None, chance: float | None = None) -> None:
         """Write summary.json, the last of a run's files; a diverged run's accuracy is `chance`."""
         summary = summarize(self, status) | {"error": error}
-        if status == "diverged":
+        if status == DIVERGED:
             summary["test_accuracy"] = chance
         if status in FINISHED:
             if self.writer is not None:
@@ -273,7 +230,7 @@ class Run:
         write_text_atomically(self.directory / "summary.json", text + "\n")
         if status in FINISHED:
             previous_of(self.checkpoint).unlink(missing_ok=True)
-            (self.directory / AFRESH).unlink(missing_ok=True)
+            (self.directory / CLEARED).unlink(missing_ok=True)
 
     def _try_to_finish(self, status: str, error: str | None = None) -> None:
         # What stopped the run may be a full disk or a removed directory, which would hide it here.
@@ -290,3 +247,87 @@ class Run:
         for name, content in contents.items():
             text = yaml.safe_dump(content, sort_keys=False)
             write_text_atomically(self.directory / ".hydra" / name, text)
+
+
+class Follower(Run):
+    """A run whose directory another rank holds: nothing is read there, and nothing written."""
+
+    def describe(self) -> str:
+        """Leave the outcome to rank 0."""
+        return ""
+
+    @contextlib.contextmanager
+    def open(self, arguments: list[str]) -> Iterator[None]:
+        """Tell what stops this rank alone, since rank 0 will only know that it ended."""
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            key = f"micro_batch={self.config.micro_batch}"
+            print(f"error: {key}: on rank {rank()} {OUT_OF_MEMORY}", file=sys.stderr)
+            raise SystemExit(2) from None
+
+    def start(self, plan: str, pictures: "Tensor", afresh: bool) -> None:
+        """Leave the files to rank 0."""
+
+    def record_epoch(self, row: dict[str, Any], trained: "TrainedEpoch") -> None:
+        """Add an epoch to the history."""
+        self.history.append(row)
+
+    def record_mistakes(self, data: "Dataset", tested: "Evaluated") -> None:
+        """Leave the files to rank 0."""
+
+    def finish(self, status: str, error: str | None = None, chance: float | None = None) -> None:
+        """Leave the files to rank 0."""
+
+
+def summarize(run: Run, status: str) -> dict[str, Any]:
+    """Gather a run's outcome from its history; the headline is the final model's accuracy."""
+    config, history = run.config, run.history
+    last = history[-1] if history else {}
+    tested = [row for row in history if row["test_accuracy"] is not None]
+    best = max(tested, key=lambda row: row["test_accuracy"], default={})
+    train_seconds = sum(row["train_seconds"] for row in history)
+    images = sum(row["images"] for row in history)
+    extra = {}
+    if config.ema.decay is not None:
+        extra = {key: last.get(key) for key in ("raw_test_accuracy", "raw_holdout_accuracy")}
+    if config.noise_scale:
+        extra["noise_scale"] = last.get("noise_scale")
+    return {
+        "status": status,
+        "run": run.name,
+        "group": config.group,
+        "model": config.model.name,
+        "data": config.data.name,
+        "optimizer": config.optimizer.name,
+        "batch": config.batch,
+        "micro_batch": config.micro_batch,
+        "seed": config.seed,
+        "epochs": config.epochs,
+        "steps": last.get("step", 0),
+        "base_lr": None,
+        "peak_lr": None,
+        "final_lr": None,
+        "test_accuracy": last.get("test_accuracy"),
+        "test_loss": last.get("test_loss"),
+        "best_test_accuracy": best.get("test_accuracy"),
+        "best_epoch": best.get("epoch"),
+        "holdout_accuracy": last.get("holdout_accuracy"),
+        "train_loss": last.get("train_loss"),
+        "train_seconds": train_seconds,
+        "wall_seconds": sum(row["wall_seconds"] for row in history),
+        "images_per_second": images / train_seconds if train_seconds else None,
+        "target_accuracy": config.target_accuracy,
+        **dict.fromkeys(FACTS),
+        "command": command_of(run.arguments),
+        "choices": config.choices(),
+        **extra,
+    } | run.found
+
+
+def reason_of(error: BaseException) -> str:
+    """Word what stopped a run, in one line."""
+    name = type(error).__name__
+    return f"{name}: {' '.join(str(error).split()) or name}"
