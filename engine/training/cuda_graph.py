@@ -5,11 +5,9 @@ the learning rates are copied there first. Steps that differ, an epoch's short l
 whose layers are logged, are taken launch by launch, as are all where no graph can be captured.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,10 +15,6 @@ from torch.optim import Optimizer
 
 from engine.data.augment import EpochDraws
 from engine.system.runtime import Runtime
-from models import forget_batch_statistics
-
-if TYPE_CHECKING:
-    from engine.training.step import Figures, Step
 
 T = TypeVar("T")
 # Libraries choose their kernels and ask for workspaces in the first steps of a shape.
@@ -44,75 +38,75 @@ def capture(function: Callable[[], T]) -> tuple[Callable[[], None], T]:
     return graph.replay, result
 
 
-class StepGraph:
+class StepGraph(Generic[T]):
     """The graph of a step, once there is one."""
 
-    def __init__(self, step: Step) -> None:
-        """Wait for the first full batches before capturing."""
+    def __init__(
+        self, step: Callable[[Tensor, EpochDraws], T], batch: int, give_up: Callable[[], None]
+    ) -> None:
+        """Wait for the first full batches before capturing.
+
+        step: takes a whole step on a batch's indices, int64 [B], and an epoch's draws; what it
+        returns are tensors. give_up: undoes what a capture that failed has left behind.
+        """
         self.step = step
-        # Before the first step: torch's fused SGD computes with a number in double, with a tensor
-        # in fp32, and a resumed run is to go on as the one that was left alone.
-        make_capturable(step.optimizer, step.runtime.device)
+        self.batch = batch
+        self.give_up = give_up
         self.warm_up = WARM_UP_STEPS
         self.failed = False
-        self.captured: CapturedStep | None = None
+        self.captured: CapturedStep[T] | None = None
 
-    def replay(self, batch: Tensor, draws: EpochDraws) -> Figures | None:
-        """Take a step; return its figures, valid until the next one, or None where it cannot be."""
-        if self.failed or len(batch) != self.step.plan.batch:
+    def replay(self, index: Tensor, draws: EpochDraws) -> T | None:
+        """Take a step; return what it returns, valid until the next, or None where it cannot be."""
+        if self.failed or len(index) != self.batch:
             return None
         if self.warm_up > 0:
             self.warm_up -= 1
             return None
         if self.captured is None:
             try:
-                self.captured = CapturedStep(self.step, batch, draws)
+                self.captured = CapturedStep(self.step, index, draws)
             except RuntimeError as error:
-                self._give_up(error)
+                self.failed = True
+                self.give_up()
+                reason = " ".join(str(error).split())
+                print(
+                    f"steps are taken launch by launch: no CUDA graph could be captured ({reason})",
+                    file=sys.stderr,
+                )
                 return None
-        return self.captured(batch, draws)
-
-    def _give_up(self, error: RuntimeError) -> None:
-        self.failed = True
-        forget_batch_statistics(self.step.model)
-        reason = " ".join(str(error).split())
-        print(
-            f"steps are taken launch by launch: no CUDA graph could be captured ({reason})",
-            file=sys.stderr,
-        )
+        return self.captured(index, draws)
 
 
-class CapturedStep:
+class CapturedStep(Generic[T]):
     """A graph, and what it reads and writes."""
 
-    def __init__(self, step: Step, batch: Tensor, draws: EpochDraws) -> None:
+    def __init__(
+        self, step: Callable[[Tensor, EpochDraws], T], index: Tensor, draws: EpochDraws
+    ) -> None:
         """Capture a step on a batch like this one; raise RuntimeError where that cannot be."""
-        self.batch = batch.clone()
+        self.index = index.clone()
         self.copied = draws
         self.draws = EpochDraws(draws.order, draws.crops.clone(), draws.flips.clone())
+        self.run, self.result = capture(lambda: step(self.index, self.draws))
 
-        def whole() -> Figures:
-            figures = step.gradients(self.batch, self.draws)
-            step.update_on_device()
-            return figures
-
-        self.run, self.figures = capture(whole)
-
-    def __call__(self, batch: Tensor, draws: EpochDraws) -> Figures:
-        """Take a step; its figures hold until the next."""
-        self.batch.copy_(batch)
+    def __call__(self, index: Tensor, draws: EpochDraws) -> T:
+        """Take a step; its result holds until the next."""
+        self.index.copy_(index)
         if draws is not self.copied:
             self.copied = draws
             self.draws.crops.copy_(draws.crops)
             self.draws.flips.copy_(draws.flips)
         self.run()
-        return self.figures
+        return self.result
 
 
 def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
     """Put the rates where a graph reads them anew at each replay; schedules then write them there.
 
-    A checkpoint holds them as numbers: graphs are this process's own.
+    Before the first step: torch's fused SGD computes with a number in double, with a tensor in
+    fp32, and a resumed run is to go on as the one that was left alone. A checkpoint holds them as
+    numbers: graphs are this process's own.
     """
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(float(group["lr"]), device=device)

@@ -16,12 +16,12 @@ from engine.config.schema import ClipConfig
 from engine.data.augment import EpochDraws, TrainingPictures
 from engine.system.distributed import gradients_averaged
 from engine.system.runtime import Runtime
-from engine.training.cuda_graph import StepGraph, captures
+from engine.training.cuda_graph import StepGraph, captures, make_capturable
 from engine.training.ema import Average
 from engine.training.noise_scale import NoiseScale, mean_first_pass
 from engine.training.plan import Plan
 from lars import LARS
-from models import commit_batch_statistics
+from models import commit_batch_statistics, forget_batch_statistics
 
 NO_CLIP = ClipConfig(norm=None, value=None)
 
@@ -70,15 +70,24 @@ class Step:
         self.ema = ema
         self.noise = noise
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.graph = StepGraph(self) if captures(runtime) else None
+        self.graph: StepGraph[Figures] | None = None
+        if captures(runtime):
+            make_capturable(optimizer, runtime.device)
+            self.graph = StepGraph(self.take, plan.batch, lambda: forget_batch_statistics(model))
 
-    def gradients(self, batch: Tensor, draws: EpochDraws) -> Figures:
-        """Give each parameter the clipped gradient of a batch's mean loss; batch: int64 [B]."""
+    def take(self, index: Tensor, draws: EpochDraws) -> Figures:
+        """Take the whole step that a graph replays; index: of the batch's examples, int64 [B]."""
+        figures = self.gradients(index, draws)
+        self.update_on_device()
+        return figures
+
+    def gradients(self, index: Tensor, draws: EpochDraws) -> Figures:
+        """Give each parameter the clipped gradient of a batch's mean loss; index: int64 [B]."""
         self.optimizer.zero_grad()
-        passes = self.plan.rank_passes(len(batch))
-        own = batch.split([sum(sizes) for sizes in passes])[self.runtime.rank]
+        passes = self.plan.rank_passes(len(index))
+        own = index.split([sum(sizes) for sizes in passes])[self.runtime.rank]
         loss, correct, first_norm = accumulate_gradients(
-            self.model, self.pictures, draws, own, passes[self.runtime.rank], len(batch),
+            self.model, self.pictures, draws, own, passes[self.runtime.rank], len(index),
             self.runtime, self.label_smoothing, self.parameters if self.noise is not None else (),
         )  # fmt: skip
         norm = clip_gradients(self.parameters, self.clip)
@@ -86,7 +95,7 @@ class Step:
         if self.noise is not None:
             firsts = [sizes[0] for sizes in passes if len(sizes) > 1]
             first_norm, first = mean_first_pass(first_norm, firsts, norm)
-            sums = self.noise.update(first_norm, norm, first, len(batch))
+            sums = self.noise.update(first_norm, norm, first, len(index))
         return Figures(loss, correct, norm, sums)
 
     def update(self) -> None:
@@ -106,9 +115,9 @@ class Step:
         if self.ema is not None:
             self.ema.n_averaged += 1
 
-    def replay(self, batch: Tensor, draws: EpochDraws) -> Figures | None:
+    def replay(self, index: Tensor, draws: EpochDraws) -> Figures | None:
         """Take a whole step, the update included, by its graph; None where there is no graph."""
-        if self.graph is None or (figures := self.graph.replay(batch, draws)) is None:
+        if self.graph is None or (figures := self.graph.replay(index, draws)) is None:
             return None
         self.count()
         return figures
@@ -118,7 +127,7 @@ def accumulate_gradients(
     model: nn.Module,
     pictures: TrainingPictures,
     draws: EpochDraws,
-    batch: Tensor,
+    index: Tensor,
     sizes: Sequence[int],
     batch_size: int,
     runtime: Runtime,
@@ -127,7 +136,7 @@ def accumulate_gradients(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Add the gradient of a batch's mean loss to p.grad, in passes of the given sizes.
 
-    batch: int64 [N], this rank's part of the `batch_size` examples; the gradient is all ranks'.
+    index: int64 [N], this rank's part of the `batch_size` examples; the gradient is all ranks'.
     Returns this part of the mean loss, the count of its examples classified right, and where
     parameters to measure are given and there are several passes, the norm of the first pass' own
     mean gradient.
@@ -135,8 +144,8 @@ def accumulate_gradients(
     total = torch.zeros((), device=runtime.device)
     correct = torch.zeros((), dtype=torch.int64, device=runtime.device)
     first_norm = None
-    for place, index in enumerate(batch.split(list(sizes))):
-        images, labels = pictures.batch(index, draws)
+    for place, part in enumerate(index.split(list(sizes))):
+        images, labels = pictures.batch(part, draws)
         with gradients_averaged(model, last=place == len(sizes) - 1):
             with runtime.autocast():
                 logits = model(images)
@@ -150,7 +159,7 @@ def accumulate_gradients(
         total += loss.detach()
         correct += (logits.detach().argmax(dim=1) == labels).sum()
         if measured and place == 0 and len(sizes) > 1:
-            first_norm = gradient_norm(measured) * (batch_size / len(index) / runtime.world_size)
+            first_norm = gradient_norm(measured) * (batch_size / len(part) / runtime.world_size)
     return total, correct, first_norm
 
 
