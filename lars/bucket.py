@@ -86,20 +86,18 @@ class Bucket:
         else:
             self.factor = self.factor * factor.to(self.weights[0].device, non_blocking=True)
 
-    def norms_of(self, role: str, tensors: list[Tensor]) -> Values:
-        """2-norms of a list that runs parallel to the bucket's parameters; `role` names it."""
-        if self.path == "fused":
-            return [host_norm(t) for t in tensors]
-        return self._stacked_norms(role, tensors)
-
     def _stacked_norms(self, role: str, tensors: list[Tensor]) -> Tensor:
+        """2-norms of a list that runs parallel to the bucket's parameters; `role` names it."""
         if self.plan is not None:
             return self.plan.norms(role, tensors)
         return stacked_norms(tensors, self.params, foreach=self.path == "foreach")
 
     def total_gradient_norm(self) -> Tensor:
         """2-norm of all raw gradients here; their norms are kept for the rule."""
-        self.gradient_norms = self.norms_of("grads", self.grads)
+        if self.path == "fused":
+            self.gradient_norms = [host_norm(grad) for grad in self.grads]
+        else:
+            self.gradient_norms = self._stacked_norms("grads", self.grads)
         return torch.linalg.vector_norm(as_tensor(self.gradient_norms))
 
     def clip_by_value(self, limit: float) -> None:
@@ -111,7 +109,10 @@ class Bucket:
         """Take the step; return what telemetry wants of it."""
         columns: tuple[Values, ...]
         if self.path == "fused":
-            columns = fused_cpu.update(self, record)
+            known = self.gradient_norms
+            assert not isinstance(known, Tensor)
+            lists = (self.weights, self.grads, self.buffers)
+            columns = fused_cpu.update(*lists, self.rule, float(self.factor), known, record)
         else:
             columns = self._update_stacked(record)
         return Record(self.keys, *columns) if record else None
