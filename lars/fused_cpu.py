@@ -30,7 +30,7 @@ def update(
     gradient_norms: list[float] | None,
     record: bool,
 ) -> Columns:
-    """Take the step; return the columns of a telemetry record, empty unless asked for.
+    """Take the step; return the columns of the layers' statistics, empty unless asked for.
 
     `factor` multiplies the gradients; `gradient_norms` are those before it, where they are known.
     """
