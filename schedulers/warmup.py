@@ -84,7 +84,7 @@ class WarmupConstantLR(WarmupLR):
 
     def decayed(self, peak: float, progress: float, step: int) -> float:
         """Return the peak."""
-        return peak * decay.constant()
+        return peak
 
 
 class WarmupCosineLR(WarmupLR):
@@ -128,7 +128,7 @@ class WarmupOneCycleLR(WarmupLR):
 
     def decayed(self, peak: float, progress: float, step: int) -> float:
         """Return the rate on the way down."""
-        return self.min_lr + (peak - self.min_lr) * decay.linear(progress)
+        return self.min_lr + (peak - self.min_lr) * (1.0 - progress)
 
 
 class WarmupMultiStepLR(WarmupLR):

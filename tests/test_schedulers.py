@@ -171,8 +171,6 @@ def test_wrong_arguments_are_named(options, named):
         schedulers.WarmupPolynomialLR(optimizer, **options)
 
 
-@pytest.mark.parametrize(
-    ("rule", "scale"), [("linear", 32.0), ("sqrt", math.sqrt(32.0)), ("none", 1.0)]
-)
+@pytest.mark.parametrize(("rule", "scale"), [("linear", 32.0), ("sqrt", math.sqrt(32.0))])
 def test_scaling_rules(rule, scale):
     assert schedulers.SCALING_RULES[rule](4096, 128) == scale
