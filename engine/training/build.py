@@ -114,8 +114,8 @@ def build_ema(config: c.EMAConfig, model: nn.Module) -> Average | None:
     return None if config.decay is None else Average(model, config.decay)
 
 
-def build_scheduler(config: c.ConstantConfig, plan: Plan, optimizer: Optimizer) -> WarmupLR:
-    """Make the schedule of a whole run for an optimizer made with the peak rate."""
+def build_scheduler(config: c.ConstantConfig, plan: Plan, optimizer: Optimizer | None) -> WarmupLR:
+    """Make the schedule of a whole run for an optimizer made with the peak rate, or for none."""
     options: dict[str, Any] = {
         "total_steps": plan.total_steps,
         "warmup_steps": plan.warmup_steps,
