@@ -21,7 +21,7 @@ from .stacked import update_by_foreach, update_one_by_one
 Values = Tensor | list[float]
 
 
-class Record(NamedTuple):
+class LayerStatistics(NamedTuple):
     """What telemetry keeps of a bucket: norms after loss scale and clipping, ratios, rates."""
 
     keys: list[str | int]
@@ -36,7 +36,7 @@ class Bucket:
     """Parallel lists, and the rule and path they are updated by.
 
     The paths: "single" and "foreach" (stacked.py), "fused" (fused_cpu.py), and "triton"
-    (fused_cuda.py), which has a plan.
+    (fused_cuda.py), which has a chunking.
     """
 
     group: dict[str, Any]
@@ -50,7 +50,7 @@ class Bucket:
     gradient_norms: Values | None = None
     # What the gradient is multiplied by before the rule sees it: sign, loss scale, clipping.
     factor: float | Tensor = 1.0
-    plan: fused_cuda.Plan | None = None
+    chunking: fused_cuda.Chunking | None = None
 
     def add(self, param: Tensor, key: str | int, buffer: Tensor | None) -> None:
         """Take in a parameter, with its gradient and its momentum buffer where it has one."""
@@ -68,16 +68,17 @@ class Bucket:
         self.grads.append(tensors[1])
         self.buffers += tensors[2:]
 
-    def make_plan(self, plans: dict[Any, fused_cuda.Plan], key: Any) -> None:
-        """Find or make the Triton path's plan; go by foreach where layouts are mixed."""
+    def make_chunking(self, chunkings: dict[Any, fused_cuda.Chunking], key: Any) -> None:
+        """Find or make the Triton path's chunking; go by foreach where layouts are mixed."""
         for i in range(len(self.weights)):
             if not fused_cpu.same_layout(self.weights[i], self.grads[i], self.buffers[i : i + 1]):
                 self.path = "foreach"
                 return
         sizes = [weight.numel() for weight in self.weights]
-        if key not in plans or plans[key].sizes != sizes:
-            plans[key] = fused_cuda.Plan(sizes, self.weights[0].device, self.weights[0].dtype)
-        self.plan = plans[key]
+        if key not in chunkings or chunkings[key].sizes != sizes:
+            first = self.weights[0]
+            chunkings[key] = fused_cuda.Chunking(sizes, first.device, first.dtype)
+        self.chunking = chunkings[key]
 
     def scale(self, factor: Tensor) -> None:
         """Multiply the factor by a 0-d tensor."""
@@ -86,20 +87,18 @@ class Bucket:
         else:
             self.factor = self.factor * factor.to(self.weights[0].device, non_blocking=True)
 
-    def norms_of(self, role: str, tensors: list[Tensor]) -> Values:
-        """2-norms of a list that runs parallel to the bucket's parameters; `role` names it."""
-        if self.path == "fused":
-            return [host_norm(t) for t in tensors]
-        return self._stacked_norms(role, tensors)
-
     def _stacked_norms(self, role: str, tensors: list[Tensor]) -> Tensor:
-        if self.plan is not None:
-            return self.plan.norms(role, tensors)
+        """2-norms of a list that runs parallel to the bucket's parameters; `role` names it."""
+        if self.chunking is not None:
+            return self.chunking.norms(role, tensors)
         return stacked_norms(tensors, self.params, foreach=self.path == "foreach")
 
     def total_gradient_norm(self) -> Tensor:
         """2-norm of all raw gradients here; their norms are kept for the rule."""
-        self.gradient_norms = self.norms_of("grads", self.grads)
+        if self.path == "fused":
+            self.gradient_norms = [host_norm(grad) for grad in self.grads]
+        else:
+            self.gradient_norms = self._stacked_norms("grads", self.grads)
         return torch.linalg.vector_norm(as_tensor(self.gradient_norms))
 
     def clip_by_value(self, limit: float) -> None:
@@ -107,19 +106,22 @@ class Bucket:
         self.grads = [(g * self.factor).clamp(-limit, limit) for g in self.grads]
         self.factor, self.gradient_norms = 1.0, None
 
-    def update(self, record: bool) -> Record | None:
+    def update(self, record: bool) -> LayerStatistics | None:
         """Take the step; return what telemetry wants of it."""
         columns: tuple[Values, ...]
         if self.path == "fused":
-            columns = fused_cpu.update(self, record)
+            known = self.gradient_norms
+            assert not isinstance(known, Tensor)
+            lists = (self.weights, self.grads, self.buffers)
+            columns = fused_cpu.update(*lists, self.rule, float(self.factor), known, record)
         else:
             columns = self._update_stacked(record)
-        return Record(self.keys, *columns) if record else None
+        return LayerStatistics(self.keys, *columns) if record else None
 
     def trust_ratios(self, record: bool = False) -> tuple[Tensor, Tensor | float, Tensor, Tensor]:
         """Stacked ratios, weight decay, weight norms and gradient norms.
 
-        Norms that neither the rule nor a record asks for are left empty.
+        Norms that neither the rule nor `record` asks for are left empty.
         """
         rule, decay = self.rule, self.rule.weight_decay
         factor: Any = self.factor
@@ -157,8 +159,8 @@ class Bucket:
         a = stack(gain if unscaled else gain * self.factor, ratios)
         d = stack(gain * decay, ratios) if isinstance(decay, Tensor) or decay else None
         b = None if rule.momentum_scaling == "classic" else stack(rate, ratios)
-        if self.plan is not None:
-            self.plan.update(self.weights, self.grads, self.buffers, rule, a, d, b)
+        if self.chunking is not None:
+            self.chunking.update(self.weights, self.grads, self.buffers, rule, a, d, b)
         elif differentiable:
             lists = (targets, self.weights, self.grads, self.buffers)
             self.buffers = update_one_by_one(*lists, rule, a, d, b, differentiable=True)

@@ -11,7 +11,6 @@ the order in which rate, ratio and momentum are applied, so no temporary tensor 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,27 +18,42 @@ from torch import Tensor
 from .norms import host_norm, norm_dtype
 from .rule import Rule, gains, trust_ratio_of_numbers
 
-if TYPE_CHECKING:
-    from .bucket import Bucket
-
 Columns = tuple[list[float], list[float], list[float], list[float]]
 
 
-def update(bucket: Bucket, record: bool) -> Columns:
-    """Take a bucket's step; return the columns of a telemetry record, empty unless asked for."""
-    rule, lr, factor = bucket.rule, float(bucket.rule.lr), float(bucket.factor)
+def update(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    buffers: list[Tensor],
+    rule: Rule,
+    factor: float,
+    gradient_norms: list[float] | None,
+    record: bool,
+) -> Columns:
+    """Take the step; return the columns of the layers' statistics, empty unless asked for.
+
+    `factor` multiplies the gradients; `gradient_norms` are those before it, where they are known.
+    """
+    lr = float(rule.lr)
+    columns: Columns = ([], [], [], [])
     if not rule.adapt:
+        if record:
+            known = [host_norm(g) for g in grads] if gradient_norms is None else gradient_norms
+            count = len(weights)
+            columns = (
+                [host_norm(weight) for weight in weights],
+                [abs(factor) * norm for norm in known],
+                [1.0] * count,
+                [lr] * count,
+            )
         gain, rate = gains(rule, lr, 1.0)
-        columns = _columns_without_ratio(bucket, lr, factor) if record else ([], [], [], [])
-        lists = (bucket.weights, bucket.grads, bucket.buffers)
-        _apply(*lists, rule, gain * factor, gain * rule.weight_decay, rate)
+        _apply(weights, grads, buffers, rule, gain * factor, gain * rule.weight_decay, rate)
         return columns
-    columns = ([], [], [], [])
     decayed = rule.trust_norm == "decayed"
-    for i, (weight, grad) in enumerate(zip(bucket.weights, bucket.grads, strict=True)):
+    for i, (weight, grad) in enumerate(zip(weights, grads, strict=True)):
         gradient_norm = math.nan
-        if bucket.gradient_norms is not None:
-            gradient_norm = abs(factor) * float(bucket.gradient_norms[i])
+        if gradient_norms is not None:
+            gradient_norm = abs(factor) * gradient_norms[i]
         elif record or not decayed:
             gradient_norm = abs(factor) * host_norm(grad)
         weight_norm, other_norm = host_norm(weight), gradient_norm
@@ -48,22 +62,13 @@ def update(bucket: Bucket, record: bool) -> Columns:
             other_norm = host_norm(full.add_(weight, alpha=rule.weight_decay))
         ratio, decay = trust_ratio_of_numbers(rule, lr, weight_norm, other_norm)
         gain, rate = gains(rule, lr, ratio)
-        buffers = bucket.buffers[i : i + 1]
-        _apply([weight], [grad], buffers, rule, gain * factor, gain * decay, rate)
+        buffer = buffers[i : i + 1]
+        _apply([weight], [grad], buffer, rule, gain * factor, gain * decay, rate)
         if record:
             row = (weight_norm, gradient_norm, ratio, lr * ratio)
             for column, value in zip(columns, row, strict=True):
                 column.append(value)
     return columns
-
-
-def _columns_without_ratio(bucket: Bucket, lr: float, factor: float) -> Columns:
-    known = bucket.gradient_norms
-    norms = bucket.norms_of("grads", bucket.grads) if known is None else known
-    gradient_norms = [abs(factor) * float(norm) for norm in norms]
-    weight_norms = [host_norm(weight) for weight in bucket.weights]
-    count = len(weight_norms)
-    return weight_norms, gradient_norms, [1.0] * count, [lr] * count
 
 
 def _apply(

@@ -29,13 +29,13 @@ def usable(device: torch.device, dtype: torch.dtype) -> bool:
         return False
     probe = torch.tensor([3.0, 4.0], dtype=dtype, device=device)
     try:
-        return Plan([2], device, dtype).norms("probe", [probe]).item() == 5.0
+        return Chunking([2], device, dtype).norms("probe", [probe]).item() == 5.0
     except Exception as error:  # a missing compiler fails in ways of its own on each system
         warnings.warn(f"LARS falls back to foreach: Triton failed with {error!r}", stacklevel=2)
         return False
 
 
-class Plan:
+class Chunking:
     """Where the chunks of a list of tensors lie, and the tables of the lists that run along it."""
 
     def __init__(self, sizes: list[int], device: torch.device, dtype: torch.dtype) -> None:

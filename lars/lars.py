@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
-from .bucket import Bucket, Record, as_tensor, check_not_capturing, choose_path, path_on
+from .bucket import Bucket, LayerStatistics, as_tensor, check_not_capturing, choose_path, path_on
 from .presets import complete, fill_from_preset
 from .rule import Rule
 
@@ -74,8 +74,8 @@ class LARS(Optimizer):
     telemetry: bool = False
     # The norm of all gradients, unscaled and before clipping, where clipping or telemetry is on.
     grad_norm: Tensor | None = None
-    _records: tuple[Record, ...] = ()
-    _plans: dict[Any, Any] | None = None
+    _statistics: tuple[LayerStatistics, ...] = ()
+    _chunkings: dict[Any, Any] | None = None
 
     def __init__(
         self,
@@ -142,13 +142,13 @@ class LARS(Optimizer):
             buckets += self._init_group(group, position)
             position += len(group["params"])
         self.grad_norm = self._clip(buckets, getattr(self, "grad_scale", None))
-        records = [bucket.update(self.telemetry) for bucket in buckets]
+        statistics = [bucket.update(self.telemetry) for bucket in buckets]
         for bucket in buckets:
             if bucket.group["differentiable"] and bucket.buffers:
                 self._keep_buffers(bucket)
-        self._records = tuple(r for r in records if r is not None)
-        if self.grad_norm is None and self._records:
-            self.grad_norm = _global_norm([as_tensor(r.gradient_norm) for r in self._records])
+        self._statistics = tuple(s for s in statistics if s is not None)
+        if self.grad_norm is None and self._statistics:
+            self.grad_norm = _global_norm([as_tensor(s.gradient_norm) for s in self._statistics])
         return loss
 
     def layer_statistics(self) -> dict[str | int, dict[str, Tensor]]:
@@ -159,9 +159,9 @@ class LARS(Optimizer):
         effective_rate, lr * trust_ratio.
         """
         statistics: dict[str | int, dict[str, Tensor]] = {}
-        for record in self._records:
-            columns = {k: as_tensor(v) for k, v in record._asdict().items() if k != "keys"}
-            for row, key in enumerate(record.keys):
+        for part in self._statistics:
+            columns = {k: as_tensor(v) for k, v in part._asdict().items() if k != "keys"}
+            for row, key in enumerate(part.keys):
                 statistics[key] = {name: column[row] for name, column in columns.items()}
         return statistics
 
@@ -199,8 +199,8 @@ class LARS(Optimizer):
             buckets[kind].add(param, names[index] if names else position + index, buffer)
         for kind, bucket in buckets.items():
             if bucket.path == "triton":
-                self._plans = {} if self._plans is None else self._plans
-                bucket.make_plan(self._plans, (position, *kind))
+                self._chunkings = {} if self._chunkings is None else self._chunkings
+                bucket.make_chunking(self._chunkings, (position, *kind))
         return list(buckets.values())
 
     def _clip(self, buckets: list[Bucket], grad_scale: Tensor | None) -> Tensor | None:

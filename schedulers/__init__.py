@@ -1,7 +1,7 @@
 """Learning-rate schedules as torch LRSchedulers, stepped once an optimizer step."""
 
-from schedulers.decay import constant, cosine, linear, multistep, polynomial
-from schedulers.scaling import SCALING_RULES, linear_scale, no_scale, sqrt_scale
+from schedulers.decay import cosine, multistep, polynomial
+from schedulers.scaling import SCALING_RULES, linear_scale, sqrt_scale
 from schedulers.warmup import (
     WarmupConstantLR,
     WarmupCosineLR,
@@ -19,12 +19,9 @@ __all__ = [
     "WarmupMultiStepLR",
     "WarmupOneCycleLR",
     "WarmupPolynomialLR",
-    "constant",
     "cosine",
-    "linear",
     "linear_scale",
     "multistep",
-    "no_scale",
     "polynomial",
     "sqrt_scale",
 ]

@@ -1,15 +1,10 @@
 """How the rate falls from its peak: pure functions that give a factor in [0, 1].
 
-`linear`, `polynomial` and `cosine` take the progress of the decay, 0 at the peak and 1 at the last
-step; `multistep` takes the optimizer step.
+`polynomial` and `cosine` take the progress of the decay, 0 at the peak and 1 at the last step;
+`multistep` takes the optimizer step.
 """
 
 import math
-
-
-def linear(progress: float) -> float:
-    """Return 1 - progress."""
-    return 1.0 - progress
 
 
 def polynomial(progress: float, power: float) -> float:
@@ -26,8 +21,3 @@ def multistep(step: int, step_size: float, gamma: float) -> float:
     """Return gamma ** n after n whole intervals of `step_size` optimizer steps."""
     # The small term keeps a step on a boundary there when step_size is a rounded fraction.
     return gamma ** math.floor(step / step_size + 1e-9)
-
-
-def constant() -> float:
-    """Return 1."""
-    return 1.0

@@ -14,13 +14,7 @@ def sqrt_scale(batch: int, base_batch: int) -> float:
     return math.sqrt(batch / base_batch)
 
 
-def no_scale(batch: int, base_batch: int) -> float:
-    """Return 1: the rate does not depend on the batch."""
-    return 1.0
-
-
 SCALING_RULES: dict[str, Callable[[int, int], float]] = {
     "linear": linear_scale,
     "sqrt": sqrt_scale,
-    "none": no_scale,
 }

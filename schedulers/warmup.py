@@ -21,7 +21,7 @@ class WarmupLR(LRScheduler):
     """Linear warm-up from `start_lr`, then a decay that a subclass gives by `decayed`.
 
     Args:
-        optimizer: its groups' rates are their peaks.
+        optimizer: its groups' rates are their peaks; None is the curve alone, for `lr_at`.
         total_steps: optimizer steps in the whole run, at least 1.
         warmup_steps: optimizer steps of warm-up, 0 to `total_steps`.
         start_lr: the first step's rate in every group; None is each group's own peak.
@@ -31,7 +31,7 @@ class WarmupLR(LRScheduler):
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: Optimizer | None,
         total_steps: int,
         warmup_steps: int = 0,
         start_lr: float | None = None,
@@ -51,6 +51,8 @@ class WarmupLR(LRScheduler):
         self.warmup_steps = warmup_steps
         self.start_lr = start_lr
         self.min_lr = min_lr
+        if optimizer is None:
+            return
         for group in optimizer.param_groups:
             # Rates are written into a tensor, and the groups of an optimizer may share one.
             if isinstance(group["lr"], Tensor):
@@ -84,7 +86,7 @@ class WarmupConstantLR(WarmupLR):
 
     def decayed(self, peak: float, progress: float, step: int) -> float:
         """Return the peak."""
-        return peak * decay.constant()
+        return peak
 
 
 class WarmupCosineLR(WarmupLR):
@@ -100,7 +102,7 @@ class WarmupPolynomialLR(WarmupLR):
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: Optimizer | None,
         total_steps: int,
         warmup_steps: int = 0,
         start_lr: float | None = None,
@@ -128,7 +130,7 @@ class WarmupOneCycleLR(WarmupLR):
 
     def decayed(self, peak: float, progress: float, step: int) -> float:
         """Return the rate on the way down."""
-        return self.min_lr + (peak - self.min_lr) * decay.linear(progress)
+        return self.min_lr + (peak - self.min_lr) * (1.0 - progress)
 
 
 class WarmupMultiStepLR(WarmupLR):
@@ -140,7 +142,7 @@ class WarmupMultiStepLR(WarmupLR):
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: Optimizer | None,
         total_steps: int,
         step_size: float,
         gamma: float = 0.1,

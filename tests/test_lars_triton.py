@@ -114,7 +114,7 @@ def test_mixed_layouts_go_by_foreach(interpreted: None) -> None:
 
 
 def test_tables_follow_the_gradients(interpreted: None) -> None:
-    """A gradient at another address is found there; a parameter that joins makes a new plan."""
+    """A gradient at another address is found there; a parameter that joins makes a new chunking."""
     params = [torch.nn.Parameter(torch.ones(20)) for _ in range(2)]
     optimizer = LARS(params, lr=1.0, momentum=0.0, trust_coefficient=0.1, fused=True)
     kept = []
@@ -138,7 +138,7 @@ def test_a_missing_compiler_means_foreach(
     def fail(*_: Any) -> None:
         raise RuntimeError("no C compiler")
 
-    monkeypatch.setattr(fused_cuda.Plan, "norms", fail)
+    monkeypatch.setattr(fused_cuda.Chunking, "norms", fail)
     param = torch.nn.Parameter(torch.ones(2))
     param.grad = torch.ones(2)
     with pytest.warns(UserWarning, match="no C compiler"):

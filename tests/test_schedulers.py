@@ -155,6 +155,26 @@ def test_resume_in_mid_curve_is_bit_equal(kind, stop):
 
 
 @pytest.mark.parametrize(
+    "warmup", [{}, {"warmup_steps": 7, "start_lr": 0.03}, {"warmup_steps": 23}]
+)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (schedulers.WarmupConstantLR, {}),
+        (schedulers.WarmupCosineLR, {"min_lr": 0.002}),
+        (schedulers.WarmupPolynomialLR, {"min_lr": 0.002, "power": 1.5}),
+        (schedulers.WarmupOneCycleLR, {"min_lr": 0.002}),
+        (schedulers.WarmupMultiStepLR, {"step_size": 4.5, "gamma": 0.3}),
+    ],
+)
+def test_the_curve_alone_has_the_rates_that_an_optimizer_is_given(kind, options, warmup):
+    curve = kind(None, total_steps=23, **options, **warmup)
+    seen = rates(kind, 23, peak=0.7, **options, **warmup)
+    assert [curve.lr_at(step, 0.7) for step in range(23)] == seen
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize(
     ("options", "named"),
     [
         ({"total_steps": 0}, "total_steps=0"),
@@ -165,14 +185,12 @@ def test_resume_in_mid_curve_is_bit_equal(kind, stop):
         ({"total_steps": 5, "power": 0.0}, "power=0.0"),
     ],
 )
-def test_wrong_arguments_are_named(options, named):
+def test_wrong_arguments_are_named(options, named, alone):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     with pytest.raises(ValueError, match=named):
-        schedulers.WarmupPolynomialLR(optimizer, **options)
+        schedulers.WarmupPolynomialLR(None if alone else optimizer, **options)
 
 
-@pytest.mark.parametrize(
-    ("rule", "scale"), [("linear", 32.0), ("sqrt", math.sqrt(32.0)), ("none", 1.0)]
-)
+@pytest.mark.parametrize(("rule", "scale"), [("linear", 32.0), ("sqrt", math.sqrt(32.0))])
 def test_scaling_rules(rule, scale):
     assert schedulers.SCALING_RULES[rule](4096, 128) == scale

@@ -10,7 +10,6 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
 from engine.config.parse import LARGEST
@@ -214,15 +213,13 @@ def make_plan(config: Config, train_examples: int, world_size: int = 1) -> Plan:
         groups = "examples" if plan.ghost_batch is None else "groups of model.ghost_batch"
         allowed = f"needs two {groups} on a rank, more than batch={plan.batch} gives {world_size}"
         raise key_error("noise_scale", True, allowed)
-    # The schedule's own formula gives the last rate; an optimizer of one number carries it.
-    carrier = torch.optim.SGD([torch.zeros(1)], lr=peak_lr)
-    schedule = build_scheduler(scheduler, plan, carrier)
-    final_lr = schedule.lr_at(plan.total_steps - 1, peak_lr)
+    # The schedule's own formula gives the last rate.
+    final_lr = build_scheduler(scheduler, plan, None).lr_at(plan.total_steps - 1, peak_lr)
     return dataclasses.replace(plan, final_lr=final_lr, decay=describe_decay(scheduler, plan))
 
 
-def build_scheduler(config: ConstantConfig, plan: Plan, optimizer: Optimizer) -> WarmupLR:
-    """Make the schedule of a whole run for an optimizer made with the peak rate."""
+def build_scheduler(config: ConstantConfig, plan: Plan, optimizer: Optimizer | None) -> WarmupLR:
+    """Make the schedule of a whole run for an optimizer made with the peak rate, or for none."""
     options: dict[str, Any] = {
         "total_steps": plan.total_steps,
         "warmup_steps": plan.warmup_steps,
