@@ -22,8 +22,7 @@ from engine.training.checkpoint import (
 from engine.training.partial import PartialEpoch
 from engine.training.plan import make_plan
 from engine.training.state import State
-from tests.test_checkpoint import CPU, only_run, rewrite, state_of
-from tests.test_config import config
+from tests.helpers.runs import CPU, config, only_run, rewrite, state_of
 
 CUTS_EVERY = 4096
 FLIPS = 1000

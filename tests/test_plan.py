@@ -7,7 +7,7 @@ import torch
 from engine.config.parse import UserError
 from engine.training.build import build_scheduler
 from engine.training.plan import make_plan
-from tests.test_config import config
+from tests.helpers.runs import config
 
 # Rates that are easy to work out, whatever the defaults are.
 LINEAR = ("optimizer.base_lr=0.1", "optimizer.lr_scaling=linear")

@@ -23,7 +23,7 @@ from engine.report.plots import draw_against, draw_baseline, gather_lengths, gat
 from engine.report.rows import load_records, make_rows
 from engine.report.titles import COMMON
 from engine.report.write import write_report
-from tests.test_config import config
+from tests.helpers.runs import config
 
 EPOCH = {
     "holdout_accuracy": None,
