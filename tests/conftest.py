@@ -4,7 +4,6 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -15,8 +14,7 @@ import train
 import val
 from engine.cli import exit_status
 from engine.data.dataset import load_data
-
-CLASSES = ("cat", "dog", "ship")
+from tests.helpers import CLASSES, Outcome
 
 
 def pytest_configure():
@@ -65,14 +63,6 @@ def workplace(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-class Outcome(NamedTuple):
-    """What a command did."""
-
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def command(capsys, monkeypatch) -> Callable[..., Outcome]:
     """Run train.py or val.py in this process, as the shell would."""
@@ -102,8 +92,3 @@ def small(tree) -> list[str]:
         "batch=32",
         "threads=1",
     ]
-
-
-def files_below(folder: Path) -> set[str]:
-    """List every file and folder below, relative."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}

@@ -29,8 +29,8 @@ from scripts.bench import (
 from scripts.bench.ceilings import Ceilings, Flops, count_flops, measure_ceilings
 from scripts.bench.harness import random_split
 from scripts.bench.timing import summarise
+from tests.helpers.runs import CPU
 
-CPU = torch.device("cpu")
 CEILINGS = Ceilings({"fp32": 1e9, "bf16": 4e9}, 1e9)
 
 

@@ -8,51 +8,8 @@ import torch
 import engine.runs.run
 from engine.data.dataset import load_data
 from engine.errors import UserError
-from engine.system.files import write_summed
 from engine.training.checkpoint import load_checkpoint
-
-CPU = torch.device("cpu")
-
-
-def only_run(work: Path) -> Path:
-    (directory,) = (work / "results" / "runs" / "default").iterdir()
-    return directory
-
-
-def state_of(directory: Path):
-    saved = torch.load(directory / "checkpoint.pt", weights_only=True)
-    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    timed = ("train_seconds", "wall_seconds", "images_per_second")
-    return saved, [{k: v for k, v in row.items() if k not in timed} for row in rows]
-
-
-def rewrite(path, content):
-    """Put other content into a checkpoint, with its checksum."""
-    with open(path, "wb") as file:
-        write_summed(file, lambda out: torch.save(content, out))
-
-
-def assert_same(left, right):
-    assert type(left) is type(right)
-    if isinstance(left, torch.Tensor):
-        assert torch.equal(left, right)
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_same(left[key], right[key])
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right)
-        for a, b in zip(left, right, strict=True):
-            assert_same(a, b)
-    else:
-        assert left == right
-
-
-TOOLBOX = [
-    "optimizer=lars", "scheduler=onecycle", "scheduler.final_fraction=0.01", "ema.decay=0.9",
-    "loss.label_smoothing=0.1", "model.zero_init_residual=true", "model.ghost_batch=8",
-    "noise_scale=true",
-]  # fmt: skip
+from tests.helpers.runs import CPU, TOOLBOX, assert_same, only_run, rewrite, state_of
 
 
 @pytest.mark.parametrize(

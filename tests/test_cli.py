@@ -1,4 +1,3 @@
-import csv
 import json
 import os
 import subprocess
@@ -8,10 +7,8 @@ from pathlib import Path
 import pytest
 
 import train
-from engine.config.compose import CONF
-from tests.conftest import files_below
-
-PROJECT = CONF.parent
+from tests.helpers import PROJECT, files_below
+from tests.helpers.runs import rows_of
 
 MISTAKES = [
     ("optimizer=adam", "optimizer=adam: must be one of lars, sgd"),
@@ -329,11 +326,6 @@ def test_a_plan_neither_downloads_nor_draws(workplace, command, source):
     assert outcome.status == 0, outcome.err
     assert "49920 training images" in outcome.out and "memory    about" in outcome.out
     assert not files_below(workplace)
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with open(path) as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_sweep_its_tables_and_the_evaluation_of_its_runs(small, workplace, command):

@@ -6,26 +6,17 @@ from typing import get_args
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 
-from engine.config.compose import CONF, plain_config
+from engine.config.compose import CONF
 from engine.config.parse import known_keys
 from engine.config.schema import Config, Variant
 from engine.errors import UserError
 from engine.training.build import build_optimizer
 from engine.training.plan import build_scheduler, make_plan
 from lars import PRESETS
+from tests.helpers.runs import composed, config
 
 GROUPS = ("model", "data", "optimizer", "scheduler")
-
-
-def composed(*overrides: str) -> dict:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return plain_config(compose("train", list(overrides)))
-
-
-def config(*overrides: str) -> Config:
-    return Config.from_hydra(composed(*overrides))
 
 
 def members(group: str) -> list[str]:

@@ -9,20 +9,18 @@ import torch
 import engine.system.files
 from engine.data.augment import Normalization
 from engine.errors import UserError
-from engine.system.files import MARK, TRAILER
+from engine.system.files import MARK, TRAILER, previous_of
 from engine.training.build import build_model, build_optimizer
 from engine.training.checkpoint import (
     DamagedCheckpoint,
     load_checkpoint,
     load_latest,
-    previous_of,
     save_checkpoint,
 )
 from engine.training.loop import PartialEpoch
 from engine.training.plan import build_scheduler, make_plan
 from engine.training.state import State
-from tests.test_checkpoint import CPU, only_run, rewrite, state_of
-from tests.test_config import config
+from tests.helpers.runs import CPU, config, only_run, rewrite, state_of
 
 CUTS_EVERY = 4096
 FLIPS = 1000

@@ -7,17 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.config.schema import DownloadedDataConfig, ImageFolderConfig
 from engine.data import sources
 from engine.data.augment import Normalization, TrainingPictures
 from engine.data.dataset import Split, balanced_order, load_data
 from engine.errors import UserError
-from tests.conftest import CLASSES
-
-
-def folder_config(root, **changes):
-    options = {"cache": None, "holdout": 0, "train_size": None, "test_size": None} | changes
-    return ImageFolderConfig(name="image_folder", root=str(root), **options)
+from tests.helpers import CLASSES
+from tests.helpers.runs import cifar10_config, folder_config
 
 
 def test_a_tree_is_read_as_it_lies(tree):
@@ -215,10 +210,6 @@ def fake_cifar10(root, monkeypatch):
     described = {"filename": meta[0], "key": "label_names", "md5": meta[1]}
     monkeypatch.setattr(CIFAR10, "meta", described)
     return pictures
-
-
-def cifar10_config(root, seconds=60.0):
-    return DownloadedDataConfig("cifar10", str(root), None, 0, None, None, seconds)
 
 
 def test_cifar10_is_read_through_torchvision(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import engine.training.loop
 import engine.training.step
 from models import commit_batch_statistics
 from models.batch_norm import BatchNorm2d
-from tests.test_checkpoint import only_run, rewrite
+from tests.helpers.runs import only_run, rewrite
 
 CHANCE = pytest.approx(100 / 3)
 

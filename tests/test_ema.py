@@ -10,9 +10,8 @@ from engine.config.schema import EMAConfig, ModelConfig
 from engine.training.build import build_ema, build_model
 from engine.training.evaluate import evaluate
 from models import BatchNorm2d, commit_batch_statistics
-from tests.test_checkpoint import only_run, rewrite
-from tests.test_config import config
-from tests.test_loop import make_plain, trained
+from tests.helpers.runs import config, only_run, rewrite
+from tests.helpers.training import make_plain, pictures_of, trained
 
 ON = ["ema.decay=0.9", "loss.label_smoothing=0.1", "model.zero_init_residual=true"]
 
@@ -65,7 +64,6 @@ def test_label_smoothing_is_in_the_training_loss_alone():
 
 def logits_of(model):
     from engine.data.augment import Normalization, TrainingPictures
-    from tests.test_loop import pictures_of
 
     split = pictures_of(90)
     pictures = TrainingPictures(split, Normalization.of(split.images), torch.device("cpu"))
@@ -125,7 +123,6 @@ def test_the_average_is_the_headline_and_the_weights_stand_beside_it(small, work
 def test_evaluation_keeps_every_examples_loss_and_prediction():
     from engine.data.augment import Normalization
     from engine.system.runtime import start_runtime
-    from tests.test_loop import pictures_of
 
     split, runtime = pictures_of(1100), start_runtime("cpu", "fp32", 1, False, 0)
     made = evaluate(make_plain(), split, Normalization.of(split.images), 10, runtime)

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +12,10 @@ from engine.errors import UserError
 from engine.training.build import build_optimizer
 from engine.training.plan import make_plan
 from models import resnet8
-from tests.test_config import config
+from tests.helpers import PROJECT
+from tests.helpers.runs import config
 
-SEARCHED = Path(__file__).parent.parent / "results" / "tune-resnet8" / "runs.jsonl"
+SEARCHED = PROJECT / "results" / "tune-resnet8" / "runs.jsonl"
 BATCHES = (128, 256, 512, 1024, 2048, 4096, 8192)
 # A row for each batch: start, peak, final rate.
 RATES = {

@@ -28,9 +28,8 @@ from engine.errors import UserError
 from engine.system.files import write_atomically
 from engine.system.lock import holder, locked
 from engine.training.checkpoint import load_checkpoint
-from tests.conftest import CLASSES, files_below
-from tests.test_checkpoint import only_run
-from tests.test_data import cifar10_config, folder_config
+from tests.helpers import CLASSES, files_below
+from tests.helpers.runs import cifar10_config, folder_config, only_run
 
 
 def assert_one_line(outcome, status, *told):

@@ -24,22 +24,8 @@ from engine.training.noise_scale import NoiseScale
 from engine.training.plan import build_scheduler, make_plan
 from engine.training.step import Step
 from models.batch_norm import batch_norms
-from tests.test_checkpoint import only_run
-from tests.test_config import config
-from tests.test_loop import pictures_of
-
-SETTINGS = {
-    "sgd": ["optimizer=sgd"],
-    "lars": ["optimizer=lars"],
-    "lars, nesterov": ["optimizer=lars", "optimizer.nesterov=true"],
-    "lars, as timm": ["optimizer=lars", "optimizer.variant=timm"],
-    "clipping": ["optimizer=sgd", "clip.norm=0.5", "clip.value=0.1"],
-    "lars, clipping": ["optimizer=lars", "clip.norm=0.5", "clip.value=0.1"],
-    "ghosts, passes, average, noise": [
-        "optimizer=lars", "model.ghost_batch=8", "micro_batch=16", "ema.decay=0.8",
-        "noise_scale=true", "loss.label_smoothing=0.1",
-    ],
-}  # fmt: skip
+from tests.helpers.runs import config, only_run
+from tests.helpers.training import SETTINGS, pictures_of
 
 
 class Tape(TorchDispatchMode):

@@ -12,9 +12,8 @@ from engine.training.loop import train_epoch
 from engine.training.noise_scale import NoiseScale
 from engine.training.plan import build_scheduler, make_plan
 from engine.training.step import Step
-from tests.test_config import config
-from tests.test_graph import SETTINGS
-from tests.test_loop import pictures_of
+from tests.helpers.runs import config
+from tests.helpers.training import SETTINGS, pictures_of
 
 pytestmark = [
     pytest.mark.gpu,

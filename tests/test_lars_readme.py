@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers import PROJECT
 
 
 def snippet() -> str:
     """The Python block of the README that imports lars."""
-    for block in (ROOT / "README.md").read_text().split("```python\n")[1:]:
+    for block in (PROJECT / "README.md").read_text().split("```python\n")[1:]:
         code = block.partition("```")[0]
         if "from lars import" in code:
             return code
@@ -49,5 +48,5 @@ import lars
 after = {name.partition(".")[0] for name in sys.modules}
 print(sorted(after - before - set(sys.stdlib_module_names)))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
     assert done.stdout.strip() == "['lars']", done.stdout + done.stderr

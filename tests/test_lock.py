@@ -5,14 +5,13 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 import engine.system.lock
 from engine.system.lock import RunBusy, holder, locked
+from tests.helpers import PROJECT
 
-PROJECT = Path(__file__).resolve().parent.parent
 HERE = socket.gethostname()
 # Takes the lock, says so or who has it, and keeps it.
 HOLD = """

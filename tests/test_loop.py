@@ -6,82 +6,25 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from engine.config.schema import ClipConfig, ModelConfig
+from engine.config.schema import ClipConfig
 from engine.data.augment import Normalization, TrainingPictures
-from engine.data.dataset import Split
 from engine.system.runtime import start_runtime
-from engine.training.build import build_model, build_optimizer
+from engine.training.build import build_optimizer
 from engine.training.evaluate import evaluate
 from engine.training.loop import train_epoch
 from engine.training.plan import build_scheduler, make_plan
 from engine.training.step import NO_CLIP, Step, clip_gradients
 from lars import LARS
 from models import BatchNorm2d
-from tests.test_config import config
-
-
-def pictures_of(count, seed=0, side=32):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 10, (count,), generator=generator)
-    images = torch.randint(0, 200, (count, side, side, 3), dtype=torch.uint8, generator=generator)
-    return Split(images + labels.view(-1, 1, 1, 1).to(torch.uint8) * 5, labels)
-
-
-class Plain(nn.Module):
-    """A network without batch norm: its gradient is a mean over examples."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, stride=4)
-        self.fc = nn.Linear(8, 10)
-
-    def forward(self, x):
-        return self.fc(self.conv(x).tanh().mean(dim=(2, 3)))
-
-
-class DoublePictures(TrainingPictures):
-    """Pictures in float64, so that only the order of a sum is left to differ."""
-
-    def batch(self, index, draws):
-        images, labels = super().batch(index, draws)
-        return images.double(), labels
-
-
-def trained(
-    model,
-    *overrides,
-    count=90,
-    clip=NO_CLIP,
-    dtype=torch.float32,
-    epochs=1,
-    split=None,
-    label_smoothing=0.0,
-    ema=None,
-    noise=None,
-    **more,
-):
-    """Train a model for some epochs and return it with the last epoch's outcome."""
-    made = config("batch=40", "epochs=2", *overrides)
-    split = split or pictures_of(count)
-    plan = make_plan(made, len(split))
-    runtime = start_runtime("cpu", "fp32", 1, False, 0)
-    double = dtype == torch.float64
-    kind = DoublePictures if double else TrainingPictures
-    pictures = kind(split, Normalization.of(split.images), runtime.device)
-    model = model.to(dtype)
-    optimizer = build_optimizer(made.optimizer, clip, model, plan.peak_lr)
-    scheduler = build_scheduler(made.scheduler, plan, optimizer)
-    step = Step(
-        model, optimizer, pictures, plan, runtime, clip, label_smoothing, ema=ema, noise=noise
-    )
-    for epoch in range(epochs):
-        outcome = train_epoch(step, scheduler, pictures.draw_epoch(0, epoch), "epoch", **more)
-    return model, outcome
-
-
-def make_plain():
-    torch.manual_seed(0)
-    return Plain()
+from tests.helpers.runs import config
+from tests.helpers.training import (
+    DoublePictures,
+    Plain,
+    make_plain,
+    make_resnet,
+    pictures_of,
+    trained,
+)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
@@ -95,11 +38,6 @@ def test_micro_batches_equal_one_batch(optimizer):
     # The reported loss is summed in float32.
     assert many.loss == pytest.approx(one.loss, rel=1e-5)
     assert many.accuracy == one.accuracy
-
-
-def make_resnet(ghost):
-    torch.manual_seed(0)
-    return build_model(ModelConfig("resnet8", "default", ghost), 10)
 
 
 def test_with_ghost_groups_the_result_does_not_depend_on_the_micro_batch():

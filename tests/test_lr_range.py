@@ -15,9 +15,9 @@ from engine.training.build import build_optimizer
 from engine.training.plan import base_lr_for, make_plan
 from engine.training.step import NO_CLIP, Step
 from scripts import lr_range
-from tests.conftest import Outcome, files_below
-from tests.test_config import config
-from tests.test_loop import make_plain, pictures_of
+from tests.helpers import Outcome, files_below
+from tests.helpers.runs import config
+from tests.helpers.training import make_plain, pictures_of
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from engine.system.resources import available_bytes
 from engine.system.runtime import Runtime
 from engine.training.build import build_model
 from engine.training.memory import saved_bytes
-from tests.conftest import files_below
-from tests.test_config import config
+from tests.helpers import files_below
+from tests.helpers.runs import config
 
 MIB = 2**20
 

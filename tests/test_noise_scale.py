@@ -6,14 +6,12 @@ import torch
 from torch.nn import functional as F
 
 from engine.config.schema import ClipConfig
+from engine.data.augment import TrainingPictures
 from engine.errors import UserError
 from engine.training.noise_scale import SMOOTHING, NoiseEstimate, NoiseScale, estimates
 from engine.training.plan import make_plan
-from tests.test_checkpoint import only_run
-from tests.test_config import config
-from tests.test_loop import TrainingPictures, make_plain, pictures_of, trained
-
-CPU = torch.device("cpu")
+from tests.helpers.runs import CPU, config, only_run
+from tests.helpers.training import make_plain, pictures_of, trained
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -17,10 +17,9 @@ from engine.cli import exit_status
 from engine.system.signals import Pauses, Stopped, leaving, pausing
 from engine.training.checkpoint import load_checkpoint
 from models import commit_batch_statistics
-from tests.test_checkpoint import CPU, TOOLBOX, assert_same, only_run, state_of
+from tests.helpers.runs import CPU, STATE, TOOLBOX, assert_same, only_run, state_of
 
 SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)]
-STATE = ("model", "optimizer", "scheduler", "ema", "noise_scale", "epoch", "partial")
 
 
 @pytest.fixture

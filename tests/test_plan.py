@@ -6,7 +6,7 @@ import torch
 
 from engine.errors import UserError
 from engine.training.plan import build_scheduler, make_plan
-from tests.test_config import config
+from tests.helpers.runs import config
 
 # Rates that are easy to work out, whatever the defaults are.
 LINEAR = ("optimizer.base_lr=0.1", "optimizer.lr_scaling=linear")

@@ -28,14 +28,14 @@ import engine.training.evaluate
 import engine.training.step
 import train
 from engine.cli import exit_status
-from engine.config.schema import EMAConfig, ModelConfig
+from engine.config.schema import EMAConfig
 from engine.data.augment import Normalization, TrainingPictures
 from engine.errors import UserError
 from engine.runs.run import Follower
 from engine.system.distributed import check_alike, distribute
 from engine.system.resources import available_cpus
 from engine.system.runtime import start_runtime
-from engine.training.build import build_ema, build_model, build_optimizer
+from engine.training.build import build_ema, build_optimizer
 from engine.training.checkpoint import load_checkpoint
 from engine.training.evaluate import evaluate
 from engine.training.loop import train_epoch
@@ -43,13 +43,13 @@ from engine.training.noise_scale import NoiseScale
 from engine.training.plan import build_scheduler, even_sizes, make_plan
 from engine.training.step import Step
 from models import BatchNorm2d, commit_batch_statistics, synchronize_batch_norms
-from tests.test_config import config
-from tests.test_loop import DoublePictures, Plain, pictures_of
+from tests.helpers import PROJECT
+from tests.helpers.runs import config
+from tests.helpers.training import DoublePictures, Plain, make_plain, make_resnet, pictures_of
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="needs torch.distributed, gloo"
 )
-PROJECT = Path(train.__file__).parent
 # The last batch of an epoch is one group, so all ranks but one have no example in it.
 GHOSTS = ["batch=64", "micro_batch=16", "model.ghost_batch=8", "epochs=10"]
 RUN = [
@@ -97,16 +97,6 @@ def trained(model, overrides, dtype=torch.float32, count=76, epochs=10, ema=None
         "reductions": reductions,
         "noise": [(e.gradient_variance, e.gradient_squared) for e in outcome.noise],
     }
-
-
-def make_resnet(ghost):
-    torch.manual_seed(0)
-    return build_model(ModelConfig("resnet8", "default", ghost), 10)
-
-
-def make_plain():
-    torch.manual_seed(0)
-    return Plain()
 
 
 class Unlucky(Plain):

@@ -23,7 +23,7 @@ from engine.report.rows import make_rows
 from engine.report.titles import COMMON
 from engine.report.write import write_report
 from engine.runs.records import load_records
-from tests.test_config import config
+from tests.helpers.runs import config
 
 EPOCH = {
     "holdout_accuracy": None,

@@ -15,8 +15,7 @@ from engine.training.checkpoint import load_checkpoint, save_checkpoint, write_c
 from engine.training.plan import make_plan
 from engine.training.saver import Saver
 from engine.training.state import State
-from tests.test_checkpoint import only_run
-from tests.test_config import config
+from tests.helpers.runs import config, only_run
 
 
 def test_what_is_written_is_of_the_moment_of_the_call(tmp_path, monkeypatch):

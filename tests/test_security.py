@@ -8,7 +8,6 @@ import re
 import shutil
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -18,9 +17,7 @@ from engine.report.page import fenced
 from engine.report.tables import escaped
 from engine.report.write import write_report
 from engine.runs.records import check_inside
-from tests.conftest import files_below
-
-PROJECT = Path(__file__).resolve().parent.parent
+from tests.helpers import PROJECT, files_below
 
 LAUNCHER = "hydra/launcher=NAME and hydra.launcher.KEY=VALUE are"
 REFUSED = [

@@ -15,25 +15,23 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from tqdm import tqdm
 
-from tests.test_checkpoint import TOOLBOX, assert_same, only_run, state_of
+from tests.helpers import PROJECT
+from tests.helpers.runs import STATE, TOOLBOX, assert_same, only_run, state_of
 
 KILLS = 100
 TERMS = 30
 # In the normal suite.
 FEW_KILLS, FEW_TERMS = 2, 1
 
-PROJECT = Path(__file__).resolve().parent.parent
 EPOCHS, STEPS = 6, 24
 PRELOADED = [
     "train", "engine.training.build", "engine.data.dataset", "engine.training.loop",
     "engine.runs.run", "torch.utils.tensorboard", "torchvision.models",
 ]  # fmt: skip
-STATE = ("model", "optimizer", "scheduler", "ema", "noise_scale", "epoch", "partial")
 
 
 def attempt(arguments, folder, slow):

@@ -14,9 +14,9 @@ import engine.training.loop
 import engine.training.memory
 from engine.errors import UserError
 from engine.runs.records import load_records
-from tests.test_cli import rows_of
+from tests.helpers import PROJECT
+from tests.helpers.runs import rows_of
 
-PROJECT = Path(__file__).resolve().parent.parent
 HOLD = (
     "import fcntl, sys; place, summary = sys.argv[1:]; "
     "f = open(place + '/.lock', 'a+'); fcntl.flock(f, fcntl.LOCK_EX); "

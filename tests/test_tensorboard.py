@@ -14,8 +14,8 @@ from engine.data.augment import Normalization, TrainingPictures
 from engine.data.dataset import Split
 from engine.runs.tensorboard import GRID_COLUMNS, LAYOUT, MISTAKES, make_grid, worst_mistakes
 from engine.training.evaluate import Evaluated
-from tests.test_checkpoint import only_run
-from tests.test_loop import pictures_of
+from tests.helpers.runs import only_run
+from tests.helpers.training import pictures_of
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from engine.cli import exit_status
 from engine.errors import UserError
 from engine.report.write import write_report
 from engine.sweeps.tune import Cell, geometric, search, search_by_optuna
-from tests.conftest import files_below
+from tests.helpers import files_below
 
 
 def cell(peak, batch=128, **axes):

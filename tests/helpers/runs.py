@@ -1,0 +1,79 @@
+"""Configurations, and what a run leaves in its directory."""
+
+import csv
+import json
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from engine.config.compose import CONF, plain_config
+from engine.config.schema import Config, DownloadedDataConfig, ImageFolderConfig
+from engine.system.files import write_summed
+
+CPU = torch.device("cpu")
+# Every addition that has a state of its own.
+TOOLBOX = [
+    "optimizer=lars", "scheduler=onecycle", "scheduler.final_fraction=0.01", "ema.decay=0.9",
+    "loss.label_smoothing=0.1", "model.zero_init_residual=true", "model.ghost_batch=8",
+    "noise_scale=true",
+]  # fmt: skip
+# What a checkpoint keeps of a run that goes on to the bit.
+STATE = ("model", "optimizer", "scheduler", "ema", "noise_scale", "epoch", "partial")
+
+
+def composed(*overrides: str) -> dict:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return plain_config(compose("train", list(overrides)))
+
+
+def config(*overrides: str) -> Config:
+    return Config.from_hydra(composed(*overrides))
+
+
+def folder_config(root, **changes):
+    options = {"cache": None, "holdout": 0, "train_size": None, "test_size": None} | changes
+    return ImageFolderConfig(name="image_folder", root=str(root), **options)
+
+
+def cifar10_config(root, seconds=60.0):
+    return DownloadedDataConfig("cifar10", str(root), None, 0, None, None, seconds)
+
+
+def only_run(work: Path) -> Path:
+    (directory,) = (work / "results" / "runs" / "default").iterdir()
+    return directory
+
+
+def state_of(directory: Path):
+    saved = torch.load(directory / "checkpoint.pt", weights_only=True)
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    timed = ("train_seconds", "wall_seconds", "images_per_second")
+    return saved, [{k: v for k, v in row.items() if k not in timed} for row in rows]
+
+
+def rewrite(path, content):
+    """Put other content into a checkpoint, with its checksum."""
+    with open(path, "wb") as file:
+        write_summed(file, lambda out: torch.save(content, out))
+
+
+def assert_same(left, right):
+    assert type(left) is type(right)
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right)
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right)
+        for a, b in zip(left, right, strict=True):
+            assert_same(a, b)
+    else:
+        assert left == right
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path) as file:
+        return list(csv.DictReader(file))
