@@ -15,10 +15,11 @@ from engine.system.files import json_line
 def validate(config: EvaluationConfig) -> dict[str, Any]:
     """Measure a checkpoint's test accuracy as the run that wrote it did."""
     from engine.data.dataset import load_data
-    from engine.system.runtime import choose_device, start_runtime
+    from engine.system.runtime import choose_device
     from engine.training.build import build_model
     from engine.training.checkpoint import load_checkpoint
     from engine.training.evaluate import chance, evaluate
+    from engine.training.setup import runtime_of
 
     path = Path(config.checkpoint or "")
     try:
@@ -26,15 +27,18 @@ def validate(config: EvaluationConfig) -> dict[str, Any]:
     except OSError as error:
         raise key_error("checkpoint", path, f"cannot be read ({error.strerror})") from error
     saved = load_checkpoint(path, choose_device(config.device))
-    run = saved.config
-    runtime = start_runtime(
-        config.device, run.precision, config.threads or run.threads, run.deterministic, run.seed
-    )
     place = {key: value for key, value in dataclasses.asdict(config.data).items() if value}
-    data = load_data(dataclasses.replace(run.data, **place), keep=False)
+    run = dataclasses.replace(
+        saved.config,
+        device=config.device,
+        threads=config.threads or saved.config.threads,
+        data=dataclasses.replace(saved.config.data, **place),
+    )
+    runtime = runtime_of(run)
+    data = load_data(run.data, keep=False)
     if data.classes != saved.classes:
         allowed = f"holds classes other than the checkpoint's {', '.join(saved.classes)}"
-        raise key_error("data.root", config.data.root or run.data.root, allowed)
+        raise key_error("data.root", run.data.root, allowed)
     model = build_model(run.model, len(data.classes))
     saved.restore_evaluated(model)
     model.to(runtime.device, memory_format=runtime.memory_format)

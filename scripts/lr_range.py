@@ -63,32 +63,17 @@ def main() -> int:
 
 def search(config: Config, arguments: Arguments, command: str) -> None:
     """Run the test of one configuration, and write and tell what it found."""
-    from engine.data.augment import Normalization, TrainingPictures
-    from engine.data.dataset import load_data
     from engine.sweeps.lr_range import growing_rates, run_range_test
-    from engine.system.runtime import facts, start_runtime
-    from engine.training.plan import check_plan, make_plan
-    from engine.training.state import State
-    from engine.training.step import Step
+    from engine.system.runtime import facts
+    from engine.training.setup import prepare
 
-    runtime = start_runtime(
-        config.device, config.precision, config.threads, config.deterministic, config.seed
-    )
-    check_plan(config)
-    data = load_data(config.data)
-    plan = make_plan(config, len(data.train))
-    low = plan.peak_lr / 1000 if arguments.low is None else arguments.low
-    high = plan.peak_lr * 100 if arguments.high is None else arguments.high
+    setup = prepare(config)
+    low = setup.plan.peak_lr / 1000 if arguments.low is None else arguments.low
+    high = setup.plan.peak_lr * 100 if arguments.high is None else arguments.high
     if high <= low:
         raise key_error("range.high", high, f"must be above range.low={low:g}")
-    state = State.of_no_steps(config, plan, len(data.classes), runtime)
-    normalization = Normalization.of(data.train.images)
-    pictures = TrainingPictures(data.train, normalization, runtime.device)
     rates = growing_rates(low, high, arguments.steps)
-    step = Step(
-        state.model, state.optimizer, pictures, plan, runtime, config.clip,
-        config.loss.label_smoothing,
-    )  # fmt: skip
+    step = setup.make_step(setup.make_state(), setup.make_images())
     made = run_range_test(step, config.seed, rates, arguments.most)
     if len(made.rates) < FEWEST_STEPS:
         allowed = f"must be lower: after {len(made.rates)} steps {made.stopped}"
@@ -96,7 +81,7 @@ def search(config: Config, arguments: Arguments, command: str) -> None:
     peak = made.suggested()
     if peak is None:
         raise key_error("range.high", high, f"must be higher: the loss never fell from {low:g} on")
-    print(suggest(config, made, peak, {"command": command} | facts(runtime)))
+    print(suggest(config, made, peak, {"command": command} | facts(setup.runtime)))
 
 
 def suggest(config: Config, made: "RangeTest", peak: float, facts: dict[str, Any]) -> str:

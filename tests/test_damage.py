@@ -7,20 +7,17 @@ import pytest
 import torch
 
 import engine.system.files
-from engine.data.augment import Normalization
 from engine.errors import UserError
 from engine.system.files import MARK, TRAILER, previous_of
-from engine.training.build import build_model, build_optimizer
 from engine.training.checkpoint import (
     DamagedCheckpoint,
     load_checkpoint,
     load_latest,
     save_checkpoint,
 )
-from engine.training.loop import PartialEpoch
-from engine.training.plan import build_scheduler, make_plan
-from engine.training.state import State
+from engine.training.loop import PartialEpoch, Progress
 from tests.helpers.runs import CPU, config, only_run, rewrite, state_of
+from tests.helpers.training import setup_of
 
 CUTS_EVERY = 4096
 FLIPS = 1000
@@ -32,19 +29,13 @@ def save(path, epoch=0, partial=None):
     """Save a ResNet-8 with momentum as a run that has finished so many epochs would."""
     made = config("model=resnet8", "data=synthetic", "epochs=9")
     torch.manual_seed(0)
-    model = build_model(made.model, 10)
-    plan = make_plan(made, 1000)
-    optimizer = build_optimizer(made.optimizer, made.clip, model, plan.peak_lr)
-    for parameter in model.parameters():
+    setup = setup_of(made, 1000)
+    state = setup.make_state()
+    for parameter in state.model.parameters():
         parameter.grad = torch.randn_like(parameter)
-    optimizer.step()
-    scheduler = build_scheduler(made.scheduler, plan, optimizer)
+    state.optimizer.step()
     history = [{"epoch": number + 1} for number in range(epoch)]
-    mean = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    state = State(model, optimizer, scheduler, None, None)
-    save_checkpoint(
-        path, made, tuple("abcdefghij"), mean, history, False, state, partial
-    )  # fmt: skip
+    save_checkpoint(path, setup, state, Progress(9, history, partial))
 
 
 @pytest.fixture

@@ -349,7 +349,7 @@ def test_saving_in_the_midst_of_epochs_changes_nothing(small, workplace, command
     save_checkpoint = engine.training.checkpoint.save_checkpoint
 
     def save(*arguments):
-        saves.append(arguments[-2])
+        saves.append(arguments[3].part)
         save_checkpoint(*arguments)
 
     monkeypatch.setattr(engine.training.checkpoint, "save_checkpoint", save)
@@ -379,8 +379,8 @@ def late_at_every_second_call():
 def test_epochs_between_checkpoints(small, workplace, command, monkeypatch, every, saved):
     epochs = []
 
-    def save(path, config, classes, normalization, history, *rest):
-        epochs.append(len(history))
+    def save(path, setup, state, progress, write):
+        epochs.append(len(progress.history))
 
     monkeypatch.setattr(engine.training.checkpoint, "save_checkpoint", save)
     run = [*small, "epochs=5", "data.train_size=30", "batch=30"]

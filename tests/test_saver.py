@@ -9,19 +9,21 @@ import pytest
 import torch
 
 import engine.training.checkpoint
-from engine.data.augment import Normalization
-from engine.system.runtime import start_runtime
-from engine.training.checkpoint import load_checkpoint, save_checkpoint, write_checkpoint
-from engine.training.plan import make_plan
-from engine.training.saver import Saver
-from engine.training.state import State
+from engine.training.checkpoint import (
+    background_writes,
+    load_checkpoint,
+    save_checkpoint,
+    write_checkpoint,
+)
+from engine.training.loop import Progress
 from tests.helpers.runs import config, only_run
+from tests.helpers.training import setup_of
 
 
 def test_what_is_written_is_of_the_moment_of_the_call(tmp_path, monkeypatch):
     made = config("model=resnet8", "batch=32", "ema.decay=0.5", "noise_scale=true")
-    runtime = start_runtime("cpu", "fp32", 1, False, 0)
-    state = State.of_no_steps(made, make_plan(made, 64), 10, runtime)
+    setup = setup_of(made, 64)
+    state = setup.make_state()
     for parameter in state.model.parameters():
         parameter.grad = torch.ones_like(parameter)
     state.optimizer.step()
@@ -34,10 +36,8 @@ def test_what_is_written_is_of_the_moment_of_the_call(tmp_path, monkeypatch):
 
     monkeypatch.setattr(engine.training.checkpoint, "write_checkpoint", late)
     path = tmp_path / "checkpoint.pt"
-    normalization = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    with Saver() as saver:
-        classes = tuple("abcdefghij")
-        save_checkpoint(path, made, classes, normalization, history, False, state, None, saver)
+    with background_writes() as write:
+        save_checkpoint(path, setup, state, Progress(2, history), write)
         state.optimizer.step()
         state.scheduler.step()
         state.ema.update_parameters(state.model)
@@ -84,7 +84,7 @@ def test_one_file_is_written_at_a_time():
         threading.Event().wait(0.05)
         under_way.pop()
 
-    with Saver() as saver:
+    with background_writes() as start:
         for _ in range(3):
-            saver.start(write)
+            start(write)
     assert most == [1, 1, 1]

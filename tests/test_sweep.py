@@ -140,10 +140,10 @@ def test_one_raises_one_diverges_one_finds_the_disk_full(
             next(step.model.parameters()).data.fill_(float("inf"))
         return train_epoch(step, *rest)
 
-    def fill_the_disk(path, config, *rest):
-        if config.batch == 64:
+    def fill_the_disk(path, setup, *rest):
+        if setup.config.batch == 64:
             raise OSError(errno.ENOSPC, "No space left on device")
-        save_checkpoint(path, config, *rest)
+        save_checkpoint(path, setup, *rest)
 
     sweep = ("-m", *small, "batch=16,32,48,64")
     with monkeypatch.context() as patch:
@@ -175,10 +175,10 @@ def test_one_raises_one_diverges_one_finds_the_disk_full(
 def test_a_run_that_is_refused_before_it_starts_failed(small, workplace, command, monkeypatch):
     check_memory = engine.training.memory.check_memory
 
-    def refuse(config, *rest):
-        if config.batch == 48:
+    def refuse(setup):
+        if setup.config.batch == 48:
             raise UserError("micro_batch=1024: needs more memory | than there is")
-        check_memory(config, *rest)
+        check_memory(setup)
 
     monkeypatch.setattr(engine.training.memory, "check_memory", refuse)
     assert command("train.py", "-m", *small, "batch=32,48").status == 1

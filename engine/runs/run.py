@@ -91,7 +91,7 @@ class Run:
 
         if not (self.config.resume or begun_afresh(self.directory)):
             return None
-        return load_latest(self.checkpoint, afresh=not self.config.resume)
+        return load_latest(self.checkpoint, start_over=not self.config.resume)
 
     def finished(self) -> bool:
         """Tell whether the run has an outcome that training again would only repeat."""
@@ -170,20 +170,20 @@ class Run:
                 if self.writer is not None:
                     self.writer.close()
 
-    def start(self, plan: str, pictures: "Tensor", afresh: bool) -> None:
+    def start(self, plan: str, pictures: "Tensor", resumed: bool) -> None:
         """Bring the records to where the run goes on from: after the epochs of `history`.
 
-        Where it starts afresh, what an earlier one left is removed.
+        Unless it is resumed, what an earlier one left is removed.
         pictures: a few as training sees them, uint8 [N, H, W, 3].
         """
         # Files with a dot before their name are the halves that a killed process left.
         leftovers = [self.directory / "summary.json", self.log, *self.directory.glob(".*.*")]
-        if afresh:
+        if not resumed:
             for kind in ("checkpoint*.pt", "events.out.tfevents.*"):
                 leftovers += self.directory.glob(kind)
         for path in leftovers:
             path.unlink(missing_ok=True)
-        if afresh and not self.config.resume:
+        if not (resumed or self.config.resume):
             (self.directory / CLEARED).touch()
         self._write_metrics()
         # TensorBoard takes a second to import; mistakes and finished runs answer without it.
@@ -191,7 +191,7 @@ class Run:
 
         done = self.history[-1]["step"] if self.history else 0
         self.writer = SummaryWriter(str(self.directory), purge_step=done + 1)
-        if afresh:
+        if not resumed:
             configuration = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
             write_start(self.writer, command_of(self.arguments), plan, configuration, pictures)
 
@@ -268,7 +268,7 @@ class Follower(Run):
             print(f"error: {key}: on rank {rank()} {OUT_OF_MEMORY}", file=sys.stderr)
             raise SystemExit(2) from None
 
-    def start(self, plan: str, pictures: "Tensor", afresh: bool) -> None:
+    def start(self, plan: str, pictures: "Tensor", resumed: bool) -> None:
         """Leave the files to rank 0."""
 
     def record_epoch(self, row: dict[str, Any], trained: "TrainedEpoch") -> None:

@@ -9,6 +9,8 @@ import contextlib
 import os
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -20,8 +22,8 @@ from engine.config.schema import Config
 from engine.data.augment import Normalization
 from engine.errors import UserError, key_error
 from engine.system.files import agrees, check_written, previous_of, write_atomically, write_summed
-from engine.training.loop import PartialEpoch
-from engine.training.saver import Saver
+from engine.training.loop import PartialEpoch, Progress
+from engine.training.setup import Setup
 from engine.training.state import State, copied, is_finite
 
 FORMAT = "large-batch-cifar checkpoint"
@@ -30,7 +32,7 @@ VERSION = 2
 # What must be finite, or the run has diverged.
 STATES = ("model", "optimizer", "ema")
 CPU = torch.device("cpu")
-AFRESH = "resume=false starts afresh"
+START_OVER = "resume=false starts afresh"
 # What a state that was made by other code, or damaged, may raise where it is put to use.
 MISFITS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
@@ -66,6 +68,18 @@ class Checkpoint:
         done, steps = len(self.partial.rates), len(self.partial.losses)
         return f"{text} and step {done} of {steps} of the next"
 
+    def resume(self, setup: Setup, state: State) -> Progress:
+        """Put what is saved into a new state, and return how far the run had come.
+
+        Raises UserError where the training images are not those that the run began with, or where
+        the state does not fit.
+        """
+        if (setup.data.classes, setup.normalization) != (self.classes, self.normalization):
+            allowed = f"began with other pictures; {START_OVER}"
+            raise key_error("checkpoint", self.path, allowed)
+        self.restore(state)
+        return Progress(self.config.epochs, self.history, self.partial, self.diverged)
+
     def restore(self, state: State) -> None:
         """Put what is saved into a new state; raise UserError where it does not fit."""
         self.restore_model(state.model)
@@ -83,7 +97,7 @@ class Checkpoint:
                 states = self.random_states["cuda"][: torch.cuda.device_count()]
                 torch.cuda.set_rng_state_all(states)
         except MISFITS as error:
-            allowed = f"does not fit the run ({type(error).__name__}); {AFRESH}"
+            allowed = f"does not fit the run ({type(error).__name__}); {START_OVER}"
             raise key_error("checkpoint", self.path, allowed) from error
 
     def restore_evaluated(self, model: nn.Module) -> None:
@@ -104,45 +118,55 @@ class Checkpoint:
             name = self.config.model.name
             raise key_error("checkpoint", self.path, f"holds another model than {name}") from error
 
-    def check_data(self, classes: tuple[str, ...], normalization: Normalization) -> None:
-        """Raise UserError where the training pictures are not those that the run began with."""
-        if (classes, normalization) != (self.classes, self.normalization):
-            allowed = f"began with other pictures; {AFRESH}"
-            raise key_error("checkpoint", self.path, allowed)
+
+@contextlib.contextmanager
+def background_writes() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Yield what calls a function next to training: on a GPU a write takes as long as an epoch.
+
+    One function runs at a time, and the block is left once the last is done. What stopped one is
+    raised by the next call or on leaving, whatever else was under way.
+    """
+    under_way: list[Future[None]] = []
+
+    def start(write: Callable[[], None]) -> None:
+        while under_way:
+            under_way.pop().result()
+        under_way.append(executor.submit(write))
+
+    with ThreadPoolExecutor(1, thread_name_prefix="checkpoint") as executor:
+        try:
+            yield start
+        finally:
+            while under_way:
+                under_way.pop().result()
 
 
 def save_checkpoint(
     path: Path,
-    config: Config,
-    classes: tuple[str, ...],
-    normalization: Normalization,
-    history: list[dict[str, Any]],
-    diverged: bool,
+    setup: Setup,
     state: State,
-    partial: PartialEpoch | None = None,
-    saver: Saver | None = None,
+    progress: Progress,
+    write: Callable[[Callable[[], None]], None] = lambda function: function(),
 ) -> None:
     """Write everything a resume needs; the file before is kept as `previous_of` it.
 
-    saver: where to write it beside training; what it holds is copied before this returns.
-    Raises OSError, with a saver that of an earlier call.
+    write: of `background_writes`, to write it next to training; what it holds is copied before this
+    returns. Raises OSError, then that of an earlier call.
     """
+    partial = progress.part
     content = state.copy() | {
         "format": FORMAT,
         "version": VERSION,
-        "config": config.to_dict(),
-        "classes": list(classes),
-        "mean": list(normalization.mean),
-        "std": list(normalization.std),
-        "epoch": len(history),
-        "history": list(history),
-        "diverged": diverged,
+        "config": setup.config.to_dict(),
+        "classes": list(setup.data.classes),
+        "mean": list(setup.normalization.mean),
+        "std": list(setup.normalization.std),
+        "epoch": len(progress.history),
+        "history": list(progress.history),
+        "diverged": progress.diverged,
         "partial": None if partial is None else copied(partial.state_dict()),
     }
-    if saver is None:
-        write_checkpoint(path, content)
-    else:
-        saver.start(lambda: write_checkpoint(path, content))
+    write(lambda: write_checkpoint(path, content))
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -160,11 +184,11 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     )
 
 
-def load_latest(path: Path, afresh: bool = False) -> Checkpoint | None:
+def load_latest(path: Path, start_over: bool = False) -> Checkpoint | None:
     """Read a run's checkpoint, or the one before where it is damaged; None where there is neither.
 
     What is damaged is replaced, so that it cannot become the one before. Raises UserError where no
-    file is whole, unless the command would as soon start `afresh`.
+    file is whole, unless the command would as soon `start_over`.
     """
     previous = previous_of(path)
     if not path.exists() and not previous.exists():
@@ -176,10 +200,10 @@ def load_latest(path: Path, afresh: bool = False) -> Checkpoint | None:
     try:
         saved = load_checkpoint(previous)
     except DamagedCheckpoint as error:
-        if afresh and not path.is_dir():
+        if start_over and not path.is_dir():
             return None
         before = f", and so is {previous.name}" if previous.exists() else ""
-        advice = "remove it" if path.is_dir() else AFRESH
+        advice = "remove it" if path.is_dir() else START_OVER
         raise UserError(f"{damage}{before}; {advice}") from error
     print(f"{damage}; {previous.name} is used instead", file=sys.stderr)
     os.replace(previous, path)

@@ -1,5 +1,6 @@
 """Loss and accuracy of a model on whole splits, and of each of their examples."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -8,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.data.augment import Normalization
-from engine.data.dataset import Dataset, Split
+from engine.data.dataset import Split
 from engine.system.distributed import add_over_ranks
 from engine.system.runtime import Runtime
-from engine.training.ema import Average
+from engine.training.setup import Setup
+from engine.training.state import State
 
 EVALUATION_BATCH = 1000
 
@@ -52,28 +54,25 @@ class Evaluations:
         return all(math.isfinite(split.loss) for split in (self.test, self.holdout) if split)
 
 
-def evaluate_splits(
-    model: nn.Module,
-    ema: Average | None,
-    data: Dataset,
-    normalization: Normalization,
-    runtime: Runtime,
-) -> Evaluations:
+def evaluate_splits(setup: Setup, state: State) -> Evaluations:
     """Evaluate on the test split and the hold-out, where there are any.
 
-    model: neither compiled nor distributed, so that val.py finds the same to the last bit.
+    The network is neither compiled nor distributed, so that val.py finds the same to the last bit.
     With an average of the weights, that is what counts, and the weights are measured beside it.
     """
-    if ema is not None:
-        averaged = evaluate_splits(ema.module, None, data, normalization, runtime)
-        raw = evaluate_splits(model, None, data, normalization, runtime)
-        return Evaluations(averaged.test, averaged.holdout, raw)
-    classes = len(data.classes)
+    raw = _evaluate_splits(setup, state.model)
+    if state.ema is None:
+        return raw
+    return dataclasses.replace(_evaluate_splits(setup, state.ema.module), raw=raw)
+
+
+def _evaluate_splits(setup: Setup, model: nn.Module) -> Evaluations:
+    data, classes = setup.data, len(setup.data.classes)
     test = held = None
     if len(data.test):
-        test = evaluate(model, data.test, normalization, classes, runtime)
+        test = evaluate(model, data.test, setup.normalization, classes, setup.runtime)
     if data.holdout is not None:
-        held = evaluate(model, data.holdout, normalization, classes, runtime)
+        held = evaluate(model, data.holdout, setup.normalization, classes, setup.runtime)
     return Evaluations(test, held)
 
 

@@ -74,6 +74,29 @@ class PartialEpoch:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
+@dataclass
+class Progress:
+    """How far a run of `epochs` has come.
+
+    history: a row for each finished epoch, as in metrics.jsonl; part: what is done of the next.
+    """
+
+    epochs: int
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    part: PartialEpoch | None = None
+    diverged: bool = False
+
+    @property
+    def epoch(self) -> int:
+        """Return the epoch to train next, counted from 1."""
+        return len(self.history) + 1
+
+    @property
+    def over(self) -> bool:
+        """Return True if nothing is left to train."""
+        return self.diverged or len(self.history) == self.epochs
+
+
 @dataclass(frozen=True)
 class TrainedEpoch:
     """An epoch's outcome; loss and accuracy are None where it diverged.

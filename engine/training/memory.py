@@ -11,14 +11,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from engine.config.schema import Config
-from engine.data.dataset import Dataset
 from engine.errors import key_error
 from engine.system.distributed import ranks_here
 from engine.system.resources import available_bytes
 from engine.system.runtime import Runtime
 from engine.training.build import build_model
 from engine.training.plan import Plan
+from engine.training.setup import Setup
 
 # Images of a check: what does not grow with them is counted for each, and counts for little.
 MEASURED = 4
@@ -48,24 +47,24 @@ class Estimate:
         )
 
 
-def describe_memory(config: Config, plan: Plan, data: Dataset, runtime: Runtime) -> str:
+def describe_memory(setup: Setup) -> str:
     """Write an estimate in one line: pictures, weights with their state, one forward pass."""
-    with FakeTensorMode(), runtime.device:
-        model = build_model(config.model, len(data.classes))
-        needed = estimate(config, plan, data, model, runtime, largest_pass(plan))
+    with FakeTensorMode(), setup.runtime.device:
+        model = build_model(setup.config.model, len(setup.data.classes))
+        needed = estimate(setup, model, largest_pass(setup.plan))
     return f"memory    {needed.describe()}; libraries and workspaces come on top"
 
 
-def check_memory(config: Config, plan: Plan, data: Dataset, runtime: Runtime) -> None:
+def check_memory(setup: Setup) -> None:
     """Raise UserError where a run on the CPU would outgrow the memory, and be killed for it."""
-    available = available_bytes()
+    available, runtime = available_bytes(), setup.runtime
     if runtime.device.type != "cpu" or available is None:
         return
     # Its weights must not change those that the run is about to draw.
     with torch.random.fork_rng(devices=[]):
-        model = build_model(config.model, len(data.classes))
+        model = build_model(setup.config.model, len(setup.data.classes))
         model.to(memory_format=runtime.memory_format)
-        needed = estimate(config, plan, data, model, runtime, min(MEASURED, largest_pass(plan)))
+        needed = estimate(setup, model, min(MEASURED, largest_pass(setup.plan)))
     ranks = ranks_here()
     if needed.total * ranks > available:
         each = f", on each of {ranks} ranks here" if ranks > 1 else ""
@@ -73,7 +72,7 @@ def check_memory(config: Config, plan: Plan, data: Dataset, runtime: Runtime) ->
             f"the run needs {needed.describe()}{each}, and there are {available / 2**20:,.0f} MiB; "
             "a smaller micro_batch needs less"
         )
-        raise key_error("micro_batch", config.micro_batch, allowed)
+        raise key_error("micro_batch", setup.config.micro_batch, allowed)
 
 
 def largest_pass(plan: Plan) -> int:
@@ -81,10 +80,9 @@ def largest_pass(plan: Plan) -> int:
     return max(map(max, plan.rank_passes(plan.batch)))
 
 
-def estimate(
-    config: Config, plan: Plan, data: Dataset, model: nn.Module, runtime: Runtime, examples: int
-) -> Estimate:
+def estimate(setup: Setup, model: nn.Module, examples: int) -> Estimate:
     """Work out a run's needs from its model and a pass of so many examples through it."""
+    config, plan, data = setup.config, setup.plan, setup.data
     images = largest_pass(plan)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     # Weights and gradients; where there are any, momentum, an average of the weights, and the
@@ -95,7 +93,7 @@ def estimate(
         # Each is kept as bytes and once more with its border; float32 copies pass by.
         pictures=data.train.images.numel() * (1 + (40 / 32) ** 2) + data.test.images.numel(),
         state=weights * copies,
-        activations=saved_bytes(model, examples, runtime) * images / examples,
+        activations=saved_bytes(model, examples, setup.runtime) * images / examples,
         images=images,
     )
 

@@ -1,7 +1,5 @@
 """What training moves and a resume needs back, made and handed around together; is it finite?"""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from engine.config.schema import Config
-from engine.system.runtime import Runtime
-from engine.training.build import build_ema, build_model, build_optimizer
 from engine.training.cuda_graph import plain_state
 from engine.training.ema import Average
 from engine.training.noise_scale import NoiseScale
-from engine.training.plan import Plan, build_scheduler
 from schedulers import WarmupLR
 
 
@@ -29,20 +23,6 @@ class State:
     scheduler: WarmupLR
     ema: Average | None
     noise: NoiseScale | None
-
-    @classmethod
-    def of_no_steps(cls, config: Config, plan: Plan, classes: int, runtime: Runtime) -> State:
-        """Make a run's state at its start, on its device, from torch's present random state."""
-        model = build_model(config.model, classes, config.sync_bn).to(runtime.device)
-        model.to(memory_format=runtime.memory_format)
-        optimizer = build_optimizer(config.optimizer, config.clip, model, plan.peak_lr)
-        return cls(
-            model,
-            optimizer,
-            build_scheduler(config.scheduler, plan, optimizer),
-            build_ema(config.ema, model),
-            NoiseScale(runtime.device) if config.noise_scale else None,
-        )
 
     def copy(self) -> dict[str, Any]:
         """Return all of it as a checkpoint holds it, on the CPU and apart from what moves on."""

@@ -47,11 +47,11 @@ def run(
         if can_compile(device):
             compiled = Harness(make_model(), images, device, compiled=True)
             candidates["this harness, compile=true"] = Candidate(compiled.epoch)
-        precisions = dict.fromkeys(candidates, harness.runtime.precision)
+        precisions = dict.fromkeys(candidates, harness.setup.runtime.precision)
         precisions["reference loop"] = "fp32"
         with reference_epochs(make_model, images, device) as beside:
             times = interleave(candidates | {"reference loop": beside}, rounds, device, warmup=1)
-        flops = count_flops(harness.model)
+        flops = count_flops(harness.state.model)
         rows = epoch_rows(times, images, flops.training, ceilings, precisions)
         figures[name] = {"images": images, "seconds": times, "rows": rows}
         tables.append((f"{name}, batch {BATCH}, epochs of {images:,} images", rows))

@@ -28,8 +28,8 @@ def run(
     # Every rung trains the same images a round, at least one step of the largest batch.
     images = max(batches) * (4 if cuda else 1)
     rungs = {batch: Harness(MODELS[name](), images, device, batch=batch) for batch in batches}
-    precision = rungs[batches[0]].runtime.precision
-    flops = count_flops(rungs[batches[0]].model)
+    precision = rungs[batches[0]].setup.runtime.precision
+    flops = count_flops(rungs[batches[0]].state.model)
     candidates = {str(batch): Candidate(harness.epoch) for batch, harness in rungs.items()}
     times = interleave(candidates, rounds, device, warmup=1)
     rows = ladder_rows(times, images, flops.training, ceilings, precision)

@@ -29,9 +29,8 @@ PACKAGES = ("engine", "lars", "models", "schedulers", "scripts")
 CALLS = {
     "engine.data.dataset": {"load_data": DATA},
     "engine.data.augment": {"Normalization.of": DATA, "TrainingPictures": DATA},
-    "engine.training.build": {
-        "build_model": BUILDING, "build_optimizer": BUILDING, "build_scheduler": BUILDING,
-    },
+    "engine.training.build": {"build_model": BUILDING, "build_optimizer": BUILDING},
+    "engine.training.plan": {"build_scheduler": BUILDING},
     "engine.training.loop": {"train_epoch": FIRST_STEP},
 }  # fmt: skip
 

@@ -36,7 +36,7 @@ KINDS = {
 OTHER = "other"
 
 
-class RecordedPictures(TrainingPictures):
+class RecordedImages(TrainingPictures):
     """The training pictures, their augmentation marked for the profiler."""
 
     def batch(self, index: Tensor, draws: EpochDraws) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,7 @@ def run(
     name, batch = model or "resnet18", batch or BATCH
     ceilings = ceilings or measure_ceilings(device)
     harness = Harness(
-        MODELS[name](), batch * rounds, device, batch=batch, pictures_type=RecordedPictures
+        MODELS[name](), batch * rounds, device, batch=batch, images_type=RecordedImages
     )
     harness.epoch()
     activities = [ProfilerActivity.CPU]
@@ -64,12 +64,12 @@ def run(
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as profiled:
         # The epoch's own clock leaves out what comes before its first step, which is profiled too.
-        started = harness.runtime.wall_clock()
+        started = harness.setup.runtime.wall_clock()
         harness.epoch()
-        seconds = harness.runtime.wall_clock() - started
+        seconds = harness.setup.runtime.wall_clock() - started
     kinds = seconds_by_kind(profiled.events(), device.type == "cuda")
-    flops = count_flops(harness.model)
-    precision = harness.runtime.precision
+    flops = count_flops(harness.state.model)
+    precision = harness.setup.runtime.precision
     rates = {
         kind: ceilings.share(amount * batch * rounds / kinds[kind], precision)
         for kind, amount in ((FORWARD, flops.forward), (BACKWARD, flops.backward))

@@ -20,18 +20,16 @@ from engine.runs.run import Run
 from engine.training.build import MODELS
 from engine.training.checkpoint import save_checkpoint
 from engine.training.evaluate import Evaluations, evaluate
-from engine.training.loop import TrainedEpoch, epoch_row
-from engine.training.state import State
+from engine.training.loop import Progress, TrainedEpoch, epoch_row
 from scripts.bench import report
 from scripts.bench.ceilings import Flops, count_flops
-from scripts.bench.harness import BATCH, Harness, random_split
+from scripts.bench.harness import BATCH, CLASSES, Harness, random_split
 from scripts.bench.timing import Candidate, interleave, summarise
 
 TRAINING_IMAGES, TEST_IMAGES = 50_000, 10_000
 # Whole batches: 10 training steps and 2 batches of evaluation are enough on a CPU.
 ON_CPU, ON_CUDA = (1_280, 2_000), (TRAINING_IMAGES, TEST_IMAGES)
 EVALUATION_AIM, RECORDS_AIM = 1.2, 0.02
-CLASSES = tuple(str(label) for label in range(10))
 
 
 def run(
@@ -47,34 +45,32 @@ def run(
     test = random_split(tested_images)
 
     def measure() -> Any:
-        return evaluate(harness.model, test, harness.normalization, len(CLASSES), harness.runtime)
+        setup = harness.setup
+        return evaluate(harness.state.model, test, setup.normalization, len(CLASSES), setup.runtime)
 
-    state = State(harness.model, harness.optimizer, harness.scheduler, None, None)
     trained = full_length(harness.epoch())
     measured = Evaluations(measure(), None)
     (job,) = make_jobs("train", Config, [[f"model={name}", "data=synthetic"]])
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, contextlib.chdir(folder):
         run = Run(job.config)
         with run.open(job.overrides):
-            run.start("", harness.pictures.samples(0, 64), afresh=True)
+            run.start("", harness.images.samples(0, 64), resumed=False)
 
             def record() -> None:
                 row = epoch_row(len(run.history) + 1, trained, measured, 1.0)
                 run.record_epoch(row, trained)
 
             def save() -> None:
-                save_checkpoint(
-                    run.checkpoint, job.config, CLASSES, harness.normalization, run.history,
-                    False, state,
-                )  # fmt: skip
+                progress = Progress(len(run.history), run.history)
+                save_checkpoint(run.checkpoint, harness.setup, harness.state, progress)
 
             candidates = {
                 "training": Candidate(harness.epoch),
-                "drawing": Candidate(lambda: harness.pictures.draw_epoch(0, 0)),
+                "drawing": Candidate(lambda: harness.images.draw_epoch(0, 0)),
                 "evaluation": Candidate(measure),
                 "records and TensorBoard": Candidate(record),
                 "checkpoint, written beside training": Candidate(save),
-                "of it, the copy that training waits for": Candidate(state.copy),
+                "of it, the copy that training waits for": Candidate(harness.state.copy),
             }
             times = interleave(candidates, rounds, device, warmup=1)
     scales = {
@@ -82,7 +78,7 @@ def run(
         "drawing": TRAINING_IMAGES / trained_images,
         "evaluation": TEST_IMAGES / tested_images,
     }
-    flops = count_flops(harness.model)
+    flops = count_flops(harness.state.model)
     rows, ratios = rest_rows(times, scales, flops)
     return {
         "environment": report.environment(device),
@@ -97,7 +93,7 @@ def run(
             f"aim: {RECORDS_AIM:.0%}.",
         ],
         "figures": {"model": name, "scales": scales, "seconds": times, "ratios": ratios},
-        "tables": [(f"{name}, batch {BATCH}, {harness.runtime.precision}", rows)],
+        "tables": [(f"{name}, batch {BATCH}, {harness.setup.runtime.precision}", rows)],
     }
 
 

@@ -32,8 +32,8 @@ def run(
     }
     candidates = {label: Candidate(harness.epoch) for label, harness in harnesses.items()}
     times = interleave(candidates, rounds, device)
-    precision = harnesses["SGD"].runtime.precision
-    flops = count_flops(harnesses["SGD"].model)
+    precision = harnesses["SGD"].setup.runtime.precision
+    flops = count_flops(harnesses["SGD"].state.model)
     medians = {label: summarise(seconds) for label, seconds in times.items()}
     rows = [
         {

@@ -5,11 +5,12 @@ from torch import nn
 
 from engine.config.schema import ModelConfig
 from engine.data.augment import Normalization, TrainingPictures
-from engine.data.dataset import Split
+from engine.data.dataset import Dataset, Split
 from engine.system.runtime import start_runtime
 from engine.training.build import build_model, build_optimizer
 from engine.training.loop import train_epoch
 from engine.training.plan import build_scheduler, make_plan
+from engine.training.setup import Setup
 from engine.training.step import NO_CLIP, Step
 from tests.helpers.runs import config
 
@@ -33,6 +34,14 @@ def pictures_of(count, seed=0, side=32):
     labels = torch.randint(0, 10, (count,), generator=generator)
     images = torch.randint(0, 200, (count, side, side, 3), dtype=torch.uint8, generator=generator)
     return Split(images + labels.view(-1, 1, 1, 1).to(torch.uint8) * 5, labels)
+
+
+def setup_of(made, count):
+    """Set up a run on so many random images in place of its own, in fp32 on one CPU thread."""
+    runtime = start_runtime("cpu", "fp32", 1, False, made.seed)
+    split = pictures_of(count)
+    data = Dataset(made.data.name, tuple("abcdefghij"), split, split, None)
+    return Setup(made, runtime, data, make_plan(made, count))
 
 
 class Plain(nn.Module):

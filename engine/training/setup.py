@@ -1,0 +1,95 @@
+"""A run's parts, from its configuration: where it computes, on what, by what plan, with what step.
+
+The one place that makes them, for training, evaluation, the range test and the benchmarks.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import nn
+
+from engine.config.schema import Config
+from engine.data.augment import Normalization, TrainingPictures
+from engine.data.dataset import Dataset, load_data, plan_data
+from engine.system import distributed
+from engine.system.runtime import Runtime, check_sync_bn, start_runtime
+from engine.training.build import build_ema, build_model, build_optimizer
+from engine.training.noise_scale import NoiseScale
+from engine.training.plan import Plan, build_scheduler, check_plan, make_plan
+from engine.training.state import State
+from engine.training.step import Step
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run needs before its first weight is drawn; the methods make what comes then."""
+
+    config: Config
+    runtime: Runtime
+    data: Dataset
+    plan: Plan
+
+    @cached_property
+    def normalization(self) -> Normalization:
+        """Measure the training split."""
+        return Normalization.of(self.data.train.images)
+
+    def make_state(self, model: nn.Module | None = None) -> State:
+        """Make what training moves, at its start and on the run's device.
+
+        Args:
+            model: in place of the configuration's network, whose weights torch's present random
+                state gives.
+
+        """
+        config = self.config
+        if model is None:
+            model = build_model(config.model, len(self.data.classes), config.sync_bn)
+        model.to(self.runtime.device).to(memory_format=self.runtime.memory_format)
+        optimizer = build_optimizer(config.optimizer, config.clip, model, self.plan.peak_lr)
+        return State(
+            model,
+            optimizer,
+            build_scheduler(config.scheduler, self.plan, optimizer),
+            build_ema(config.ema, model),
+            NoiseScale(self.runtime.device) if config.noise_scale else None,
+        )
+
+    def make_images(self) -> TrainingPictures:
+        """Move the training split to the device, ready to be cropped."""
+        return TrainingPictures(self.data.train, self.normalization, self.runtime.device)
+
+    def make_step(self, state: State, images: TrainingPictures) -> Step:
+        """Make the step over a state as a checkpoint, if any, has left it."""
+        model, config = state.model, self.config
+        return Step(
+            distributed.distribute(self.runtime.compile(model) if config.compile else model),
+            state.optimizer,
+            images,
+            self.plan,
+            self.runtime,
+            config.clip,
+            config.loss.label_smoothing,
+            state.ema,
+            state.noise,
+        )
+
+
+def prepare(config: Config) -> Setup:
+    """Start the runtime, find the images, make the plan; raise UserError where one cannot be had.
+
+    A dry run (`plan`) takes no more of the images than their number.
+    """
+    runtime = runtime_of(config)
+    check_sync_bn(config.sync_bn, runtime)
+    check_plan(config, runtime.world_size)
+    read = plan_data if config.plan else load_data
+    data = distributed.cached_by_first(lambda: read(config.data))
+    return Setup(config, runtime, data, make_plan(config, len(data.train), runtime.world_size))
+
+
+def runtime_of(config: Config) -> Runtime:
+    """Start the runtime that a configuration asks for."""
+    return start_runtime(
+        config.device, config.precision, config.threads, config.deterministic, config.seed
+    )

@@ -1,0 +1,109 @@
+"""The rooms of engine: who may import whom, held by reading every import.
+
+An import counts wherever it stands, inside a function or under TYPE_CHECKING too.
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+# A room imports from those above it alone; two in one line do not know each other.
+ROOMS = (
+    ("errors",), ("config", "system"), ("cli", "data"), ("training",), ("runs",), ("report",),
+    ("sweeps",),
+)  # fmt: skip
+FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
+WITHOUT_TORCH = ("config", "cli", "errors")
+
+
+def find_modules() -> dict[str, Path]:
+    """Find the project's modules but for tests, by dotted name."""
+    found = {}
+    for place in ("engine", "lars", "models", "schedulers", "scripts", "train.py", "val.py"):
+        for path in sorted((PROJECT / place).rglob("*.py")) or [PROJECT / place]:
+            name = ".".join(path.relative_to(PROJECT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def imports_of(name: str, path: Path, modules: dict[str, Path]) -> set[str]:
+    """Return the modules of the project that a module imports."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            origin = ".".join([*(above if node.level else []), *filter(None, [node.module])])
+            targets = [f"{origin}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for target in targets:
+            while target and target not in modules:
+                target = target.rpartition(".")[0]
+            found.add(target)
+    # A package's own __init__ may gather what lies in it.
+    return {t for t in found if t and t != name and not name.startswith(f"{t}.")}
+
+
+MODULES = find_modules()
+IMPORTS = {name: imports_of(name, path, MODULES) for name, path in MODULES.items()}
+
+
+def room_of(name: str) -> str:
+    return name.split(".")[1]
+
+
+def test_no_import_runs_back_to_a_later_room():
+    inside = {name: found for name, found in IMPORTS.items() if name.startswith("engine.")}
+    back = [
+        f"{name} imports {target}"
+        for name, found in inside.items()
+        for target in found
+        if target in inside and room_of(target) != room_of(name)
+        if FLOOR[room_of(target)] >= FLOOR[room_of(name)]
+    ]
+    assert len(inside) > 30 and not back
+
+
+def test_libraries_import_no_engine_and_nothing_imports_a_command():
+    for name, found in IMPORTS.items():
+        if name.partition(".")[0] in ("lars", "models", "schedulers"):
+            assert not [t for t in found if t.partition(".")[0] != name.partition(".")[0]], name
+        # The tuner launches the very job that train.py -m launches.
+        allowed = {"train"} if name == "scripts.tune" else set()
+        if name.startswith("engine"):
+            assert not [t for t in found if t.startswith("scripts")], name
+        assert not found & {"train", "val"} - allowed, name
+
+
+def test_no_two_modules_import_each_other_by_any_way_round():
+    def below(name: str) -> set[str]:
+        seen: set[str] = set()
+        left = [*IMPORTS[name]]
+        while left:
+            target = left.pop()
+            if target not in seen:
+                seen.add(target)
+                left += IMPORTS[target]
+        return seen
+
+    assert not [name for name in MODULES if name in below(name)]
+
+
+def test_rooms_and_not_a_corridor():
+    loose = {path.stem for path in (PROJECT / "engine").glob("*.py")} - {"__init__"}
+    folders = {path.parent.name for path in (PROJECT / "engine").glob("*/__init__.py")}
+    assert loose == {"errors", "cli"} and loose | folders == set(FLOOR)
+
+
+def test_what_answers_before_training_brings_no_torch_in():
+    early = [
+        name for name in MODULES if name.startswith("engine.") and room_of(name) in WITHOUT_TORCH
+    ]
+    assert len(early) >= 6
+    code = f"import sys, {', '.join(early)}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
