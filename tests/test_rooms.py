@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parent.parent
+from tests.helpers import PROJECT
+
 # A room imports from those above it alone; two in one line do not know each other.
 ROOMS = (
     ("errors",), ("config", "system"), ("cli", "data"), ("training",), ("runs",), ("report",),

@@ -1,13 +1,15 @@
 """A run's name is what its directory is found by again, so the names of earlier runs stay."""
 
+import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.config.compose import make_jobs
 from engine.config.schema import Config
+from tests.helpers import PROJECT
+from tests.helpers.runs import config
 
 # Command lines and the names that their runs had at commit 43477fa.
 NAMES = {
@@ -89,7 +91,7 @@ NAMES = {
         "resnet18-synthetic-sgd-b128-e200-s0-39421a02"
     ),
 }
-PUBLISHED = sorted((Path(__file__).resolve().parents[2] / "results").glob("*/runs.jsonl"))
+PUBLISHED = sorted((PROJECT / "results").glob("*/runs.jsonl"))
 # What a name leaves out and a configuration must have.
 ELSEWHERE = {
     "group": "default", "device": "auto", "threads": None, "resume": True, "target_accuracy": None,
@@ -119,6 +121,33 @@ def test_every_published_run_keeps_its_name():
     lines = [json.loads(line) for path in PUBLISHED for line in path.read_text().splitlines()]
     assert len(lines) == 386
     for line in lines:
-        config = config_of(line["choices"])
-        assert config.run_name() == line["run"]
-        assert config.choices() == line["choices"]
+        made = config_of(line["choices"])
+        assert made.run_name() == line["run"]
+        assert made.choices() == line["choices"]
+
+
+def test_same_choices_name_the_same_run():
+    name = config("batch=256").run_name()
+    assert config("batch=256", "epochs=200").run_name() == name
+    place = ("group=other", "device=cpu", "threads=1", "resume=false", "data.root=elsewhere")
+    assert config("batch=256", *place).run_name() == name
+    for other in ("seed=1", "optimizer.nesterov=true", "data.train_size=500", "optimizer=lars"):
+        assert config("batch=256", other).run_name() != name
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+def test_image_folder_runs_are_told_apart_by_their_root():
+    here, there = (config("data=image_folder", f"data.root={root}") for root in "ab")
+    assert here.run_name() != there.run_name()
+
+
+def test_a_key_at_its_default_leaves_run_names_alone():
+    made = config()
+
+    @dataclasses.dataclass(frozen=True)
+    class Later(Config):
+        new_key: str | None = None
+
+    later = Later(**{f.name: getattr(made, f.name) for f in dataclasses.fields(made)})
+    assert later.choices() == made.choices()
+    assert "new_key" in dataclasses.replace(later, new_key="x").choices()

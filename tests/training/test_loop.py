@@ -1,6 +1,3 @@
-import dataclasses
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -10,21 +7,13 @@ from engine.config.schema import ClipConfig
 from engine.data.augment import Normalization, TrainingPictures
 from engine.system.runtime import start_runtime
 from engine.training.build import build_optimizer
-from engine.training.evaluate import evaluate
 from engine.training.loop import train_epoch
 from engine.training.plan import build_scheduler, make_plan
 from engine.training.step import NO_CLIP, Step, clip_gradients
 from lars import LARS
 from models import BatchNorm2d
 from tests.helpers.runs import config
-from tests.helpers.training import (
-    DoublePictures,
-    Plain,
-    make_plain,
-    make_resnet,
-    pictures_of,
-    trained,
-)
+from tests.helpers.training import DoublePictures, make_plain, make_resnet, pictures_of, trained
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
@@ -159,34 +148,6 @@ def test_both_bounds_on_the_gradient_mean_the_same_under_sgd_and_lars():
                  clip_norm=clip.norm, clip_value=clip.value).step()  # fmt: skip
             moved.append(-parameter.detach())
     torch.testing.assert_close(*moved)
-
-
-def test_evaluation_counts_every_example_and_each_class():
-    runtime = start_runtime("cpu", "fp32", 1, False, 0)
-    split = pictures_of(1300)  # more than one evaluation batch
-
-    class ByBrightness(nn.Module):
-        def forward(self, x):
-            return F.one_hot((x.mean(dim=(1, 2, 3)) > 0).long(), 10).float()
-
-    normalization = Normalization.of(split.images)
-    made = evaluate(ByBrightness(), split, normalization, 10, runtime)
-    guess = (normalization.apply(split.images).mean(dim=(1, 2, 3)) > 0).long()
-    assert made.accuracy == pytest.approx(100 * float((guess == split.labels).float().mean()))
-    for label in range(10):
-        of_class = split.labels == label
-        expected = 100 * float((guess[of_class] == label).float().mean())
-        assert made.per_class_accuracy[label] == pytest.approx(expected)
-    loss = F.cross_entropy(F.one_hot(guess, 10).float(), split.labels)
-    assert made.loss == pytest.approx(float(loss), rel=1e-5)
-
-
-def test_a_class_without_examples_has_no_accuracy():
-    runtime = start_runtime("cpu", "fp32", 1, False, 0)
-    split = dataclasses.replace(pictures_of(20), labels=torch.zeros(20, dtype=torch.int64))
-    made = evaluate(Plain(), split, Normalization.of(split.images), 10, runtime)
-    assert made.per_class_accuracy[1:] == [None] * 9
-    assert math.isfinite(made.loss)
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars"])

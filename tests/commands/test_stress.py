@@ -89,7 +89,7 @@ class Trial:
     def start(self):
         fork = multiprocessing.get_context("forkserver")
         # Imported once for all attempts; a run then takes a second.
-        fork.set_forkserver_preload(["tests.test_stress", *PRELOADED])
+        fork.set_forkserver_preload(["tests.commands.test_stress", *PRELOADED])
         process = fork.Process(target=attempt, args=(self.overrides, self.folder, self.slow))
         process.start()
         return process

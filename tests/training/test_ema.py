@@ -1,4 +1,4 @@
-"""Training's additions to the loss and the weights: label smoothing, the average, zero blocks."""
+"""Training's additions to the loss and the weights: label smoothing and the average."""
 
 import json
 
@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine.config.schema import EMAConfig, ModelConfig
-from engine.training.build import build_ema, build_model
-from engine.training.evaluate import evaluate
+from engine.config.schema import EMAConfig
+from engine.training.build import build_ema
 from models import BatchNorm2d, commit_batch_statistics
 from tests.helpers.runs import config, only_run, rewrite
 from tests.helpers.training import make_plain, pictures_of, trained
@@ -72,27 +71,6 @@ def logits_of(model):
     return model(images).detach(), labels
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet18", "resnet50"])
-def test_zero_init_residual_zeroes_each_blocks_last_norm_and_nothing_else(name):
-    def make(zero):
-        torch.manual_seed(0)
-        return build_model(ModelConfig(name, "default", None, zero), 10).state_dict()
-
-    plain, zero = make(False), make(True)
-    last = "bn3.weight" if name == "resnet50" else "bn2.weight"
-    blocks = {"resnet8": 3, "resnet18": 8, "resnet50": 16}[name]
-    assert sum(key.endswith(last) for key in zero) == blocks
-    for key, value in zero.items():
-        expected = torch.zeros_like(value) if key.endswith(last) else plain[key]
-        assert torch.equal(value, expected), key
-
-
-def test_a_block_that_starts_at_zero_is_its_shortcut():
-    model = build_model(ModelConfig("resnet8", "he", None, True), 10).eval()
-    x = torch.rand(2, 16, 8, 8)
-    assert torch.equal(model.layer1[0](x), x)
-
-
 def test_the_average_is_the_headline_and_the_weights_stand_beside_it(small, workplace, command):
     run = [*small, *ON, "data.holdout=30", "eval_every=2", "epochs=3", "deterministic=true"]
     assert command("train.py", *run).status == 0
@@ -118,18 +96,6 @@ def test_the_average_is_the_headline_and_the_weights_stand_beside_it(small, work
     assert "raw_test_accuracy" not in beside
     for name in ("test_loss", "test_accuracy", "holdout_loss", "holdout_accuracy"):
         assert rows[-1][f"raw_{name}"] == beside[name]
-
-
-def test_evaluation_keeps_every_examples_loss_and_prediction():
-    from engine.data.augment import Normalization
-    from engine.system.runtime import start_runtime
-
-    split, runtime = pictures_of(1100), start_runtime("cpu", "fp32", 1, False, 0)
-    made = evaluate(make_plain(), split, Normalization.of(split.images), 10, runtime)
-    assert made.losses.shape == made.predictions.shape == (1100,)
-    assert float(made.losses.mean()) == pytest.approx(made.loss, rel=1e-5)
-    right = (made.predictions == split.labels).float().mean()
-    assert 100 * float(right) == pytest.approx(made.accuracy)
 
 
 @pytest.mark.parametrize("key", ["ema", "noise_scale"])

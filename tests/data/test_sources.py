@@ -1,3 +1,5 @@
+"""Images as they lie on the disk or arrive from a download, and what was decoded of them."""
+
 import os
 import subprocess
 import sys
@@ -8,8 +10,7 @@ import torch
 from PIL import Image
 
 from engine.data import sources
-from engine.data.augment import Normalization, TrainingPictures
-from engine.data.dataset import Split, balanced_order, load_data
+from engine.data.dataset import load_data
 from engine.errors import UserError
 from tests.helpers import CLASSES
 from tests.helpers.runs import cifar10_config, folder_config
@@ -83,47 +84,6 @@ def test_the_cache_goes_where_it_can_be_written(tree, tmp_path, monkeypatch):
         load_data.cache_clear()
     assert len(calls) == 1
     assert len(list((tmp_path / "cache").iterdir())) == 1
-
-
-def test_balanced_order_keeps_every_prefix_even():
-    labels = torch.tensor([0] * 30 + [1] * 30 + [2] * 5)
-    order = balanced_order(labels)
-    assert sorted(order.tolist()) == list(range(65))
-    for size in (3, 9, 15):
-        assert labels[order[:size]].bincount(minlength=3).tolist() == [size // 3] * 3
-    assert labels[order[:25]].bincount().tolist() == [10, 10, 5]
-
-
-def test_holdout_and_subsets_are_balanced_disjoint_and_the_same_each_time(tree):
-    made = load_data(folder_config(tree, holdout=30, train_size=60, test_size=15))
-    assert made.holdout is not None
-    assert made.holdout.labels.bincount().tolist() == [10, 10, 10]
-    assert made.train.labels.bincount().tolist() == [20, 20, 20]
-    assert made.test.labels.bincount().tolist() == [5, 5, 5]
-    seen = {bytes(image.numpy().tobytes()) for image in made.train.images}
-    assert not seen & {bytes(image.numpy().tobytes()) for image in made.holdout.images}
-    load_data.cache_clear()
-    again = load_data(folder_config(tree, holdout=30, train_size=60, test_size=15))
-    assert torch.equal(again.train.images, made.train.images)
-    # The hold-out does not move with the subset, nor the subset with the seed.
-    load_data.cache_clear()
-    other = load_data(folder_config(tree, holdout=30))
-    assert torch.equal(other.holdout.images, made.holdout.images)
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"holdout": 120}, "data.holdout=120: must leave training images: below the split's 120"),
-        ({"train_size": 121}, "data.train_size=121: must be at most 120"),
-        ({"holdout": 20, "train_size": 101}, "data.train_size=101: must be at most 100"),
-        ({"test_size": 31}, "data.test_size=31: must be at most 30"),
-    ],
-)
-def test_sizes_beyond_the_split_are_told(tree, changes, told):
-    with pytest.raises(UserError) as raised:
-        load_data(folder_config(tree, **changes))
-    assert told in str(raised.value)
 
 
 def test_a_picture_of_another_size_is_named(tree):
@@ -246,67 +206,3 @@ def test_a_download_arrives_whole_or_not_at_all(tmp_path, monkeypatch, another):
     assert len(made.train) == 10 * (len(pictures) - 1)
     assert {path.name for path in root.iterdir()} == {"cifar-10-batches-py"}
     assert not (root / "cifar-10-batches-py" / "cifar-10-batches-py").exists()
-
-
-def numbered(count):
-    """Pictures that hold their own number in every pixel."""
-    images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 32, 32, 3)
-    return Split(images.contiguous(), torch.arange(count))
-
-
-def test_normalization_is_exact():
-    images = torch.randint(0, 256, (50, 32, 32, 3), dtype=torch.uint8)
-    made = Normalization.of(images)
-    pixels = images.double().view(-1, 3) / 255
-    assert made.mean == pytest.approx(pixels.mean(0).tolist(), abs=1e-12)
-    assert made.std == pytest.approx(pixels.std(0, unbiased=False).tolist(), abs=1e-12)
-    out = made.apply(images)
-    assert out.shape == (50, 3, 32, 32)
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    assert out.mean(dim=(0, 2, 3)).tolist() == pytest.approx([0, 0, 0], abs=1e-4)
-    assert out.std(dim=(0, 2, 3)).tolist() == pytest.approx([1, 1, 1], abs=1e-3)
-
-
-def test_crops_and_flips_are_those_of_the_plain_definition():
-    split = Split(torch.randint(0, 256, (40, 32, 32, 3), dtype=torch.uint8), torch.arange(40) % 10)
-    identity = Normalization((0.0, 0.0, 0.0), (1 / 255,) * 3)
-    pictures = TrainingPictures(split, identity, torch.device("cpu"))
-    draws = pictures.draw_epoch(seed=3, epoch=1)
-    index = draws.order[:25]
-    batch, labels = pictures.batch(index, draws)
-    for place, example in enumerate(index.tolist()):
-        padded = torch.zeros(40, 40, 3)
-        padded[4:36, 4:36] = split.images[example]
-        row, column = draws.crops[:, example].tolist()
-        expected = padded[row : row + 32, column : column + 32]
-        if draws.flips[example]:
-            expected = expected.flip(1)
-        assert torch.allclose(batch[place].permute(1, 2, 0), expected, atol=1e-4)
-        assert labels[place] == split.labels[example]
-
-
-def test_what_happens_to_an_example_depends_on_seed_epoch_and_example_alone():
-    split = Split(torch.randint(0, 256, (30, 32, 32, 3), dtype=torch.uint8), torch.arange(30))
-    pictures = TrainingPictures(split, Normalization.of(split.images), torch.device("cpu"))
-    torch.manual_seed(1)
-    draws = pictures.draw_epoch(0, 5)
-    whole, _ = pictures.batch(draws.order, draws)
-    torch.manual_seed(2)
-    torch.rand(100)
-    again = pictures.draw_epoch(0, 5)
-    parts = torch.cat([pictures.batch(part, again)[0] for part in again.order.split(7)])
-    assert torch.equal(whole, parts)
-    assert sorted(draws.order.tolist()) == list(range(30))
-    for seed, epoch in ((1, 5), (0, 6)):
-        assert not torch.equal(pictures.draw_epoch(seed, epoch).order, draws.order)
-
-
-def test_crops_and_flips_cover_their_range_evenly():
-    pictures = TrainingPictures(
-        numbered(250), Normalization((0.5,) * 3, (0.25,) * 3), torch.device("cpu")
-    )
-    draws = [pictures.draw_epoch(0, epoch) for epoch in range(40)]
-    counts = torch.cat([d.crops.flatten() for d in draws]).bincount(minlength=9) / 20_000
-    assert counts.tolist() == pytest.approx([1 / 9] * 9, abs=0.01)
-    flips = torch.cat([d.flips for d in draws]).float().mean()
-    assert float(flips) == pytest.approx(0.5, abs=0.02)

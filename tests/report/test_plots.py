@@ -1,0 +1,128 @@
+"""The plots of a group: what is a line, and what is a plot of its own."""
+
+from matplotlib.figure import Figure
+
+import engine.report.plots
+import engine.report.write
+from engine.report.plots import draw_against, gather_lengths, gather_lines
+from engine.report.rows import make_rows
+from engine.report.titles import COMMON
+from engine.runs.records import load_records
+from tests.helpers.report import HISTORY, baselines_drawn, page_of, put, table
+
+
+def test_the_base_line_is_drawn(workplace):
+    put(workplace)
+    put(workplace, "batch=256")
+    assert baselines_drawn() == ["base line: SGD 128"]
+
+
+def test_the_time_to_target_has_no_mean_where_a_seed_misses_it(workplace):
+    for seed in (0, 1):
+        put(workplace, f"seed={seed}")
+        put(workplace, "batch=256", f"seed={seed}", history=HISTORY[: 3 - seed])
+    rows = make_rows(load_records("g"))
+    axes = Figure().subplots()
+    draw_against(axes, "batch", gather_lines(rows), lambda row: row.times_to(79.5))
+    (line,) = axes.lines
+    assert list(line.get_xdata()) == [128]
+    dots = [tuple(place) for marks in axes.collections for place in marks.get_offsets()]
+    assert dots.count((256, 30.0)) == 1 and dots.count((128, 30.0)) == 2
+
+
+def test_a_group_of_several_lengths_is_drawn_against_its_epochs(workplace):
+    for epochs, accuracy in ((15, 60.0), (45, 80.0)):
+        for seed in (0, 1):
+            put(workplace, f"epochs={epochs}", f"seed={seed}", accuracy=accuracy + seed)
+        put(workplace, f"epochs={epochs}", "batch=256", "optimizer=lars", accuracy=accuracy)
+    put(workplace, "epochs=90", "batch=512")
+    assert "![epochs](epochs.png)" in page_of(workplace)
+    lines = gather_lengths(make_rows(load_records("g")))
+    assert {label: [row.epochs for row in rows] for label, rows in lines.items()} == {
+        "SGD 128": [15, 45], "LARS 256": [15, 45],
+    }  # fmt: skip
+    axes = Figure().subplots()
+    draw_against(axes, "epochs", lines, lambda row: row.figures("test_accuracy"))
+    drawn = {line.get_label(): [*zip(*line.get_data(), strict=True)] for line in axes.lines}
+    assert drawn["SGD 128"] == [(15, 60.5), (45, 80.5)] and axes.get_xlabel() == "Epochs"
+
+
+def test_a_group_of_one_length_is_not_drawn_against_its_epochs(workplace):
+    put(workplace, "batch=128")
+    put(workplace, "batch=256")
+    assert "epochs.png" not in page_of(workplace)
+
+
+def test_a_plot_of_several_groups_leaves_settings_at_one_batch_out(workplace, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        engine.report.plots,
+        "draw_against",
+        lambda axes, axis, lines, figures: drawn.append(set(lines)),
+    )
+    monkeypatch.setattr(engine.report.plots, "save", lambda path, draw, size: draw(Figure()))
+    for number in range(5):
+        put(workplace, f"optimizer.base_lr=0.{number + 1}")
+    rows = engine.report.write.load_rows("g")
+    settings = {f"h {label}" for label in gather_lines(rows)}
+    assert len(settings) == 5
+    # With no line there would be nothing else to draw.
+    engine.report.plots.write_comparison(workplace, {"h": rows})
+    for batch in (128, 256):
+        put(workplace, "optimizer=lars", f"batch={batch}")
+    engine.report.plots.write_comparison(
+        workplace, {"g": engine.report.write.load_rows("g"), "h": rows}
+    )
+    assert drawn[::2] == [settings, {"g LARS"} | settings]
+
+
+def test_many_settings_at_one_batch_get_a_plot_of_their_own(workplace):
+    for number, change in enumerate(("0.1", "0.2", "0.3", "0.4")):
+        put(workplace, f"optimizer.base_lr={change}", accuracy=70.0 + number)
+    text, _ = table(workplace)
+    assert "accuracy.png" in text and "settings.png" not in text
+    put(workplace, "optimizer.base_lr=0.5", status="diverged", accuracy=10.0)
+    text, _ = table(workplace)
+    folder = workplace / "results" / "g"
+    assert "settings.png" in text and "accuracy.png" not in text and "time.png" not in text
+    assert (folder / "settings.png").exists() and not (folder / "accuracy.png").exists()
+    page = (folder / "README.md").read_text()
+    assert "![settings](settings.png)" in page and "holds" not in page.replace("a row holds", "")
+    # A line of several batches is still drawn against them, beside those that are not.
+    for batch in (256, 512):
+        put(workplace, "optimizer=lars", f"batch={batch}")
+    text, _ = table(workplace)
+    assert "accuracy.png" in text and "settings.png" in text
+
+
+def test_the_setting_that_an_ablation_changes_stays_on_its_line(workplace):
+    changes = ("nesterov=true", "momentum=0.8", "dampening=0.1", "weight_decay=0.1")
+    for batch in (128, 256, 512):
+        put(workplace, f"batch={batch}", accuracy=80.0)
+    for number, change in enumerate(changes):
+        put(workplace, "batch=512", f"optimizer.{change}", accuracy=70.0 + number)
+    put(workplace, "batch=512", "epochs=3", accuracy=81.0)
+    text, _ = table(workplace)
+    assert all(f"/{name}.png" in text for name in ("accuracy", "settings", "epochs"))
+    rows = make_rows(load_records("g"))
+    lines, settings = engine.report.plots.part_settings(gather_lines(rows))
+    assert {label: [row.batch for row in found] for label, found in lines.items()} == {
+        "SGD epochs=200": [128, 256, 512]
+    }
+    assert len(settings) == 6 and [row.accuracy() for row in settings if row.told == COMMON] == [
+        80.0
+    ]
+    lengths = gather_lengths(rows)
+    assert [row.epochs for row in lengths["SGD 512"]] == [3, 200] and len(lengths) == 1
+    assert "- SGD epochs=200 holds up to batch 512." in page_of(workplace)
+
+
+def test_settings_are_ranked_beside_what_they_differ_from(workplace):
+    for batch in (128, 512):
+        put(workplace, f"batch={batch}", accuracy=80.0)
+    for momentum in (0.5, 0.6, 0.7, 0.8, 0.95):
+        put(workplace, "batch=512", f"optimizer.momentum={momentum}", accuracy=70.0)
+    lines, settings = engine.report.plots.part_settings(gather_lines(make_rows(load_records("g"))))
+    assert [row.batch for row in lines["SGD optimizer.momentum=0.9"]] == [128, 512]
+    assert len(lines) == 1 and sorted(row.accuracy() for row in settings)[-1] == 80.0
+    assert {row.batch for row in settings} == {512}

@@ -1,0 +1,96 @@
+"""What is read of a group's runs, and the figures of its rows."""
+
+import shutil
+
+import pytest
+
+from engine.errors import UserError
+from engine.report.write import write_report
+from engine.runs.records import load_records
+from tests.helpers.report import HISTORY, baselines_drawn, page_of, put, table
+
+
+def test_seeds_are_averaged_with_their_spread(workplace):
+    for seed, accuracy in enumerate((79.0, 80.0, 81.0)):
+        put(workplace, f"seed={seed}", accuracy=accuracy)
+    text, (row,) = table(workplace)
+    assert "| 128 | 0.1 | 80.00 ± 1.00 (base line) | 30.0 s |" in text
+    assert (row["runs"], row["accuracy_mean"], row["accuracy_std"]) == ("3", "80.0", "1.0")
+    assert row["best_accuracy_mean"] == "81.0" and row["settings"] == ""
+    # The target is the baseline less half a point, 79.5, first reached after three epochs.
+    assert row["seconds_to_target_mean"] == "30.0"
+
+
+def test_of_several_rates_the_baseline_is_one_that_did_not_diverge(workplace):
+    for rate in (1.6, 0.4, 0.1):
+        diverged = {"status": "diverged", "accuracy": 10.0} if rate == 0.1 else {}
+        put(workplace, f"optimizer.base_lr={rate:g}", base_lr=rate, **diverged)
+    text, rows = table(workplace)
+    assert [row["base_lr"] for row in rows] == ["0.1", "0.4", "1.6"]
+    assert "| 0.4 | 80.00 (base line) |" in text and text.count("(base line)") == 1
+    # But of several settings none is what the page or its plot holds the others against.
+    put(workplace, "optimizer=lars", "batch=256")
+    assert "holds" not in page_of(workplace)
+    assert baselines_drawn() == []
+    write_report("g", 70.0)
+    assert "LARS holds at batch 256." in (workplace / "results" / "g" / "README.md").read_text()
+
+
+def test_time_to_target_needs_every_seed_to_reach_it(workplace):
+    put(workplace, "seed=0", target_accuracy=60.0)
+    put(workplace, "seed=1", target_accuracy=60.0, history=HISTORY[:1])
+    assert table(workplace)[1][0]["seconds_to_target_mean"] == ""
+
+
+def test_published_runs_count_where_their_directories_are_not(workplace):
+    put(workplace, "seed=0", accuracy=70.0)
+    before = write_report("g")
+    shutil.rmtree(workplace / "results" / "runs")
+    assert write_report("g") == before
+    assert load_records("g")[0].history == HISTORY
+
+
+def test_a_line_that_is_still_being_written_is_left_out(workplace):
+    put(workplace, "seed=0")
+    path = next(workplace.glob("results/runs/g/*/metrics.jsonl"))
+    path.write_text(path.read_text() + '{"epoch": 4, "test_acc')
+    assert len(load_records("g")[0].history) == 3
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"status": "completed"}', "3"])
+def test_a_foreign_summary_is_no_summary(workplace, content):
+    put(workplace)
+    (workplace / "results" / "runs" / "g" / "run-0" / "summary.json").write_text(content)
+    assert "| 128 | - | missing | - |" in table(workplace)[0].replace(" (base line)", "")
+
+
+def test_a_damaged_published_file_is_told_and_kept(workplace):
+    put(workplace, "batch=128")
+    table(workplace)
+    published = workplace / "results" / "g" / "runs.jsonl"
+    damaged = "<<<<<<< ours\n" + published.read_text()
+    published.write_text(damaged)
+    with pytest.raises(UserError, match=r"results/g/runs\.jsonl: line 1 is no JSON"):
+        write_report("g")
+    assert published.read_text() == damaged
+
+
+def test_a_target_of_the_baseline_is_for_its_like_alone(workplace):
+    put(workplace, "batch=128", "epochs=3", accuracy=79.7)
+    put(workplace, "batch=256", "epochs=3", accuracy=79.7)
+    put(workplace, "batch=256", "epochs=4", accuracy=79.7)
+    _, rows = table(workplace)
+    times = {(row["batch"], row["epochs"]): row["seconds_to_target_mean"] for row in rows}
+    assert times["256", "4"] == "" and float(times["256", "3"]) > 0
+    assert page_of(workplace).count("| epoch 3 |") == 2
+    write_report("g", 70.0)
+    assert (workplace / "results/g/README.md").read_text().count("| - | - | 30.0 s |") == 0
+
+
+def test_a_diverged_seed_counts_in_the_hold_out_and_not_in_the_times(workplace):
+    only = ("data.holdout=10", "optimizer=sgd")
+    put(workplace, *only, "seed=0", holdout_accuracy=70.0)
+    broken = {"holdout_accuracy": None, "train_seconds": 1.0, "images_per_second": None}
+    put(workplace, *only, "seed=1", status="diverged", accuracy=10.0, **broken)
+    page = page_of(workplace)
+    assert "| 40.00 (70.00, 10.00) |" in page and "| 30.0 s | 1,000 |" in page
