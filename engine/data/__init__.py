@@ -1,1 +1,4 @@
 """From the disk to a batch of images."""
+
+# Pixels of an image in each direction.
+SIDE = 32

@@ -56,7 +56,7 @@ def _scale_and_shift(normalization: Normalization, device: torch.device) -> tupl
     return scale.to(torch.float32).to(device), shift.to(torch.float32).to(device)
 
 
-class TrainingPictures:
+class TrainingImages:
     """A training split on a device, ready to be cropped at any of 9 x 9 offsets in one gather."""
 
     def __init__(self, split: Split, normalization: Normalization, device: torch.device) -> None:
@@ -88,7 +88,7 @@ class TrainingPictures:
         flips = torch.randint(0, 2, (count,), generator=generator, dtype=torch.bool)
         return EpochDraws(order.to(device), crops.to(device), flips.to(device))
 
-    def batch(self, index: Tensor, draws: "EpochDraws") -> tuple[Tensor, Tensor]:
+    def load(self, index: Tensor, draws: "EpochDraws") -> tuple[Tensor, Tensor]:
         """Return pictures float32 [B, 3, 32, 32], channels_last, and labels int64 [B]."""
         return self.normalization.apply(self.augment(index, draws)), self.labels[index]
 

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,33 @@ import torch
 from torch import Tensor
 
 from engine.config.schema import DataConfig, DownloadedDataConfig
+from engine.data import SIDE
 from engine.errors import UserError, key_error
 from engine.system.files import write_atomically
 from engine.system.resources import available_cpus
 
-SIDE = 32
 SPLITS = ("train", "test")
-# Sources whose splits have 50,000 and 10,000 pictures wherever they are, and their classes.
-KNOWN = {"cifar10": 10, "cifar100": 100, "synthetic": 10}
+
+
+@dataclass(frozen=True)
+class Known:
+    """A source that is the same wherever it is.
+
+    classes: how many; torchvision, folder: the class that downloads it, if one does, and the folder
+    that this makes; sizes: images of each split.
+    """
+
+    classes: int
+    torchvision: str = ""
+    folder: str = ""
+    sizes: tuple[int, int] = (50_000, 10_000)
+
+
+KNOWN = {
+    "cifar10": Known(10, "CIFAR10", "cifar-10-batches-py"),
+    "cifar100": Known(100, "CIFAR100", "cifar-100-python"),
+    "synthetic": Known(10),
+}
 # torchvision checks an archive's MD5 and then unpacks whatever is in it. The filter, Python's own
 # since 3.12 and 3.11.4, refuses members that lie outside of the folder or link there.
 DOWNLOAD = """\
@@ -51,10 +71,10 @@ def read_source(config: DataConfig, keep: bool = True) -> dict[str, Any]:
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise key_error("data.root", config.root, f"must be a directory ({reason})") from error
-    if config.name in ("cifar10", "cifar100"):
-        assert isinstance(config, DownloadedDataConfig)
-        decode = functools.partial(_decode_cifar, config.name, folder)
-        return _cached(config, _download(config, folder), decode, keep)
+    if isinstance(config, DownloadedDataConfig):
+        known = KNOWN[config.name]
+        decode = functools.partial(_decode_downloaded, config.name, known, folder)
+        return _cached(config, _download(config, known, folder), decode, keep)
     if config.name == "synthetic":
         return _cached(config, folder, _draw_synthetic, keep)
     for split in SPLITS:
@@ -66,10 +86,11 @@ def read_source(config: DataConfig, keep: bool = True) -> dict[str, Any]:
 
 def blank_source(name: str) -> dict[str, Any]:
     """Return a source of `KNOWN` with all its labels, and one blank picture in every place."""
-    blank: dict[str, Any] = {"classes": [str(label) for label in range(KNOWN[name])]}
-    for split, size in (("train", 50_000), ("test", 10_000)):
+    known = KNOWN[name]
+    blank: dict[str, Any] = {"classes": [str(label) for label in range(known.classes)]}
+    for split, size in zip(SPLITS, known.sizes, strict=True):
         blank[f"{split}_images"] = torch.zeros(1, dtype=torch.uint8).expand(size, SIDE, SIDE, 3)
-        blank[f"{split}_labels"] = torch.arange(size) % KNOWN[name]
+        blank[f"{split}_labels"] = torch.arange(size) % known.classes
     return blank
 
 
@@ -152,7 +173,7 @@ def _draw_synthetic() -> dict[str, Any]:
 
     note("drawing the synthetic data set (once)")
     decoded: dict[str, Any] = {"classes": list(synthetic.CLASSES)}
-    for split, size in (("train", 50_000), ("test", 10_000)):
+    for split, size in zip(SPLITS, KNOWN["synthetic"].sizes, strict=True):
         images, labels = synthetic.make_split(split == "train", size)
         decoded[f"{split}_images"] = torch.from_numpy(images)
         decoded[f"{split}_labels"] = torch.from_numpy(labels)
@@ -177,8 +198,8 @@ def _decode_folder(source: Path) -> dict[str, Any]:
         note(f"decoding {len(tree):,} images of {source / split} (once)")
         with ThreadPoolExecutor(available_cpus()) as pool:
             paths = [path for path, _ in tree.samples]
-            for place, picture in enumerate(pool.map(_decode_image, paths, chunksize=64)):
-                images[place] = picture
+            for place, image in enumerate(pool.map(_decode_image, paths, chunksize=64)):
+                images[place] = image
         decoded[f"{split}_images"] = images
         decoded[f"{split}_labels"] = torch.tensor(tree.targets, dtype=torch.int64)
     return decoded
@@ -202,15 +223,14 @@ def _decode_image(path: str) -> Tensor:
     return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(SIDE, SIDE, 3)
 
 
-def _decode_cifar(name: str, root: Path) -> dict[str, Any]:
-    """Read CIFAR through torchvision, which checks each file's MD5 before it opens one."""
-    from torchvision.datasets import CIFAR10, CIFAR100
+def _decode_downloaded(name: str, known: Known, root: Path) -> dict[str, Any]:
+    """Read a source through torchvision, which checks each file's MD5 before it opens one."""
+    from torchvision import datasets
 
     decoded: dict[str, Any] = {}
     for split in SPLITS:
         try:
-            kind = CIFAR10 if name == "cifar10" else CIFAR100
-            source = kind(str(root), train=split == "train")
+            source = getattr(datasets, known.torchvision)(str(root), train=split == "train")
         except RuntimeError as error:
             allowed = f"its copy of {name} is incomplete or damaged; remove it to download it again"
             raise key_error("data.root", root, allowed) from error
@@ -220,25 +240,23 @@ def _decode_cifar(name: str, root: Path) -> dict[str, Any]:
     return decoded
 
 
-def _download(config: DownloadedDataConfig, root: Path) -> Path:
-    """Return the folder of CIFAR's files, downloaded and verified by torchvision if absent.
+def _download(config: DownloadedDataConfig, known: Known, root: Path) -> Path:
+    """Return the folder of a source's files, downloaded and verified by torchvision if absent.
 
     The download runs in a process of its own, so that a server which neither answers nor refuses
     costs `data.download_seconds` and no more, and in a folder of its own, so that a failed one
     leaves nothing behind.
     """
-    inner = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[config.name]
-    folder = root / inner
+    folder = root / known.folder
     if folder.is_dir():
         return folder
     if root.exists() and not root.is_dir():
         raise key_error("data.root", config.root, "must be a directory")
     existing = next(parent for parent in (root, *root.absolute().parents) if parent.is_dir())
-    kind = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}[config.name]
-    note(f"downloading {kind} to {root} (170 MB, once)")
+    note(f"downloading {known.torchvision} to {root} (170 MB, once)")
     try:
         with tempfile.TemporaryDirectory(dir=existing, prefix=".download-") as temporary:
-            command = [sys.executable, "-c", DOWNLOAD.format(kind=kind), temporary]
+            command = [sys.executable, "-c", DOWNLOAD.format(kind=known.torchvision), temporary]
             limit = config.download_seconds
             try:
                 subprocess.run(command, capture_output=True, text=True, timeout=limit, check=True)
@@ -249,7 +267,7 @@ def _download(config: DownloadedDataConfig, root: Path) -> Path:
                 raise _no_download(config, reason) from None
             root.mkdir(parents=True, exist_ok=True)
             try:
-                os.rename(Path(temporary) / inner, folder)
+                os.rename(Path(temporary) / known.folder, folder)
             except OSError:
                 # Another process has been as fast.
                 if not folder.is_dir():

@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
+from engine.data import SIDE
+
 # Raise whenever any drawn byte changes: callers put it in the fingerprint of what they store.
 VERSION = 2
 
@@ -25,7 +27,6 @@ SHAPES = ("disc", "ring", "square", "triangle", "cross")
 TEXTURES = ("striped", "checked")
 CLASSES: tuple[str, ...] = tuple(f"{texture} {shape}" for shape in SHAPES for texture in TEXTURES)
 
-SIDE = 32
 BLOCK = 500  # a multiple of ten, small enough that a plane of float32 stays in cache
 
 Array = npt.NDArray[np.floating]  # float32 throughout
@@ -123,9 +124,9 @@ def _spot(dice: _Dice) -> Array:
     return np.clip(dice.between(1.5, 3) - np.sqrt(x * x + y * y), 0, 1)
 
 
-def _blend(picture: Array, colour: Array, cover: Array) -> None:
+def _blend(image: Array, colour: Array, cover: Array) -> None:
     """Lay `colour` over `picture` [3, block, 32, 32] in place, as far as `cover` goes."""
-    for plane, tone in zip(picture, colour, strict=True):
+    for plane, tone in zip(image, colour, strict=True):
         plane += (tone - plane) * cover
 
 
@@ -133,12 +134,12 @@ def _background(dice: _Dice, middle: Array) -> Array:
     """Draw a colour ramp about `middle` under a faint texture, then clutter: [3, block, 32, 32]."""
     ramp = _turned(dice, 0)[0] / 45
     texture = _texture(dice, dice.chance()) * dice.between(0, 0.1)
-    picture = np.empty((3, BLOCK, SIDE, SIDE), dtype=np.float32)
-    for plane, tone, slope in zip(picture, middle, dice.colour(), strict=True):
+    image = np.empty((3, BLOCK, SIDE, SIDE), dtype=np.float32)
+    for plane, tone, slope in zip(image, middle, dice.colour(), strict=True):
         plane[:] = tone + (slope - 0.5) * ramp + texture
     for _ in range(3):
-        _blend(picture, dice.colour(), _spot(dice))
-    return picture
+        _blend(image, dice.colour(), _spot(dice))
+    return image
 
 
 def _draw_block(train: bool, block: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -150,7 +151,7 @@ def _draw_block(train: bool, block: int, seed: int) -> tuple[np.ndarray, np.ndar
     labels = order.astype(np.int64).reshape(-1)
 
     middle = 0.3 + 0.4 * dice.colour()
-    picture = _background(dice, middle)
+    image = _background(dice, middle)
     x, y = _turned(dice, 5, 0.25)
     size = dice.between(9, 13)
     x, y = x / size, y / size
@@ -166,17 +167,17 @@ def _draw_block(train: bool, block: int, seed: int) -> tuple[np.ndarray, np.ndar
     tone = middle + sign * dice.between(0.2, 0.4) + 0.4 * (dice.colour() - 0.5) + lean
     tone = np.clip(tone, 0.15, 0.85)  # leaves the texture room on either side
     depth = dice.between(0.12, 0.35) * (dice.colour() - 0.5) * 2
-    for plane, base, swing in zip(picture, tone, depth, strict=True):
+    for plane, base, swing in zip(image, tone, depth, strict=True):
         plane += (base + swing * texture - plane) * cover
-    _blend(picture, dice.colour(), _spot(dice))
-    return _finish(dice, picture), labels
+    _blend(image, dice.colour(), _spot(dice))
+    return _finish(dice, image), labels
 
 
-def _finish(dice: _Dice, picture: Array) -> np.ndarray:
+def _finish(dice: _Dice, image: Array) -> np.ndarray:
     """Add noise and round to bytes: uint8 [block, 32, 32, 3]."""
     images = np.empty((BLOCK, SIDE, SIDE, 3), dtype=np.uint8)
     strength = dice.between(0.05, 0.25)  # the greatest noise, as a share of full brightness
-    for channel, plane in enumerate(picture):
+    for channel, plane in enumerate(image):
         noise = strength * (dice.bytes() - dice.bytes())
         images[..., channel] = np.clip(255 * plane + noise + 0.5, 0, 255)
     return images

@@ -1,6 +1,8 @@
 """Name to model, optimizer, average: plain dictionaries, nothing imported by name."""
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, get_args
 
 from torch import nn
 from torch.optim import SGD, Optimizer
@@ -10,29 +12,14 @@ from engine.config import schema as c
 from engine.training.ema import Average
 from lars import LARS, parameter_groups
 
-MODELS = {
-    "resnet8": models.resnet8,
-    "resnet20": models.resnet20,
-    "resnet32": models.resnet32,
-    "resnet44": models.resnet44,
-    "resnet56": models.resnet56,
-    "resnet110": models.resnet110,
-    "resnet18": models.resnet18,
-    "resnet34": models.resnet34,
-    "resnet50": models.resnet50,
-    "resnet50_imagenet_stem": models.resnet50_imagenet_stem,
+# The names are those of functions in `models`.
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    name: getattr(models, name) for name in get_args(c.ModelName)
 }
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "lars": LARS}
-LARS_OPTIONS = (
-    "variant",
-    "trust_coefficient",
-    "eps",
-    "trust_norm",
-    "trust_weight_decay",
-    "momentum_scaling",
-    "zero_norm",
-    "trust_clip",
-)
+# LARS takes under their own names the keys that it adds; `adapt` is its groups'.
+LARS_OPTIONS = {f.name for f in fields(c.LARSConfig)} - {f.name for f in fields(c.SGDConfig)}
+LARS_OPTIONS -= {"adapt"}
 
 
 def build_model(config: c.ModelConfig, num_classes: int, sync_bn: bool = False) -> nn.Module:

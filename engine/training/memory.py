@@ -11,6 +11,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+from engine.data import SIDE
+from engine.data.augment import PADDING
 from engine.errors import key_error
 from engine.system.distributed import ranks_here
 from engine.system.resources import available_bytes
@@ -27,7 +29,7 @@ MEASURED = 4
 class Estimate:
     """Bytes that a run needs at least; libraries and workspaces of the kernels come on top."""
 
-    pictures: float
+    data: float
     state: float
     activations: float
     images: int
@@ -35,11 +37,11 @@ class Estimate:
     @property
     def total(self) -> float:
         """Return the sum."""
-        return self.pictures + self.state + self.activations
+        return self.data + self.state + self.activations
 
     def describe(self) -> str:
         """Write the sum and its parts."""
-        parts = (self.total, self.pictures, self.state, self.activations)
+        parts = (self.total, self.data, self.state, self.activations)
         mib = [f"{part / 2**20:,.0f}" for part in parts]
         return (
             f"about {mib[0]} MiB: pictures {mib[1]}, weights and optimizer {mib[2]}, "
@@ -89,9 +91,10 @@ def estimate(setup: Setup, model: nn.Module, examples: int) -> Estimate:
     # gradients' copies that cross between ranks.
     copies = 2 + bool(config.optimizer.momentum) + (config.ema.decay is not None)
     copies += plan.world_size > 1
+    bordered = ((SIDE + 2 * PADDING) / SIDE) ** 2
     return Estimate(
         # Each is kept as bytes and once more with its border; float32 copies pass by.
-        pictures=data.train.images.numel() * (1 + (40 / 32) ** 2) + data.test.images.numel(),
+        data=data.train.images.numel() * (1 + bordered) + data.test.images.numel(),
         state=weights * copies,
         activations=saved_bytes(model, examples, setup.runtime) * images / examples,
         images=images,
@@ -107,7 +110,7 @@ def saved_bytes(model: nn.Module, examples: int, runtime: Runtime) -> int:
         kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    images = torch.empty(examples, 3, 32, 32, device=runtime.device)
+    images = torch.empty(examples, 3, SIDE, SIDE, device=runtime.device)
     images = images.to(memory_format=runtime.memory_format)
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.data import SIDE
 from engine.system.runtime import choose_precision
 from scripts.bench.timing import copy_bandwidth, fastest
 
@@ -78,7 +79,7 @@ def measure_ceilings(device: torch.device, size: int | None = None, rounds: int 
     return Ceilings(rates, copy_bandwidth(device))
 
 
-def count_flops(model: nn.Module, side: int = 32) -> Flops:
+def count_flops(model: nn.Module, side: int = SIDE) -> Flops:
     """Count what one image of [3, side, side] takes; the model is left as it is."""
     # Batch norm needs two values a channel, also where pictures have shrunk to one pixel.
     examples = 2

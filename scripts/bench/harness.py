@@ -8,7 +8,8 @@ from torch import nn
 
 from engine.config.compose import make_jobs
 from engine.config.schema import Config, ConstantConfig, SGDConfig
-from engine.data.augment import TrainingPictures
+from engine.data import SIDE
+from engine.data.augment import TrainingImages
 from engine.data.dataset import Dataset, Split
 from engine.training.loop import TrainedEpoch, train_epoch
 from engine.training.plan import make_plan
@@ -23,7 +24,7 @@ CLASSES = tuple(str(label) for label in range(10))
 def random_split(images: int) -> Split:
     """Draw images and labels: speed does not depend on what they show."""
     return Split(
-        torch.randint(0, 256, (images, 32, 32, 3), dtype=torch.uint8),
+        torch.randint(0, 256, (images, SIDE, SIDE, 3), dtype=torch.uint8),
         torch.randint(0, 10, (images,)),
     )
 
@@ -47,7 +48,7 @@ class Harness:
         settings: SGDConfig = SGD,
         batch: int = BATCH,
         log_layers_every: int | None = None,
-        images_type: type[TrainingPictures] = TrainingPictures,
+        images_type: type[TrainingImages] = TrainingImages,
         compiled: bool = False,
     ) -> None:
         """Build as train.py does, at the precision it would choose and a constant rate."""
