@@ -170,11 +170,11 @@ class Run:
                 if self.writer is not None:
                     self.writer.close()
 
-    def start(self, plan: str, pictures: "Tensor", resumed: bool) -> None:
+    def start(self, plan: str, samples: "Tensor", resumed: bool) -> None:
         """Bring the records to where the run goes on from: after the epochs of `history`.
 
         Unless it is resumed, what an earlier one left is removed.
-        pictures: a few as training sees them, uint8 [N, H, W, 3].
+        samples: a few images as training sees them, uint8 [N, H, W, 3].
         """
         # Files with a dot before their name are the halves that a killed process left.
         leftovers = [self.directory / "summary.json", self.log, *self.directory.glob(".*.*")]
@@ -193,7 +193,7 @@ class Run:
         self.writer = SummaryWriter(str(self.directory), purge_step=done + 1)
         if not resumed:
             configuration = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
-            write_start(self.writer, command_of(self.arguments), plan, configuration, pictures)
+            write_start(self.writer, command_of(self.arguments), plan, configuration, samples)
 
     def check_place(self) -> None:
         """Raise UserError where the directory was removed; one made anew is another run's."""
@@ -268,7 +268,7 @@ class Follower(Run):
             print(f"error: {key}: on rank {rank()} {OUT_OF_MEMORY}", file=sys.stderr)
             raise SystemExit(2) from None
 
-    def start(self, plan: str, pictures: "Tensor", resumed: bool) -> None:
+    def start(self, plan: str, samples: "Tensor", resumed: bool) -> None:
         """Leave the files to rank 0."""
 
     def record_epoch(self, row: dict[str, Any], trained: "TrainedEpoch") -> None:

@@ -61,13 +61,13 @@ MISTAKES = 32
 
 
 def write_start(
-    writer: "SummaryWriter", command: str, plan: str, configuration: str, pictures: Tensor
+    writer: "SummaryWriter", command: str, plan: str, configuration: str, samples: Tensor
 ) -> None:
-    """Write what is known before the first step; pictures: augmented ones, uint8 [N, H, W, 3]."""
+    """Write what is known before the first step; samples: augmented images, uint8 [N, H, W, 3]."""
     writer.add_custom_scalars(LAYOUT)
     writer.add_text("run", code(f"{command}\n\n{plan}"), 0)
     writer.add_text("configuration", code(configuration), 0)
-    writer.add_image("pictures/augmented", make_grid(pictures), 0, dataformats="HWC")
+    writer.add_image("pictures/augmented", make_grid(samples), 0, dataformats="HWC")
 
 
 def write_epoch(writer: "SummaryWriter", row: Mapping[str, Any], trained: "TrainedEpoch") -> None:
@@ -162,10 +162,10 @@ def make_grid(images: Tensor, scale: int = 2, border: int = 2) -> Tensor:
         (rows * cell_height + border, columns * cell_width + border, 3), 255, dtype=torch.uint8
     )
     large = images.cpu().repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    for place, picture in enumerate(large):
+    for place, image in enumerate(large):
         row, column = divmod(place, columns)
         top, left = row * cell_height + border, column * cell_width + border
-        grid[top : top + scale * height, left : left + scale * width] = picture
+        grid[top : top + scale * height, left : left + scale * width] = image
     return grid
 
 

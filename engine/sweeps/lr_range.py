@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.data.augment import EpochDraws, TrainingPictures
+from engine.data.augment import EpochDraws, TrainingImages
 from engine.report.plots import save
 from engine.system.files import plain, write_text_atomically
 from engine.training.step import Step
@@ -89,12 +89,12 @@ def run_range_test(
     losses: list[float] = []
     running = weight = 0.0
     best = math.inf
-    batches = endless_batches(step.pictures, step.plan.batch, seed)
+    batches = endless_batches(step.images, step.plan.batch, seed)
     for rate in rates:
-        batch, draws = next(batches)
+        index, draws = next(batches)
         for group in step.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
-        figures = step.gradients(batch, draws)
+        figures = step.gradients(index, draws)
         value = float(figures.loss)
         if not math.isfinite(value + float(figures.gradient_norm)):
             return RangeTest(list(rates[: len(losses)]), losses, "the loss was no longer finite")
@@ -111,11 +111,11 @@ def run_range_test(
 
 
 def endless_batches(
-    pictures: TrainingPictures, batch: int, seed: int
+    images: TrainingImages, batch: int, seed: int
 ) -> Iterator[tuple[Tensor, EpochDraws]]:
     """Go through the epochs of a run, whole batches alone: a short one's loss is noisier."""
     for epoch in itertools.count(1):
-        draws = pictures.draw_epoch(seed, epoch)
+        draws = images.draw_epoch(seed, epoch)
         for index in draws.order.split(batch):
             if len(index) == batch:
                 yield index, draws

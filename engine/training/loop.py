@@ -174,7 +174,7 @@ def train_epoch(
     check_every = 1 if runtime.device.type == "cpu" else CHECK_EVERY
     started = runtime.wall_clock() - part.seconds
     with progress(batches, title, begun_at, runtime.rank) as bar:
-        for place, batch in enumerate(bar, begun_at):
+        for place, index in enumerate(bar, begun_at):
             # Ranks pause together, where they have just exchanged their losses.
             if (runtime.world_size == 1 or looked_at == place) and (paused := any_rank(pause())):
                 break
@@ -182,13 +182,13 @@ def train_epoch(
             logged = log_layers_every is not None and number % log_layers_every == 0
             if isinstance(optimizer, LARS):
                 optimizer.telemetry = logged
-            replayed = None if logged else step.replay(batch, draws)
-            figures = replayed or step.gradients(batch, draws)
+            replayed = None if logged else step.replay(index, draws)
+            figures = replayed or step.gradients(index, draws)
             part.losses[place], part.gradient_norms[place] = figures.loss, figures.gradient_norm
             if figures.noise is not None:
                 part.noise[place] = figures.noise
             correct += figures.correct
-            own_images += sum(plan.rank_passes(len(batch))[runtime.rank])
+            own_images += sum(plan.rank_passes(len(index))[runtime.rank])
             part.rates.append(float(scheduler.get_lr()[0]))
             last = place == len(batches) - 1
             if (place + 1) % check_every == 0 or last:

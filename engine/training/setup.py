@@ -9,7 +9,7 @@ from functools import cached_property
 from torch import nn
 
 from engine.config.schema import Config
-from engine.data.augment import Normalization, TrainingPictures
+from engine.data.augment import Normalization, TrainingImages
 from engine.data.dataset import Dataset, load_data, plan_data
 from engine.system import distributed
 from engine.system.runtime import Runtime, check_sync_bn, start_runtime
@@ -55,11 +55,11 @@ class Setup:
             NoiseScale(self.runtime.device) if config.noise_scale else None,
         )
 
-    def make_images(self) -> TrainingPictures:
+    def make_images(self) -> TrainingImages:
         """Move the training split to the device, ready to be cropped."""
-        return TrainingPictures(self.data.train, self.normalization, self.runtime.device)
+        return TrainingImages(self.data.train, self.normalization, self.runtime.device)
 
-    def make_step(self, state: State, images: TrainingPictures) -> Step:
+    def make_step(self, state: State, images: TrainingImages) -> Step:
         """Make the step over a state as a checkpoint, if any, has left it."""
         model, config = state.model, self.config
         return Step(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from engine.config.schema import ClipConfig
-from engine.data.augment import EpochDraws, TrainingPictures
+from engine.data.augment import EpochDraws, TrainingImages
 from engine.system.distributed import gradients_averaged
 from engine.system.runtime import Runtime
 from engine.training.cuda_graph import StepGraph, captures, make_capturable
@@ -50,7 +50,7 @@ class Step:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        pictures: TrainingPictures,
+        images: TrainingImages,
         plan: Plan,
         runtime: Runtime,
         clip: ClipConfig = NO_CLIP,
@@ -61,7 +61,7 @@ class Step:
         """Bind what is there; optimizer and the rest are as a checkpoint has left them."""
         self.model = model
         self.optimizer = optimizer
-        self.pictures = pictures
+        self.images = images
         self.plan = plan
         self.runtime = runtime
         # LARS clips by itself, from norms that it needs anyway.
@@ -87,7 +87,7 @@ class Step:
         passes = self.plan.rank_passes(len(index))
         own = index.split([sum(sizes) for sizes in passes])[self.runtime.rank]
         loss, correct, first_norm = accumulate_gradients(
-            self.model, self.pictures, draws, own, passes[self.runtime.rank], len(index),
+            self.model, self.images, draws, own, passes[self.runtime.rank], len(index),
             self.runtime, self.label_smoothing, self.parameters if self.noise is not None else (),
         )  # fmt: skip
         norm = clip_gradients(self.parameters, self.clip)
@@ -125,7 +125,7 @@ class Step:
 
 def accumulate_gradients(
     model: nn.Module,
-    pictures: TrainingPictures,
+    images: TrainingImages,
     draws: EpochDraws,
     index: Tensor,
     sizes: Sequence[int],
@@ -145,10 +145,10 @@ def accumulate_gradients(
     correct = torch.zeros((), dtype=torch.int64, device=runtime.device)
     first_norm = None
     for place, part in enumerate(index.split(list(sizes))):
-        images, labels = pictures.batch(part, draws)
+        inputs, labels = images.load(part, draws)
         with gradients_averaged(model, last=place == len(sizes) - 1):
             with runtime.autocast():
-                logits = model(images)
+                logits = model(inputs)
             # A sum over the batch's own size weighs micro-batches and ranks by their examples.
             loss = F.cross_entropy(
                 logits.float(), labels, reduction="sum", label_smoothing=label_smoothing

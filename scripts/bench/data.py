@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from engine.data.augment import Normalization, TrainingPictures
+from engine.data.augment import Normalization, TrainingImages
 from engine.system.runtime import start_runtime
 from scripts.bench import reference, report
 from scripts.bench.harness import random_split
@@ -25,7 +25,7 @@ def run(
     """Time passes over the pictures at a small and a large batch."""
     runtime = start_runtime(device.type, "auto", None, False, 0)
     split = random_split(images)
-    pictures = TrainingPictures(split, Normalization.of(split.images), runtime.device)
+    training_images = TrainingImages(split, Normalization.of(split.images), runtime.device)
     rows, figures = [], {}
     for batch in batches:
         loader = reference.make_loader(
@@ -33,9 +33,9 @@ def run(
         )
 
         def draw(batch: int = batch) -> None:
-            draws = pictures.draw_epoch(0, 0)
+            draws = training_images.draw_epoch(0, 0)
             for index in draws.order.split(batch):
-                pictures.batch(index, draws)
+                training_images.load(index, draws)
 
         def load(loader: Any = loader) -> None:
             for _ in loader:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from engine.data.augment import EpochDraws, TrainingPictures
+from engine.data.augment import EpochDraws, TrainingImages
 from engine.training.build import MODELS
 from scripts.bench import report
 from scripts.bench.ceilings import Ceilings, count_flops, measure_ceilings
@@ -36,13 +36,13 @@ KINDS = {
 OTHER = "other"
 
 
-class RecordedImages(TrainingPictures):
+class RecordedImages(TrainingImages):
     """The training pictures, their augmentation marked for the profiler."""
 
-    def batch(self, index: Tensor, draws: EpochDraws) -> tuple[Tensor, Tensor]:
+    def load(self, index: Tensor, draws: EpochDraws) -> tuple[Tensor, Tensor]:
         """Return a batch as ever."""
         with record_function(AUGMENTATION):
-            return super().batch(index, draws)
+            return super().load(index, draws)
 
 
 def run(

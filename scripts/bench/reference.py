@@ -24,7 +24,7 @@ from models import BatchNorm2d, resnet18
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
-class Pictures(Dataset[tuple[Tensor, int]]):
+class Images(Dataset[tuple[Tensor, int]]):
     """Pictures uint8 [N, 32, 32, 3] served one by one, as torchvision's CIFAR10 serves them."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
@@ -51,7 +51,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 def make_loader(images: Tensor, labels: Tensor, batch: int, pin: bool) -> DataLoader:
     """Make the DataLoader, with a worker for each CPU that stays alive between epochs."""
     return DataLoader(
-        Pictures(images, labels),
+        Images(images, labels),
         batch_size=batch,
         shuffle=True,
         num_workers=available_cpus(),

@@ -135,8 +135,8 @@ def generated(workplace, monkeypatch):
             drawn[f"{split}_labels"] = torch.from_numpy(np.array(labels))
         return drawn
 
-    pictures = draw()
-    monkeypatch.setattr(sources, "_draw_synthetic", lambda: dict(pictures))
+    drawn = draw()
+    monkeypatch.setattr(sources, "_draw_synthetic", lambda: dict(drawn))
     monkeypatch.setenv("HOME", str(workplace))
     return Counter()
 

@@ -265,7 +265,7 @@ def test_a_sweep_that_is_none(small, workplace, command, arguments, told):
     assert not files_below(workplace)
 
 
-def test_a_dangling_link_among_the_pictures(small, workplace, command, tree):
+def test_a_dangling_link_among_the_images(small, workplace, command, tree):
     (tree / "train" / "cat" / "gone.png").symlink_to("nowhere.png")
     outcome = command("train.py", *small)
     assert outcome.status == 2 and "gone.png cannot be read" in outcome.err

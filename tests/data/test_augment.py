@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.data.augment import Normalization, TrainingPictures
+from engine.data.augment import Normalization, TrainingImages
 from engine.data.dataset import Split
 
 
@@ -29,10 +29,10 @@ def test_normalization_is_exact():
 def test_crops_and_flips_are_those_of_the_plain_definition():
     split = Split(torch.randint(0, 256, (40, 32, 32, 3), dtype=torch.uint8), torch.arange(40) % 10)
     identity = Normalization((0.0, 0.0, 0.0), (1 / 255,) * 3)
-    pictures = TrainingPictures(split, identity, torch.device("cpu"))
-    draws = pictures.draw_epoch(seed=3, epoch=1)
+    training_images = TrainingImages(split, identity, torch.device("cpu"))
+    draws = training_images.draw_epoch(seed=3, epoch=1)
     index = draws.order[:25]
-    batch, labels = pictures.batch(index, draws)
+    batch, labels = training_images.load(index, draws)
     for place, example in enumerate(index.tolist()):
         padded = torch.zeros(40, 40, 3)
         padded[4:36, 4:36] = split.images[example]
@@ -46,25 +46,25 @@ def test_crops_and_flips_are_those_of_the_plain_definition():
 
 def test_what_happens_to_an_example_depends_on_seed_epoch_and_example_alone():
     split = Split(torch.randint(0, 256, (30, 32, 32, 3), dtype=torch.uint8), torch.arange(30))
-    pictures = TrainingPictures(split, Normalization.of(split.images), torch.device("cpu"))
+    training_images = TrainingImages(split, Normalization.of(split.images), torch.device("cpu"))
     torch.manual_seed(1)
-    draws = pictures.draw_epoch(0, 5)
-    whole, _ = pictures.batch(draws.order, draws)
+    draws = training_images.draw_epoch(0, 5)
+    whole, _ = training_images.load(draws.order, draws)
     torch.manual_seed(2)
     torch.rand(100)
-    again = pictures.draw_epoch(0, 5)
-    parts = torch.cat([pictures.batch(part, again)[0] for part in again.order.split(7)])
+    again = training_images.draw_epoch(0, 5)
+    parts = torch.cat([training_images.load(part, again)[0] for part in again.order.split(7)])
     assert torch.equal(whole, parts)
     assert sorted(draws.order.tolist()) == list(range(30))
     for seed, epoch in ((1, 5), (0, 6)):
-        assert not torch.equal(pictures.draw_epoch(seed, epoch).order, draws.order)
+        assert not torch.equal(training_images.draw_epoch(seed, epoch).order, draws.order)
 
 
 def test_crops_and_flips_cover_their_range_evenly():
-    pictures = TrainingPictures(
+    training_images = TrainingImages(
         numbered(250), Normalization((0.5,) * 3, (0.25,) * 3), torch.device("cpu")
     )
-    draws = [pictures.draw_epoch(0, epoch) for epoch in range(40)]
+    draws = [training_images.draw_epoch(0, epoch) for epoch in range(40)]
     counts = torch.cat([d.crops.flatten() for d in draws]).bincount(minlength=9) / 20_000
     assert counts.tolist() == pytest.approx([1 / 9] * 9, abs=0.01)
     flips = torch.cat([d.flips for d in draws]).float().mean()

@@ -21,8 +21,8 @@ def test_a_tree_is_read_as_it_lies(tree):
     assert made.classes == CLASSES
     assert made.train.images.shape == (120, 32, 32, 3) and made.train.images.dtype == torch.uint8
     assert made.train.labels.bincount().tolist() == [40, 40, 40]
-    with Image.open(tree / "train" / "dog" / "0007.png") as picture:
-        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    with Image.open(tree / "train" / "dog" / "0007.png") as image:
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     assert torch.equal(made.train.images[47], pixels.view(32, 32, 3))
 
 
@@ -86,13 +86,13 @@ def test_the_cache_goes_where_it_can_be_written(tree, tmp_path, monkeypatch):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_a_picture_of_another_size_is_named(tree):
+def test_a_image_of_another_size_is_named(tree):
     Image.new("RGB", (28, 28)).save(tree / "train" / "cat" / "0003.png")
     with pytest.raises(UserError, match=r"0003\.png: must be 32x32 pixels, is 28x28"):
         load_data(folder_config(tree))
 
 
-def test_a_bomb_is_a_picture_of_another_size(tree):
+def test_a_bomb_is_a_image_of_another_size(tree):
     path = tree / "train" / "cat" / "0003.png"
     header = bytearray(path.read_bytes())
     header[16:24] = (20000).to_bytes(4, "big") * 2
@@ -110,7 +110,7 @@ def test_a_root_that_cannot_be_looked_at_is_told(root, told):
         load_data(folder_config(root))
 
 
-def test_a_truncated_picture_is_named(tree):
+def test_a_truncated_image_is_named(tree):
     path = tree / "test" / "ship" / "0001.png"
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(UserError, match=r"0001\.png: cannot be decoded"):
@@ -118,7 +118,7 @@ def test_a_truncated_picture_is_named(tree):
     assert not list(tree.glob(".decoded*"))
 
 
-def test_grey_pictures_become_rgb(tree):
+def test_grey_images_become_rgb(tree):
     Image.new("L", (32, 32), 77).save(tree / "train" / "cat" / "0000.png")
     assert torch.equal(
         load_data(folder_config(tree)).train.images[0],
@@ -152,7 +152,7 @@ def fake_cifar10(root, monkeypatch):
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    pictures = {}
+    stored = {}
 
     def write(name, content):
         data = pickle.dumps(content)
@@ -160,8 +160,8 @@ def fake_cifar10(root, monkeypatch):
         return [name, hashlib.md5(data).hexdigest()]
 
     def batch(name):
-        pictures[name] = rng.integers(0, 256, (10, 3072), dtype=np.uint8)
-        return write(name, {"data": pictures[name], "labels": list(range(10))})
+        stored[name] = rng.integers(0, 256, (10, 3072), dtype=np.uint8)
+        return write(name, {"data": stored[name], "labels": list(range(10))})
 
     names = [f"data_batch_{number}" for number in range(1, 6)]
     monkeypatch.setattr(CIFAR10, "train_list", [batch(name) for name in names])
@@ -169,14 +169,14 @@ def fake_cifar10(root, monkeypatch):
     meta = write("batches.meta", {"label_names": [f"class{number}" for number in range(10)]})
     described = {"filename": meta[0], "key": "label_names", "md5": meta[1]}
     monkeypatch.setattr(CIFAR10, "meta", described)
-    return pictures
+    return stored
 
 
 def test_cifar10_is_read_through_torchvision(tmp_path, monkeypatch):
-    pictures = fake_cifar10(tmp_path, monkeypatch)
+    stored = fake_cifar10(tmp_path, monkeypatch)
     made = load_data(cifar10_config(tmp_path))
     assert (len(made.train), len(made.test), made.classes[3]) == (50, 10, "class3")
-    expected = torch.from_numpy(pictures["data_batch_2"]).view(10, 3, 32, 32).permute(0, 2, 3, 1)
+    expected = torch.from_numpy(stored["data_batch_2"]).view(10, 3, 32, 32).permute(0, 2, 3, 1)
     assert torch.equal(made.train.images[10:20], expected)
     assert made.test.labels.tolist() == list(range(10))
 
@@ -191,7 +191,7 @@ def test_a_damaged_copy_of_cifar10_is_told(tmp_path, monkeypatch):
 @pytest.mark.parametrize("another", [False, True], ids=["alone", "beside another"])
 def test_a_download_arrives_whole_or_not_at_all(tmp_path, monkeypatch, another):
     root = tmp_path / "pictures"
-    pictures = fake_cifar10(tmp_path / "server", monkeypatch)
+    stored = fake_cifar10(tmp_path / "server", monkeypatch)
 
     def fetch(command, **_):
         import shutil
@@ -203,6 +203,6 @@ def test_a_download_arrives_whole_or_not_at_all(tmp_path, monkeypatch, another):
 
     monkeypatch.setattr(sources.subprocess, "run", fetch)
     made = load_data(cifar10_config(root))
-    assert len(made.train) == 10 * (len(pictures) - 1)
+    assert len(made.train) == 10 * (len(stored) - 1)
     assert {path.name for path in root.iterdir()} == {"cifar-10-batches-py"}
     assert not (root / "cifar-10-batches-py" / "cifar-10-batches-py").exists()

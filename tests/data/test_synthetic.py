@@ -19,7 +19,7 @@ def _rows(images: np.ndarray) -> set[bytes]:
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_first_pictures_have_the_pinned_digest(train: bool) -> None:
+def test_first_images_have_the_pinned_digest(train: bool) -> None:
     """The bytes of pictures and labels are the same on every machine."""
     images, labels = make_split(train, 64)
     digest = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes())
@@ -54,7 +54,7 @@ def test_smaller_split_opens_a_larger_one() -> None:
     assert np.array_equal(few[1], many[1][: BLOCK + 3])
 
 
-def test_splits_and_seeds_share_no_picture() -> None:
+def test_splits_and_seeds_share_no_image() -> None:
     """Train, test and another seed are drawn from streams of their own, without repeats."""
     size = 2 * BLOCK
     parts = [make_split(True, size), make_split(False, size), make_split(True, size, seed=1)]

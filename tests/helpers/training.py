@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from engine.config.schema import ModelConfig
-from engine.data.augment import Normalization, TrainingPictures
+from engine.data.augment import Normalization, TrainingImages
 from engine.data.dataset import Dataset, Split
 from engine.system.runtime import start_runtime
 from engine.training.build import build_model, build_optimizer
@@ -29,7 +29,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def pictures_of(count, seed=0, side=32):
+def images_of(count, seed=0, side=32):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 10, (count,), generator=generator)
     images = torch.randint(0, 200, (count, side, side, 3), dtype=torch.uint8, generator=generator)
@@ -39,7 +39,7 @@ def pictures_of(count, seed=0, side=32):
 def setup_of(made, count):
     """Set up a run on so many random images in place of its own, in fp32 on one CPU thread."""
     runtime = start_runtime("cpu", "fp32", 1, False, made.seed)
-    split = pictures_of(count)
+    split = images_of(count)
     data = Dataset(made.data.name, tuple("abcdefghij"), split, split, None)
     return Setup(made, runtime, data, make_plan(made, count))
 
@@ -56,11 +56,11 @@ class Plain(nn.Module):
         return self.fc(self.conv(x).tanh().mean(dim=(2, 3)))
 
 
-class DoublePictures(TrainingPictures):
+class DoubleImages(TrainingImages):
     """Pictures in float64, so that only the order of a sum is left to differ."""
 
-    def batch(self, index, draws):
-        images, labels = super().batch(index, draws)
+    def load(self, index, draws):
+        images, labels = super().load(index, draws)
         return images.double(), labels
 
 
@@ -89,18 +89,26 @@ def trained(
 ):
     """Train a model for some epochs and return it with the last epoch's outcome."""
     made = config("batch=40", "epochs=2", *overrides)
-    split = split or pictures_of(count)
+    split = split or images_of(count)
     plan = make_plan(made, len(split))
     runtime = start_runtime("cpu", "fp32", 1, False, 0)
     double = dtype == torch.float64
-    kind = DoublePictures if double else TrainingPictures
-    pictures = kind(split, Normalization.of(split.images), runtime.device)
+    kind = DoubleImages if double else TrainingImages
+    images = kind(split, Normalization.of(split.images), runtime.device)
     model = model.to(dtype)
     optimizer = build_optimizer(made.optimizer, clip, model, plan.peak_lr)
     scheduler = build_scheduler(made.scheduler, plan, optimizer)
     step = Step(
-        model, optimizer, pictures, plan, runtime, clip, label_smoothing, ema=ema, noise=noise
+        model,
+        optimizer,
+        images,
+        plan,
+        runtime,
+        clip,
+        label_smoothing,
+        ema=ema,
+        noise=noise,
     )
     for epoch in range(epochs):
-        outcome = train_epoch(step, scheduler, pictures.draw_epoch(0, epoch), "epoch", **more)
+        outcome = train_epoch(step, scheduler, images.draw_epoch(0, epoch), "epoch", **more)
     return model, outcome

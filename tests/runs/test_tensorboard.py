@@ -10,12 +10,12 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.util.tensor_util import make_ndarray
 
-from engine.data.augment import Normalization, TrainingPictures
+from engine.data.augment import Normalization, TrainingImages
 from engine.data.dataset import Split
 from engine.runs.tensorboard import GRID_COLUMNS, LAYOUT, MISTAKES, make_grid, worst_mistakes
 from engine.training.evaluate import Evaluated
 from tests.helpers.runs import only_run
-from tests.helpers.training import pictures_of
+from tests.helpers.training import images_of
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_cards_tell_command_and_plan_and_the_worst_mistakes(events):
     assert mistakes.count("\n") == 1 + wrong and "| true | predicted |" in mistakes
 
 
-def test_the_augmented_pictures_are_the_first_that_training_sees(events, tree):
+def test_the_augmented_images_are_the_first_that_training_sees(events, tree):
     from engine.config.schema import ImageFolderConfig
     from engine.data.dataset import load_data
 
@@ -98,9 +98,9 @@ def test_the_augmented_pictures_are_the_first_that_training_sees(events, tree):
     shown = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
     train = load_data(ImageFolderConfig("image_folder", str(tree), None, 30, None, None)).train
     normalization = Normalization.of(train.images)
-    pictures = TrainingPictures(train, normalization, torch.device("cpu"))
-    draws = pictures.draw_epoch(0, 1)
-    images, _ = pictures.batch(draws.order[:64], draws)
+    training_images = TrainingImages(train, normalization, torch.device("cpu"))
+    draws = training_images.draw_epoch(0, 1)
+    images, _ = training_images.load(draws.order[:64], draws)
     mean, std = torch.tensor(normalization.mean), torch.tensor(normalization.std)
     pixels = (images.permute(0, 2, 3, 1) * std + mean) * 255
     for place in (0, 9, 63):
@@ -118,7 +118,7 @@ def test_the_worst_mistakes_are_those_of_highest_loss():
     assert not len(worst_mistakes(labels, Evaluated(0.0, 0.0, [], losses, labels)))
 
 
-def test_a_grid_holds_every_picture_in_rows():
+def test_a_grid_holds_every_image_in_rows():
     images = torch.randint(0, 250, (11, 4, 5, 3), dtype=torch.uint8)
     grid = make_grid(images, scale=3, border=1)
     assert grid.shape == (2 * 13 + 1, 8 * 16 + 1, 3)
@@ -153,10 +153,10 @@ def test_a_run_that_resumes_keeps_its_cards_and_writes_its_outcome(
 
 
 def test_samples_draw_nothing_from_the_runs_own_stream():
-    split = pictures_of(20)
-    pictures = TrainingPictures(
+    split = images_of(20)
+    training_images = TrainingImages(
         Split(split.images, split.labels), Normalization.of(split.images), torch.device("cpu")
     )
     before = torch.get_rng_state()
-    assert pictures.samples(0, 64).shape == (20, 32, 32, 3)
+    assert training_images.samples(0, 64).shape == (20, 32, 32, 3)
     assert torch.equal(torch.get_rng_state(), before)

@@ -289,7 +289,7 @@ def test_a_start_is_divided_into_its_phases(tree, tmp_path):
     assert metrics.read_text() == ""
 
 
-def test_the_reference_starts_on_the_cached_pictures(tmp_path):
+def test_the_reference_starts_on_the_cached_images(tmp_path):
     folder = tmp_path / ".data" / "synthetic"
     folder.mkdir(parents=True)
     split = random_split(4)

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from engine.data.augment import Normalization, TrainingPictures
+from engine.data.augment import Normalization, TrainingImages
 from engine.sweeps.lr_range import RangeTest, endless_batches, growing_rates, run_range_test
 from engine.system.runtime import start_runtime
 from engine.training.build import build_optimizer
 from engine.training.plan import base_lr_for, make_plan
 from engine.training.step import NO_CLIP, Step
 from tests.helpers.runs import config
-from tests.helpers.training import make_plain, pictures_of
+from tests.helpers.training import images_of, make_plain
 
 
 def test_rates_grow_by_one_factor():
@@ -38,12 +38,12 @@ def test_a_loss_that_never_falls_suggests_nothing():
 
 
 def make_test(rates, *overrides, most=4.0):
-    made, split = config("batch=40", "epochs=1", *overrides), pictures_of(90)
+    made, split = config("batch=40", "epochs=1", *overrides), images_of(90)
     plan, runtime = make_plan(made, 90), start_runtime("cpu", "fp32", 1, False, 0)
-    pictures = TrainingPictures(split, Normalization.of(split.images), runtime.device)
+    training_images = TrainingImages(split, Normalization.of(split.images), runtime.device)
     model = make_plain()
     optimizer = build_optimizer(made.optimizer, NO_CLIP, model, plan.peak_lr)
-    tested = run_range_test(Step(model, optimizer, pictures, plan, runtime), 0, rates, most)
+    tested = run_range_test(Step(model, optimizer, training_images, plan, runtime), 0, rates, most)
     return tested, model, optimizer
 
 
@@ -52,11 +52,11 @@ def test_each_step_is_taken_at_its_rate(scale):
     rates = [0.1, 0.2, 0.4]
     plain = ("optimizer.momentum=0", "optimizer.weight_decay=0")
     tested, model, _ = make_test(rates, *plain, f"optimizer.bias_lr_scale={scale}")
-    split = pictures_of(90)
-    pictures = TrainingPictures(split, Normalization.of(split.images), torch.device("cpu"))
+    split = images_of(90)
+    training_images = TrainingImages(split, Normalization.of(split.images), torch.device("cpu"))
     reference, losses = make_plain(), []
-    for rate, (batch, draws) in zip(rates, endless_batches(pictures, 40, 0), strict=False):
-        images, labels = pictures.batch(batch, draws)
+    for rate, (batch, draws) in zip(rates, endless_batches(training_images, 40, 0), strict=False):
+        images, labels = training_images.load(batch, draws)
         loss = torch.nn.functional.cross_entropy(reference(images), labels)
         losses.append(loss.item())
         gradients = torch.autograd.grad(loss, reference.parameters())
@@ -68,12 +68,12 @@ def test_each_step_is_taken_at_its_rate(scale):
 
 
 def test_batches_are_whole_and_go_on_into_the_next_epoch():
-    split = pictures_of(90)
-    pictures = TrainingPictures(split, Normalization.of(split.images), torch.device("cpu"))
-    batches = endless_batches(pictures, 40, 0)
+    split = images_of(90)
+    training_images = TrainingImages(split, Normalization.of(split.images), torch.device("cpu"))
+    batches = endless_batches(training_images, 40, 0)
     seen = [next(batches)[0] for _ in range(4)]
     assert [len(batch) for batch in seen] == [40] * 4
-    assert torch.equal(seen[2], pictures.draw_epoch(0, 2).order[:40])
+    assert torch.equal(seen[2], training_images.draw_epoch(0, 2).order[:40])
 
 
 def test_it_stops_where_the_loss_turns_or_is_no_longer_finite():

@@ -138,7 +138,7 @@ def test_a_checkpoint_with_damaged_fields_is_told(small, workplace, command, spo
     assert outcome.err.startswith("error: checkpoint=results/runs/default/")
 
 
-def test_a_run_does_not_go_on_with_other_pictures(small, workplace, command, tree):
+def test_a_run_does_not_go_on_with_other_images(small, workplace, command, tree):
     command("train.py", *small)
     (only_run(workplace) / "summary.json").unlink()
     next((tree / "train" / "cat").iterdir()).unlink()

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import engine.training.cuda_graph
 import engine.training.step
 from engine.config.schema import EMAConfig, ModelConfig
-from engine.data.augment import Normalization, TrainingPictures
+from engine.data.augment import Normalization, TrainingImages
 from engine.system.runtime import Runtime, start_runtime
 from engine.training.build import build_ema, build_model, build_optimizer
 from engine.training.loop import train_epoch
@@ -25,7 +25,7 @@ from engine.training.plan import build_scheduler, make_plan
 from engine.training.step import Step
 from models.batch_norm import batch_norms
 from tests.helpers.runs import config, only_run
-from tests.helpers.training import SETTINGS, pictures_of
+from tests.helpers.training import SETTINGS, images_of
 
 
 class Tape(TorchDispatchMode):
@@ -115,10 +115,10 @@ def make_step(overrides, device="cpu", epochs=3):
     torch.manual_seed(0)
     model = build_model(ModelConfig("resnet8", "default", made.model.ghost_batch), 10)
     runtime = start_runtime("cpu", "fp32", 1, False, 0)
-    split = pictures_of(150, side=16)
+    split = images_of(150, side=16)
     if device != "cpu":
         runtime, model = MetaRuntime(torch.device(device), "fp32", 1), model.to(device)
-    pictures = TrainingPictures(split, Normalization.of(split.images), runtime.device)
+    training_images = TrainingImages(split, Normalization.of(split.images), runtime.device)
     plan = make_plan(made, len(split))
     optimizer = build_optimizer(made.optimizer, made.clip, model, plan.peak_lr)
     for group in optimizer.param_groups:
@@ -128,7 +128,7 @@ def make_step(overrides, device="cpu", epochs=3):
     scheduler = build_scheduler(made.scheduler, plan, optimizer)
     noise = NoiseScale(runtime.device) if made.noise_scale else None
     step = Step(
-        model, optimizer, pictures, plan, runtime, made.clip, made.loss.label_smoothing,
+        model, optimizer, training_images, plan, runtime, made.clip, made.loss.label_smoothing,
         build_ema(EMAConfig(made.ema.decay), model), noise,
     )  # fmt: skip
     return step, scheduler
@@ -137,7 +137,7 @@ def make_step(overrides, device="cpu", epochs=3):
 def train(overrides, log_layers_every=None, epochs=3):
     step, scheduler = make_step(overrides, epochs=epochs)
     outcomes = [
-        train_epoch(step, scheduler, step.pictures.draw_epoch(0, e), "", log_layers_every)
+        train_epoch(step, scheduler, step.images.draw_epoch(0, e), "", log_layers_every)
         for e in range(epochs)
     ]
     ema = {} if step.ema is None else {f"ema.{k}": v for k, v in step.ema.state_dict().items()}
@@ -205,13 +205,13 @@ def test_where_no_graph_can_be_captured_steps_go_on(captured, monkeypatch, capsy
 
     step, scheduler = make_step(["optimizer=lars"])
     monkeypatch.setattr(engine.training.cuda_graph, "capture", fail)
-    first = train_epoch(step, scheduler, step.pictures.draw_epoch(0, 0), "")
+    first = train_epoch(step, scheduler, step.images.draw_epoch(0, 0), "")
     assert Step.update_on_device is update and step.graph.failed
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "operation not permitted when stream is capturing" in told
     monkeypatch.setattr(engine.training.step, "captures", lambda runtime: False)
     plain, scheduler = make_step(["optimizer=lars"])
-    again = train_epoch(plain, scheduler, plain.pictures.draw_epoch(0, 0), "")
+    again = train_epoch(plain, scheduler, plain.images.draw_epoch(0, 0), "")
     assert first.losses == pytest.approx(again.losses, rel=1e-5)
     for buffer, expected in zip(step.model.buffers(), plain.model.buffers(), strict=True):
         torch.testing.assert_close(buffer, expected, rtol=1e-4, atol=1e-5)
@@ -248,7 +248,7 @@ class Watch(TorchDispatchMode):
 def test_no_step_waits_for_its_device(monkeypatch, overrides):
     """On the meta device, which holds no values that could be read."""
     step, scheduler = make_step(overrides, device="meta")
-    draws = step.pictures.draw_epoch(0, 0)
+    draws = step.images.draw_epoch(0, 0)
     batches = list(itertools.islice(draws.order.split(32), 3))
 
     def take(batch):

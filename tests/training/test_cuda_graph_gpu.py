@@ -5,7 +5,7 @@ import torch
 
 import engine.training.step
 from engine.config.schema import EMAConfig, ModelConfig
-from engine.data.augment import Normalization, TrainingPictures
+from engine.data.augment import Normalization, TrainingImages
 from engine.system.runtime import start_runtime
 from engine.training.build import build_ema, build_model, build_optimizer
 from engine.training.loop import train_epoch
@@ -13,7 +13,7 @@ from engine.training.noise_scale import NoiseScale
 from engine.training.plan import build_scheduler, make_plan
 from engine.training.step import Step
 from tests.helpers.runs import config
-from tests.helpers.training import SETTINGS, pictures_of
+from tests.helpers.training import SETTINGS, images_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,13 +27,13 @@ def make_step(overrides, epochs=3):
     runtime = start_runtime("cuda", "fp32", 1, True, 0)
     model = build_model(ModelConfig("resnet8", "default", made.model.ghost_batch), 10).cuda()
     model.to(memory_format=runtime.memory_format)
-    split = pictures_of(330)
-    pictures = TrainingPictures(split, Normalization.of(split.images), runtime.device)
+    split = images_of(330)
+    training_images = TrainingImages(split, Normalization.of(split.images), runtime.device)
     plan = make_plan(made, len(split))
     optimizer = build_optimizer(made.optimizer, made.clip, model, plan.peak_lr)
     noise = NoiseScale(runtime.device) if made.noise_scale else None
     step = Step(
-        model, optimizer, pictures, plan, runtime, made.clip, made.loss.label_smoothing,
+        model, optimizer, training_images, plan, runtime, made.clip, made.loss.label_smoothing,
         build_ema(EMAConfig(made.ema.decay), model), noise,
     )  # fmt: skip
     return step, build_scheduler(made.scheduler, plan, optimizer)
@@ -47,7 +47,7 @@ def test_a_graph_and_single_launches_train_alike(monkeypatch, overrides):
         step, scheduler = make_step(overrides)
         losses = []
         for epoch in range(3):
-            losses += train_epoch(step, scheduler, step.pictures.draw_epoch(0, epoch), "").losses
+            losses += train_epoch(step, scheduler, step.images.draw_epoch(0, epoch), "").losses
         if captures:
             assert step.graph.captured is not None and not step.graph.failed
         ends.append((losses, [*step.model.state_dict().values()]))
@@ -63,7 +63,7 @@ def test_no_step_waits_for_the_device(monkeypatch, overrides, captures):
     monkeypatch.setattr(engine.training.step, "captures", lambda _: captures)
     step, scheduler = make_step(overrides)
     step.model.train()
-    draws = step.pictures.draw_epoch(0, 0)
+    draws = step.images.draw_epoch(0, 0)
     batches = draws.order.split(32)
     torch.cuda.synchronize()
     try:

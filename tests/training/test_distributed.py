@@ -29,7 +29,7 @@ import engine.training.step
 import train
 from engine.cli import exit_status
 from engine.config.schema import EMAConfig
-from engine.data.augment import Normalization, TrainingPictures
+from engine.data.augment import Normalization, TrainingImages
 from engine.errors import UserError
 from engine.runs.run import Follower
 from engine.system.distributed import check_alike, distribute
@@ -45,7 +45,7 @@ from engine.training.step import Step
 from models import BatchNorm2d, commit_batch_statistics, synchronize_batch_norms
 from tests.helpers import PROJECT
 from tests.helpers.runs import config
-from tests.helpers.training import DoublePictures, Plain, make_plain, make_resnet, pictures_of
+from tests.helpers.training import DoubleImages, Plain, images_of, make_plain, make_resnet
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="needs torch.distributed, gloo"
@@ -63,11 +63,11 @@ RUN = [
 def trained(model, overrides, dtype=torch.float32, count=76, epochs=10, ema=None, noise=None):
     """Train a model over all ranks; return what this rank has of it."""
     made = config(*overrides)
-    split = pictures_of(count, side=16)
+    split = images_of(count, side=16)
     runtime = start_runtime("cpu", "fp32", 1, False, 0)
     plan = make_plan(made, count, runtime.world_size)
-    kind = DoublePictures if dtype == torch.float64 else TrainingPictures
-    pictures = kind(split, Normalization.of(split.images), runtime.device)
+    kind = DoubleImages if dtype == torch.float64 else TrainingImages
+    training_images = kind(split, Normalization.of(split.images), runtime.device)
     model = model.to(dtype)
     optimizer = build_optimizer(made.optimizer, made.clip, model, plan.peak_lr)
     scheduler = build_scheduler(made.scheduler, plan, optimizer)
@@ -81,10 +81,10 @@ def trained(model, overrides, dtype=torch.float32, count=76, epochs=10, ema=None
             return allreduce_hook(state, bucket)
 
         network.register_comm_hook(None, count_reductions)
-    step = Step(network, optimizer, pictures, plan, runtime, ema=ema, noise=noise)
+    step = Step(network, optimizer, training_images, plan, runtime, ema=ema, noise=noise)
     losses, norms = [], []
     for epoch in range(epochs):
-        outcome = train_epoch(step, scheduler, pictures.draw_epoch(0, epoch), "")
+        outcome = train_epoch(step, scheduler, training_images.draw_epoch(0, epoch), "")
         losses += outcome.losses
         norms += outcome.gradient_norms
     return {
@@ -125,7 +125,7 @@ def exercise():
         "unlucky": trained(Unlucky(), ["batch=38", "epochs=1"], epochs=1),
     }
     runtime = start_runtime("cpu", "fp32", 1, False, 0)
-    split = pictures_of(230, side=16)
+    split = images_of(230, side=16)
     engine.training.evaluate.EVALUATION_BATCH = 50
     made["evaluated"] = vars(
         evaluate(distribute(make_resnet(None)), split, Normalization.of(split.images), 10, runtime)
@@ -400,13 +400,13 @@ def test_all_ranks_see_a_loss_that_one_has(made, world):
 def test_the_noise_scale_is_the_mean_over_the_ranks_first_passes(made):
     # At rate ~0 the weights stand still. 15 examples a rank, of which 8 go first; in the last
     # batch 8, of which 4 do.
-    split = pictures_of(76, side=16)
-    pictures = DoublePictures(split, Normalization.of(split.images), torch.device("cpu"))
-    draws = pictures.draw_epoch(0, 0)
+    split = images_of(76, side=16)
+    training_images = DoubleImages(split, Normalization.of(split.images), torch.device("cpu"))
+    draws = training_images.draw_epoch(0, 0)
     model = make_plain().double()
 
     def square(index):
-        images, labels = pictures.batch(index, draws)
+        images, labels = training_images.load(index, draws)
         loss = F.cross_entropy(model(images), labels)
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         return sum(float(gradient.square().sum()) for gradient in gradients)

@@ -10,7 +10,7 @@ from engine.config.schema import EMAConfig
 from engine.training.build import build_ema
 from models import BatchNorm2d, commit_batch_statistics
 from tests.helpers.runs import config, only_run, rewrite
-from tests.helpers.training import make_plain, pictures_of, trained
+from tests.helpers.training import images_of, make_plain, trained
 
 ON = ["ema.decay=0.9", "loss.label_smoothing=0.1", "model.zero_init_residual=true"]
 
@@ -62,12 +62,12 @@ def test_label_smoothing_is_in_the_training_loss_alone():
 
 
 def logits_of(model):
-    from engine.data.augment import Normalization, TrainingPictures
+    from engine.data.augment import Normalization, TrainingImages
 
-    split = pictures_of(90)
-    pictures = TrainingPictures(split, Normalization.of(split.images), torch.device("cpu"))
-    draws = pictures.draw_epoch(0, 0)
-    images, labels = pictures.batch(draws.order, draws)
+    split = images_of(90)
+    training_images = TrainingImages(split, Normalization.of(split.images), torch.device("cpu"))
+    draws = training_images.draw_epoch(0, 0)
+    images, labels = training_images.load(draws.order, draws)
     return model(images).detach(), labels
 
 

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from engine.data.augment import Normalization
 from engine.system.runtime import start_runtime
 from engine.training.evaluate import evaluate
-from tests.helpers.training import Plain, make_plain, pictures_of
+from tests.helpers.training import Plain, images_of, make_plain
 
 
 def test_evaluation_keeps_every_examples_loss_and_prediction():
-    split, runtime = pictures_of(1100), start_runtime("cpu", "fp32", 1, False, 0)
+    split, runtime = images_of(1100), start_runtime("cpu", "fp32", 1, False, 0)
     made = evaluate(make_plain(), split, Normalization.of(split.images), 10, runtime)
     assert made.losses.shape == made.predictions.shape == (1100,)
     assert float(made.losses.mean()) == pytest.approx(made.loss, rel=1e-5)
@@ -25,7 +25,7 @@ def test_evaluation_keeps_every_examples_loss_and_prediction():
 
 def test_evaluation_counts_every_example_and_each_class():
     runtime = start_runtime("cpu", "fp32", 1, False, 0)
-    split = pictures_of(1300)  # more than one evaluation batch
+    split = images_of(1300)  # more than one evaluation batch
 
     class ByBrightness(nn.Module):
         def forward(self, x):
@@ -45,7 +45,7 @@ def test_evaluation_counts_every_example_and_each_class():
 
 def test_a_class_without_examples_has_no_accuracy():
     runtime = start_runtime("cpu", "fp32", 1, False, 0)
-    split = dataclasses.replace(pictures_of(20), labels=torch.zeros(20, dtype=torch.int64))
+    split = dataclasses.replace(images_of(20), labels=torch.zeros(20, dtype=torch.int64))
     made = evaluate(Plain(), split, Normalization.of(split.images), 10, runtime)
     assert made.per_class_accuracy[1:] == [None] * 9
     assert math.isfinite(made.loss)

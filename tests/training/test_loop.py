@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine.config.schema import ClipConfig
-from engine.data.augment import Normalization, TrainingPictures
+from engine.data.augment import Normalization, TrainingImages
 from engine.system.runtime import start_runtime
 from engine.training.build import build_optimizer
 from engine.training.loop import train_epoch
@@ -13,7 +13,7 @@ from engine.training.step import NO_CLIP, Step, clip_gradients
 from lars import LARS
 from models import BatchNorm2d
 from tests.helpers.runs import config
-from tests.helpers.training import DoublePictures, make_plain, make_resnet, pictures_of, trained
+from tests.helpers.training import DoubleImages, images_of, make_plain, make_resnet, trained
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
@@ -64,7 +64,7 @@ class Normalized(nn.Module):
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
 def test_ten_large_steps_do_not_depend_on_the_micro_batch(dtype, close):
-    split = pictures_of(4096 + 300, side=8)  # the second step of an epoch: groups of 128 and 172
+    split = images_of(4096 + 300, side=8)  # the second step of an epoch: groups of 128 and 172
     results = []
     for size in (128, 512, 4096):
         torch.manual_seed(0)
@@ -82,10 +82,10 @@ def test_loss_and_accuracy_weigh_every_example_once():
     model = make_plain()
     still = ["optimizer.lr_scaling=none", "optimizer.base_lr=1e-12"]
     _, outcome = trained(model, *still, count=90)
-    split = pictures_of(90)
-    pictures = TrainingPictures(split, Normalization.of(split.images), torch.device("cpu"))
-    draws = pictures.draw_epoch(0, 0)
-    images, labels = pictures.batch(draws.order, draws)
+    split = images_of(90)
+    training_images = TrainingImages(split, Normalization.of(split.images), torch.device("cpu"))
+    draws = training_images.draw_epoch(0, 0)
+    images, labels = training_images.load(draws.order, draws)
     logits = model(images)
     assert outcome.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert outcome.accuracy == pytest.approx(
@@ -99,10 +99,10 @@ def test_the_update_is_a_plain_sgd_step_on_the_batch_mean():
     settings = ["optimizer.lr_scaling=none", "scheduler=constant", "scheduler.warmup_epochs=0"]
     settings += ["optimizer.base_lr=0.1"]
     trained(model, *settings, "batch=90", "micro_batch=40", dtype=torch.float64)
-    split = pictures_of(90)
-    pictures = DoublePictures(split, Normalization.of(split.images), torch.device("cpu"))
-    draws = pictures.draw_epoch(0, 0)
-    images, labels = pictures.batch(draws.order, draws)
+    split = images_of(90)
+    training_images = DoubleImages(split, Normalization.of(split.images), torch.device("cpu"))
+    draws = training_images.draw_epoch(0, 0)
+    images, labels = training_images.load(draws.order, draws)
     F.cross_entropy(reference(images), labels).backward()
     for moved, start in zip(model.parameters(), reference.parameters(), strict=True):
         expected = start - 0.1 * (start.grad + 5e-4 * start)
@@ -154,17 +154,19 @@ def test_both_bounds_on_the_gradient_mean_the_same_under_sgd_and_lars():
 def test_bf16_autocast_trains_close_to_fp32(name):
     torch.manual_seed(0)
     made = config("batch=40", "epochs=1", f"optimizer={name}")
-    split = pictures_of(120)
+    split = images_of(120)
     plan = make_plan(made, 120)
     losses = {}
     for precision in ("fp32", "bf16"):
         runtime = start_runtime("cpu", precision, 1, False, 0)
         model = make_resnet(None)
-        pictures = TrainingPictures(split, Normalization.of(split.images), runtime.device)
+        training_images = TrainingImages(split, Normalization.of(split.images), runtime.device)
         optimizer = build_optimizer(made.optimizer, NO_CLIP, model, plan.peak_lr)
         scheduler = build_scheduler(made.scheduler, plan, optimizer)
-        step = Step(model, optimizer, pictures, plan, runtime)
-        losses[precision] = train_epoch(step, scheduler, pictures.draw_epoch(0, 1), "").losses
+        step = Step(model, optimizer, training_images, plan, runtime)
+        losses[precision] = train_epoch(
+            step, scheduler, training_images.draw_epoch(0, 1), ""
+        ).losses
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
     assert losses["bf16"] != losses["fp32"]
 
@@ -185,17 +187,17 @@ def test_under_lars_the_optimizer_clips_and_leaves_the_gradient():
 
 def test_layers_are_logged_every_so_many_steps_by_name():
     made = config("batch=40", "epochs=2", "optimizer=lars")
-    split = pictures_of(200)
+    split = images_of(200)
     plan = make_plan(made, 200)
     runtime = start_runtime("cpu", "fp32", 1, False, 0)
-    pictures = TrainingPictures(split, Normalization.of(split.images), runtime.device)
+    training_images = TrainingImages(split, Normalization.of(split.images), runtime.device)
     model = make_plain()
     optimizer = build_optimizer(made.optimizer, NO_CLIP, model, plan.peak_lr)
     scheduler = build_scheduler(made.scheduler, plan, optimizer)
-    step = Step(model, optimizer, pictures, plan, runtime)
+    step = Step(model, optimizer, training_images, plan, runtime)
     steps = []
     for epoch in range(2):
-        outcome = train_epoch(step, scheduler, pictures.draw_epoch(0, epoch), "", 3)
+        outcome = train_epoch(step, scheduler, training_images.draw_epoch(0, epoch), "", 3)
         steps += [step for step, _ in outcome.layers]
     assert steps == [3, 6, 9]
     layers = outcome.layers[-1][1]

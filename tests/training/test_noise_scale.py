@@ -6,12 +6,12 @@ import torch
 from torch.nn import functional as F
 
 from engine.config.schema import ClipConfig
-from engine.data.augment import TrainingPictures
+from engine.data.augment import TrainingImages
 from engine.errors import UserError
 from engine.training.noise_scale import SMOOTHING, NoiseEstimate, NoiseScale, estimates
 from engine.training.plan import make_plan
 from tests.helpers.runs import CPU, config, only_run
-from tests.helpers.training import make_plain, pictures_of, trained
+from tests.helpers.training import images_of, make_plain, trained
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -45,17 +45,17 @@ def test_on_a_quadratic_the_estimate_is_within_a_tenth_of_the_exact_value(seed, 
 
 def reference(model, batches, first):
     """The averages after each step by the formulas, from gradients taken one batch at a time."""
-    split = pictures_of(90)
+    split = images_of(90)
     from engine.data.augment import Normalization
 
-    pictures = TrainingPictures(split, Normalization.of(split.images), CPU)
-    draws = pictures.draw_epoch(0, 0)
+    training_images = TrainingImages(split, Normalization.of(split.images), CPU)
+    draws = training_images.draw_epoch(0, 0)
     weight = variance = squared = 0.0
     expected = []
     for batch, small in zip(draws.order.split(batches), first, strict=True):
         squares = []
         for index in (batch[:small], batch):
-            images, labels = pictures.batch(index, draws)
+            images, labels = training_images.load(index, draws)
             loss = F.cross_entropy(model(images), labels)
             gradients = torch.autograd.grad(loss, list(model.parameters()))
             squares.append(sum(float(g.double().square().sum()) for g in gradients))
