@@ -18,6 +18,13 @@ TOOLBOX = [
     "loss.label_smoothing=0.1", "model.zero_init_residual=true", "model.ghost_batch=8",
     "noise_scale=true",
 ]  # fmt: skip
+# A run that several ranks share, but for its data.root.
+RANKED = [
+    "data=image_folder", "model=resnet8", "batch=32", "model.ghost_batch=8", "epochs=4",
+    "ema.decay=0.9", "precision=fp32", "threads=1",
+    # A rate that does not blow up the differences between sums in another order.
+    "optimizer.base_lr=0.05",
+]  # fmt: skip
 # What a checkpoint keeps of a run that goes on to the bit.
 STATE = ("model", "optimizer", "scheduler", "ema", "noise_scale", "epoch", "partial")
 

@@ -6,15 +6,11 @@ import itertools
 import json
 import math
 import os
-import random
 import shutil
 import signal
 import socket
-import subprocess
 import sys
-import time
 from datetime import timedelta
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -36,15 +32,13 @@ from engine.system.distributed import check_alike, distribute
 from engine.system.resources import available_cpus
 from engine.system.runtime import start_runtime
 from engine.training.build import build_ema, build_optimizer
-from engine.training.checkpoint import load_checkpoint
 from engine.training.evaluate import evaluate
 from engine.training.loop import train_epoch
 from engine.training.noise_scale import NoiseScale
 from engine.training.plan import build_scheduler, even_sizes, make_plan
 from engine.training.step import Step
 from models import BatchNorm2d, commit_batch_statistics, synchronize_batch_norms
-from tests.helpers import PROJECT
-from tests.helpers.runs import config
+from tests.helpers.runs import RANKED, config
 from tests.helpers.training import DoubleImages, Plain, images_of, make_plain, make_resnet
 
 pytestmark = pytest.mark.skipif(
@@ -52,12 +46,6 @@ pytestmark = pytest.mark.skipif(
 )
 # The last batch of an epoch is one group, so all ranks but one have no example in it.
 GHOSTS = ["batch=64", "micro_batch=16", "model.ghost_batch=8", "epochs=10"]
-RUN = [
-    "data=image_folder", "model=resnet8", "batch=32", "model.ghost_batch=8", "epochs=4",
-    "ema.decay=0.9", "precision=fp32", "threads=1",
-    # A rate that does not blow up the differences between sums in another order.
-    "optimizer.base_lr=0.05",
-]  # fmt: skip
 
 
 def trained(model, overrides, dtype=torch.float32, count=76, epochs=10, ema=None, noise=None):
@@ -318,7 +306,7 @@ def places(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(places, drawn_tree):
     """What each rank made, by number of ranks; four and one go on with what two left."""
-    run = [*RUN, f"data.root={drawn_tree}"]
+    run = [*RANKED, f"data.root={drawn_tree}"]
     found = {}
     for world in (2, 4):
         torch.multiprocessing.spawn(work, (world, free_ports(8), places, run), nprocs=world)
@@ -476,7 +464,7 @@ def test_a_run_goes_on_with_any_number_of_ranks(made, places, drawn_tree, comman
     assert made[2][1]["stopped"] == (1, "", "")
     assert "going on after epoch 2 of 4" in made[4][0]["resumed"][1]
     assert [rank["resumed"][0] for rank in made[4]] == [0] * 4
-    run = [*RUN, f"data.root={drawn_tree}"]
+    run = [*RANKED, f"data.root={drawn_tree}"]
     monkeypatch.chdir(places / "1")
     outcome = command("train.py", *run)
     assert outcome.status == 0 and "going on after epoch 2 of 4" in outcome.out
@@ -501,7 +489,7 @@ def test_a_signal_to_one_rank_pauses_all_after_the_same_step(
     # Of the 4 steps of an epoch the signal came in the second epoch's second.
     told = "going on after epoch 1 of 4 and step 2 of 4 of the next"
     monkeypatch.chdir(places / "2")
-    outcome = command("train.py", *RUN, f"data.root={drawn_tree}", "group=paused")
+    outcome = command("train.py", *RANKED, f"data.root={drawn_tree}", "group=paused")
     assert outcome.status == 0 and told in outcome.out
     states, rows = [], []
     for place, group in (("1", "alone"), ("2", "paused")):
@@ -551,82 +539,3 @@ def test_torchs_own_kernels_synchronize(tmp_path):
     torch.multiprocessing.spawn(normalize_on_gpu, (free_ports(1)[0], tmp_path), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert_normalized_as_one(ranks, normalize_together(torch.device("cpu")))
-
-
-def kill_one(folder, run, victim, wait):
-    """Start two ranks by torchrun, wait, kill one of them; return what became of it.
-
-    Returns the seconds until all had ended, torchrun's status and the standard error.
-    """
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    torchrun = subprocess.Popen(
-        [*program, str(PROJECT / "train.py"), *run], cwd=folder, stderr=subprocess.PIPE, text=True
-    )
-    wait_until(lambda: process_of(torchrun.pid, victim))
-    wait()
-    os.kill(process_of(torchrun.pid, victim), signal.SIGKILL)
-    started = time.monotonic()
-    _, error = torchrun.communicate(timeout=60)
-    return time.monotonic() - started, torchrun.returncode, error
-
-
-def process_of(agent, rank):
-    """Find the process of a rank that torchrun's agent has started; None: there is none yet."""
-    for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == agent and f"RANK={rank}".encode() in (
-                (place / "environ").read_bytes().split(b"\0")
-            ):
-                return int(place.name)
-    return None
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 120
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
-def assert_ended_resumably(folder, seconds, status, error):
-    assert seconds < 30 and status != 0
-    # Beside torchrun's own report: at most the one line of rank 0, and no traceback of a rank.
-    assert "/gloo/" not in error and 'train.py", line' not in error
-    told = [line for line in error.splitlines() if line.startswith(("interrupted", "error"))]
-    assert told in ([], ["interrupted: another rank ended or is out of reach; the same command "
-                         "goes on from the last checkpoint"])  # fmt: skip
-    for summary in (folder / "results").glob("runs/default/*/summary.json"):
-        assert json.loads(summary.read_text())["status"] == "interrupted"
-
-
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
-def test_a_rank_that_is_killed_ends_all_and_leaves_a_run_that_goes_on(
-    drawn_tree, workplace, command
-):
-    run = [*RUN, f"data.root={drawn_tree}", "epochs=25"]
-    runs = workplace / "results" / "runs" / "default"
-    ended = kill_one(
-        workplace, run, 1, lambda: wait_until(lambda: list(runs.glob("*/checkpoint.pt")))
-    )
-    assert_ended_resumably(workplace, *ended)
-    (directory,) = (workplace / "results" / "runs" / "default").iterdir()
-    outcome = command("train.py", *run)
-    assert outcome.status == 0 and "going on after epoch" in outcome.out
-    assert json.loads((directory / "summary.json").read_text())["status"] == "completed"
-    assert len((directory / "metrics.jsonl").read_text().splitlines()) == 25
-
-
-@pytest.mark.stress
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
-def test_ranks_killed_at_random_leave_a_run_that_goes_on(drawn_tree, workplace):
-    chance = random.Random(0)
-    run = [*RUN, f"data.root={drawn_tree}", "epochs=1000"]
-    for _ in range(20):
-        # From the imports on; a loaded machine takes some seconds to the first step.
-        seconds = 15 * chance.random()
-        ended = kill_one(workplace, run, chance.randrange(2), lambda s=seconds: time.sleep(s))
-        assert_ended_resumably(workplace, *ended)
-    (directory,) = (workplace / "results" / "runs" / "default").iterdir()
-    saved = load_checkpoint(directory / "checkpoint.pt")
-    assert 20 < saved.epoch < 1000 and math.isfinite(saved.history[-1]["train_loss"])
-    assert [row["epoch"] for row in saved.history] == list(range(1, saved.epoch + 1))
