@@ -19,14 +19,14 @@ def train(config: Config, arguments: list[str]) -> None:
     """
     # Imported here, so that --help and a mistyped key answer before torch is loaded.
     from engine.runs.records import COMPLETED, DIVERGED
-    from engine.runs.run import Follower, Run
+    from engine.runs.run import Follower, Run, finish_epoch
     from engine.system import distributed as ranks
     from engine.system.resources import peak_memory_bytes
     from engine.system.runtime import facts
     from engine.system.signals import pausing
     from engine.training.checkpoint import background_writes, save_checkpoint
-    from engine.training.evaluate import chance, evaluate_splits
-    from engine.training.loop import PartialEpoch, Progress, epoch_row, train_epoch
+    from engine.training.evaluate import chance
+    from engine.training.loop import PartialEpoch, Progress, train_epoch
     from engine.training.memory import check_memory, describe_memory
     from engine.training.setup import prepare
 
@@ -36,7 +36,7 @@ def train(config: Config, arguments: list[str]) -> None:
         print(f"finished already: {run.describe()}\nresume=false trains it again")
         return
     setup = prepare(config)
-    data, plan, runtime = setup.data, setup.plan, setup.runtime
+    plan, runtime, classes = setup.plan, setup.runtime, setup.data.classes
     print(f"run       {run.directory}\n{plan.describe()}", flush=True)
     if config.plan:
         print(describe_memory(setup))
@@ -48,7 +48,7 @@ def train(config: Config, arguments: list[str]) -> None:
             # Another process had it until a moment ago.
             print(run.describe())
             return
-        ranks.check_alike("data.root", (data.classes, setup.normalization))
+        ranks.check_alike("data.root", (classes, setup.normalization))
         state, progress = setup.make_state(), Progress(config.epochs)
         run.found |= plan.rates() | facts(runtime)
         run.found["parameters"] = sum(p.numel() for p in state.model.parameters())
@@ -77,15 +77,7 @@ def train(config: Config, arguments: list[str]) -> None:
                 if isinstance(trained, PartialEpoch):
                     progress.part, due = trained, True
                 else:
-                    progress.part, progress.diverged, measured = None, trained.diverged, None
-                    last = epoch == config.epochs
-                    if not trained.diverged and (last or epoch % config.eval_every == 0):
-                        measured = evaluate_splits(setup, state)
-                        progress.diverged = last and not measured.finite
-                    row = epoch_row(epoch, trained, measured, time.perf_counter() - started)
-                    run.record_epoch(row, trained)
-                    if last and measured is not None and measured.test is not None:
-                        run.record_mistakes(data, measured.test)
+                    finish_epoch(run, setup, state, progress, trained, started)
                     due = ranks.any_rank(pauses.due_after(epoch)) or progress.over
                 if due:
                     if runtime.rank == 0:
@@ -94,7 +86,7 @@ def train(config: Config, arguments: list[str]) -> None:
                     if not progress.over:
                         pauses.saved()
         run.found["peak_memory_bytes"] = peak_memory_bytes(runtime.device)
-        run.finish(DIVERGED if progress.diverged else COMPLETED, chance=chance(len(data.classes)))
+        run.finish(DIVERGED if progress.diverged else COMPLETED, chance=chance(len(classes)))
     print(run.describe())
 
 

@@ -7,12 +7,15 @@ in it keeps a second process out until this one ends, however it ends. Reading i
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
+from torch import Tensor
 
 from engine.config.schema import Config
+from engine.data.dataset import Dataset
 from engine.errors import key_error
 from engine.runs.records import (
     CHECKPOINT,
@@ -41,14 +44,11 @@ from engine.system.files import (
 )
 from engine.system.lock import locked
 from engine.system.resources import is_out_of_memory
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from engine.data.dataset import Dataset
-    from engine.training.checkpoint import Checkpoint
-    from engine.training.evaluate import Evaluated
-    from engine.training.loop import TrainedEpoch
+from engine.training.checkpoint import Checkpoint, load_latest
+from engine.training.evaluate import Evaluated, evaluate_splits
+from engine.training.loop import Progress, TrainedEpoch, epoch_row
+from engine.training.setup import Setup
+from engine.training.state import State
 
 OUT_OF_MEMORY = "the run does not fit into memory; a smaller micro_batch needs less"
 # What a run finds out of itself and its machine; null where it ended before it did.
@@ -85,10 +85,8 @@ class Run:
                 summary = published_runs(self.config.group).get(self.name, summary)
         return summary
 
-    def latest(self) -> "Checkpoint | None":
+    def latest(self) -> Checkpoint | None:
         """Return the checkpoint to go on from; raise UserError where it is there and damaged."""
-        from engine.training.checkpoint import load_latest
-
         if not (self.config.resume or begun_afresh(self.directory)):
             return None
         return load_latest(self.checkpoint, start_over=not self.config.resume)
@@ -170,7 +168,7 @@ class Run:
                 if self.writer is not None:
                     self.writer.close()
 
-    def start(self, plan: str, samples: "Tensor", resumed: bool) -> None:
+    def start(self, plan: str, samples: Tensor, resumed: bool) -> None:
         """Bring the records to where the run goes on from: after the epochs of `history`.
 
         Unless it is resumed, what an earlier one left is removed.
@@ -201,7 +199,7 @@ class Run:
             allowed = "was removed while the run trained; the same command starts it afresh"
             raise key_error("results", self.directory, allowed)
 
-    def record_epoch(self, row: dict[str, Any], trained: "TrainedEpoch") -> None:
+    def record_epoch(self, row: dict[str, Any], trained: TrainedEpoch) -> None:
         """Add an epoch to the history, metrics.jsonl and TensorBoard."""
         self.check_place()
         self.history.append(row)
@@ -211,7 +209,7 @@ class Run:
         write_epoch(self.writer, row, trained)
         self.writer.flush()
 
-    def record_mistakes(self, data: "Dataset", tested: "Evaluated") -> None:
+    def record_mistakes(self, data: Dataset, tested: Evaluated) -> None:
         """Show in TensorBoard what the final model gets most wrong on the test split."""
         step = self.history[-1]["step"]
         write_mistakes(self.writer, data.test, data.classes, tested, step)
@@ -268,18 +266,42 @@ class Follower(Run):
             print(f"error: {key}: on rank {rank()} {OUT_OF_MEMORY}", file=sys.stderr)
             raise SystemExit(2) from None
 
-    def start(self, plan: str, samples: "Tensor", resumed: bool) -> None:
+    def start(self, plan: str, samples: Tensor, resumed: bool) -> None:
         """Leave the files to rank 0."""
 
-    def record_epoch(self, row: dict[str, Any], trained: "TrainedEpoch") -> None:
+    def record_epoch(self, row: dict[str, Any], trained: TrainedEpoch) -> None:
         """Add an epoch to the history."""
         self.history.append(row)
 
-    def record_mistakes(self, data: "Dataset", tested: "Evaluated") -> None:
+    def record_mistakes(self, data: Dataset, tested: Evaluated) -> None:
         """Leave the files to rank 0."""
 
     def finish(self, status: str, error: str | None = None, chance: float | None = None) -> None:
         """Leave the files to rank 0."""
+
+
+def finish_epoch(
+    run: Run,
+    setup: Setup,
+    state: State,
+    progress: Progress,
+    trained: TrainedEpoch,
+    started: float,
+) -> None:
+    """Evaluate a trained epoch, if that is due, and record it.
+
+    started: when the epoch began, by time.perf_counter.
+    """
+    config, epoch, measured = setup.config, progress.epoch, None
+    last = epoch == config.epochs
+    progress.part, progress.diverged = None, trained.diverged
+    if not trained.diverged and (last or epoch % config.eval_every == 0):
+        measured = evaluate_splits(setup, state)
+        progress.diverged = last and not measured.finite
+    row = epoch_row(epoch, trained, measured, time.perf_counter() - started)
+    run.record_epoch(row, trained)
+    if last and measured is not None and measured.test is not None:
+        run.record_mistakes(setup.data, measured.test)
 
 
 def summarize(run: Run, status: str) -> dict[str, Any]:

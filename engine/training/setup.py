@@ -68,10 +68,10 @@ class Setup:
             images,
             self.plan,
             self.runtime,
-            config.clip,
-            config.loss.label_smoothing,
-            state.ema,
-            state.noise,
+            clip=config.clip,
+            label_smoothing=config.loss.label_smoothing,
+            ema=state.ema,
+            noise=state.noise,
         )
 
 

@@ -87,9 +87,16 @@ class Step:
         passes = self.plan.rank_passes(len(index))
         own = index.split([sum(sizes) for sizes in passes])[self.runtime.rank]
         loss, correct, first_norm = accumulate_gradients(
-            self.model, self.images, draws, own, passes[self.runtime.rank], len(index),
-            self.runtime, self.label_smoothing, self.parameters if self.noise is not None else (),
-        )  # fmt: skip
+            self.model,
+            self.images,
+            draws,
+            own,
+            sizes=passes[self.runtime.rank],
+            batch_size=len(index),
+            runtime=self.runtime,
+            label_smoothing=self.label_smoothing,
+            measured=self.parameters if self.noise is not None else (),
+        )
         norm = clip_gradients(self.parameters, self.clip)
         sums = None
         if self.noise is not None:

@@ -10,8 +10,8 @@ import time
 import pytest
 from tensorboard.summary.writer import event_file_writer
 
+import engine.runs.run
 import engine.system.signals
-import engine.training.evaluate
 import engine.training.step
 from engine.cli import exit_status
 from engine.system.signals import Pauses, Stopped, leaving, pausing
@@ -95,14 +95,14 @@ def points(directory):
 def test_a_signal_during_the_evaluation_stops_after_it(
     small, workplace, command, steps, monkeypatch
 ):
-    evaluate_splits = engine.training.evaluate.evaluate_splits
+    evaluate_splits = engine.runs.run.evaluate_splits
 
     def interrupt(*arguments):
         if steps["done"] == 4:
             send(signal.SIGTERM)()
         return evaluate_splits(*arguments)
 
-    monkeypatch.setattr(engine.training.evaluate, "evaluate_splits", interrupt)
+    monkeypatch.setattr(engine.runs.run, "evaluate_splits", interrupt)
     assert command("train.py", *small).status == 143
     assert len((only_run(workplace) / "metrics.jsonl").read_text().splitlines()) == 1
     assert command("train.py", *small).status == 0 and steps["done"] == 8
