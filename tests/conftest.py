@@ -51,7 +51,9 @@ def tree(drawn_tree, tmp_path) -> Path:
     """A copy of the tree that a test may spoil."""
     import shutil
 
-    return Path(shutil.copytree(drawn_tree, tmp_path / "pictures"))
+    # Runs on the tree itself leave their decoded cache in it.
+    cache = shutil.ignore_patterns(".decoded-*")
+    return Path(shutil.copytree(drawn_tree, tmp_path / "pictures", ignore=cache))
 
 
 @pytest.fixture

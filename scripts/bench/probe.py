@@ -28,7 +28,7 @@ PROJECT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("engine", "lars", "models", "schedulers", "scripts")
 CALLS = {
     "engine.data.dataset": {"load_data": DATA},
-    "engine.data.augment": {"Normalization.of": DATA, "TrainingPictures": DATA},
+    "engine.data.augment": {"Normalization.of": DATA, "TrainingImages": DATA},
     "engine.training.build": {"build_model": BUILDING, "build_optimizer": BUILDING},
     "engine.training.plan": {"build_scheduler": BUILDING},
     "engine.training.loop": {"train_epoch": FIRST_STEP},
