@@ -1,4 +1,5 @@
 import csv
+import doctest
 import fcntl
 import io
 import json
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 
 import engine.report.plots
 import engine.report.status
+import engine.report.titles
 import engine.report.write
 import scripts.status
 import scripts.tables
@@ -356,7 +358,7 @@ def test_models_of_one_group_and_mixed_commits_keep_their_lines_apart(workplace)
     assert "| 128 model.name=resnet8 | 0.1 | 70.00" in text
     assert "| 256 model.name=resnet20 (mixed commit) | 0.1 | 80.00" in text
     assert [row["settings"] for row in rows] == ["", "", "", "(mixed commit)"]
-    lines = {row.line for row in make_rows(load_records("g"))}
+    lines = {row.line("batch") for row in make_rows(load_records("g"))}
     assert lines == {"SGD model.name=resnet8", "SGD model.name=resnet20"}
 
 
@@ -585,7 +587,7 @@ def test_the_setting_that_an_ablation_changes_stays_on_its_line(workplace):
     assert {label: [row.batch for row in found] for label, found in lines.items()} == {
         "SGD epochs=200": [128, 256, 512]
     }
-    assert len(settings) == 6 and [row.accuracy() for row in settings if row.told == COMMON] == [
+    assert len(settings) == 6 and [row.accuracy() for row in settings if row.setting == COMMON] == [
         80.0
     ]
     lengths = gather_lengths(rows)
@@ -705,6 +707,12 @@ def test_a_schedule_is_named_beside_its_keys_and_no_row_has_anothers(workplace):
     assert ("128", "scheduler.name=cosine") in told
     others = [settings for batch, settings in told if batch == "256" and "multistep" in settings]
     assert others == ["scheduler.gamma=0.1 scheduler.name=multistep scheduler.step_fraction=0.25"]
+
+
+def test_the_examples_of_titles_hold():
+    failed, tried = doctest.testmod(engine.report.titles)
+    # The number keeps a test that finds no examples from passing.
+    assert (failed, tried) == (0, 16)
 
 
 def test_a_row_of_an_ablation_names_what_it_changes(workplace):

@@ -61,7 +61,7 @@ def question(rows: Sequence[Row]) -> str:
 def answer(rows: Sequence[Row], target: Target) -> str:
     """Say up to which batch each optimizer's mean stays at or above the target."""
     baseline = baseline_row(rows)
-    if baseline is not None and baseline.told and target.scope is not None:
+    if baseline is not None and baseline.setting and target.scope is not None:
         # Of several settings at the smallest batch none is what the others are held against.
         return ""
     lines = []
@@ -77,7 +77,7 @@ def answer(rows: Sequence[Row], target: Target) -> str:
             f"- {escaped(title)} holds {held(members, rows, goal)}."
             for title, members in judged.items()
             # One of many settings at one batch: the tables tell how it did.
-            if len(members) > 1 or not members[0].told
+            if len(members) > 1 or not members[0].setting
         ]
     return "\n".join(lines)
 
@@ -85,7 +85,9 @@ def answer(rows: Sequence[Row], target: Target) -> str:
 def held(line: Sequence[Row], rows: Sequence[Row], target: float) -> str:
     """Word at which batches a line's means are at or above the target, without a gap."""
     first = line[0]
-    batches = sorted({row.batch for row in rows if row.series == first.series})
+    batches = sorted(
+        {row.batch for row in rows if (row.optimizer, row.scope) == (first.optimizer, first.scope)}
+    )
     # Beyond a batch at which only other settings were tried the line says nothing.
     tried = zip(line, batches[batches.index(first.batch) :], strict=False)
     well = [

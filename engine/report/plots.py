@@ -132,10 +132,8 @@ def part_settings(
     points = {label: found[0] for label, found in lines.items() if len(found) == 1}
     if len(points) <= MOST_PANELS:
         return dict(lines), []
-    cells = {(row.series, row.batch) for row in points.values()}
-    settings = [
-        row for found in lines.values() for row in found if (row.series, row.batch) in cells
-    ]
+    cells = {row.cell for row in points.values()}
+    settings = [row for found in lines.values() for row in found if row.cell in cells]
     return {label: found for label, found in lines.items() if label not in points}, settings
 
 
@@ -143,7 +141,7 @@ def gather_lengths(rows: Sequence["Row"]) -> dict[str, list["Row"]]:
     """Gather the rows that differ in the epochs alone, shortest first; empty if none do."""
     lines: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.epochs):
-        lines.setdefault(row.length_line, []).append(row)
+        lines.setdefault(row.line("epochs"), []).append(row)
     return {label: found for label, found in lines.items() if len(found) > 1}
 
 
@@ -156,7 +154,7 @@ def draw_baseline(axes: Any, rows: Sequence["Row"]) -> None:
 
     row = baseline_row(rows)
     mean = row.accuracy() if row else None
-    if row is None or row.told or mean is None:
+    if row is None or row.setting or mean is None:
         return
     label = f"base line: SGD {row.batch}"
     axes.axhline(mean, color="grey", linewidth=1, linestyle=":", label=label)

@@ -27,7 +27,7 @@ def comma_separated(rows: Sequence[Row], target: Target) -> str:
             {
                 "optimizer": row.optimizer,
                 "batch": row.batch,
-                "settings": row.settings,
+                "settings": row.settings_column,
                 "model": first["model"],
                 "data": first["data"],
                 "epochs": first["epochs"],
