@@ -20,8 +20,8 @@ import scripts.tables
 from engine.cli import exit_status
 from engine.errors import UserError
 from engine.report.page import merge_commands
-from engine.report.plots import draw_against, draw_baseline, gather_lengths, gather_lines
-from engine.report.rows import make_rows
+from engine.report.plots import draw_against, draw_baseline
+from engine.report.rows import gather_lines, make_rows
 from engine.report.titles import COMMON
 from engine.report.write import write_report
 from engine.runs.records import load_records
@@ -309,7 +309,7 @@ def test_the_time_to_target_has_no_mean_where_a_seed_misses_it(workplace):
         put(workplace, "batch=256", f"seed={seed}", history=HISTORY[: 3 - seed])
     rows = make_rows(load_records("g"))
     axes = Figure().subplots()
-    draw_against(axes, "batch", gather_lines(rows), lambda row: row.times_to(79.5))
+    draw_against(axes, "batch", gather_lines(rows, "batch"), lambda row: row.times_to(79.5))
     (line,) = axes.lines
     assert list(line.get_xdata()) == [128]
     dots = [tuple(place) for marks in axes.collections for place in marks.get_offsets()]
@@ -323,9 +323,9 @@ def test_a_group_of_several_lengths_is_drawn_against_its_epochs(workplace):
         put(workplace, f"epochs={epochs}", "batch=256", "optimizer=lars", accuracy=accuracy)
     put(workplace, "epochs=90", "batch=512")
     assert "![epochs](epochs.png)" in page_of(workplace)
-    lines = gather_lengths(make_rows(load_records("g")))
+    lines = gather_lines(make_rows(load_records("g")), "epochs")
     assert {label: [row.epochs for row in rows] for label, rows in lines.items()} == {
-        "SGD 128": [15, 45], "LARS 256": [15, 45],
+        "SGD 128": [15, 45], "LARS 256": [15, 45], "SGD 512": [90],
     }  # fmt: skip
     axes = Figure().subplots()
     draw_against(axes, "epochs", lines, lambda row: row.figures("test_accuracy"))
@@ -431,7 +431,7 @@ def test_a_plot_of_several_groups_leaves_settings_at_one_batch_out(workplace, mo
     for number in range(5):
         put(workplace, f"optimizer.base_lr=0.{number + 1}")
     rows = engine.report.write.load_rows("g")
-    settings = {f"h {label}" for label in gather_lines(rows)}
+    settings = {f"h {label}" for label in gather_lines(rows, "batch")}
     assert len(settings) == 5
     # With no line there would be nothing else to draw.
     engine.report.plots.write_comparison(workplace, {"h": rows})
@@ -583,15 +583,15 @@ def test_the_setting_that_an_ablation_changes_stays_on_its_line(workplace):
     text, _ = table(workplace)
     assert all(f"/{name}.png" in text for name in ("accuracy", "settings", "epochs"))
     rows = make_rows(load_records("g"))
-    lines, settings = engine.report.plots.part_settings(gather_lines(rows))
+    lines, settings = engine.report.plots.part_settings(gather_lines(rows, "batch"))
     assert {label: [row.batch for row in found] for label, found in lines.items()} == {
         "SGD epochs=200": [128, 256, 512]
     }
     assert len(settings) == 6 and [row.accuracy() for row in settings if row.setting == COMMON] == [
         80.0
     ]
-    lengths = gather_lengths(rows)
-    assert [row.epochs for row in lengths["SGD 512"]] == [3, 200] and len(lengths) == 1
+    through_epochs = gather_lines(rows, "epochs")
+    assert [row.epochs for row in through_epochs["SGD 512"]] == [3, 200]
     assert "- SGD epochs=200 holds up to batch 512." in page_of(workplace)
 
 
@@ -606,14 +606,16 @@ def test_a_row_without_rivals_lies_on_the_line_of_its_like(workplace):
     assert [row.title for row in rows][:2] == [
         "128 epochs=200", "256 epochs=200 optimizer.variant=paper",
     ]  # fmt: skip
-    lines = {label: [row.batch for row in found] for label, found in gather_lines(rows).items()}
+    lines = {
+        label: [row.batch for row in found] for label, found in gather_lines(rows, "batch").items()
+    }
     assert lines == {
         "LARS epochs=200 optimizer.variant=paper": [128, 256, 512],
         "LARS epochs=200 optimizer.variant=timm": [256, 512],
         "LARS epochs=3 optimizer.variant=paper": [512],
     }
-    (lengths,) = gather_lengths(rows).values()
-    assert [row.epochs for row in lengths] == [3, 200]
+    through_epochs = gather_lines(rows, "epochs")["LARS 512 optimizer.variant=paper"]
+    assert [row.epochs for row in through_epochs] == [3, 200]
 
 
 def test_settings_are_ranked_beside_what_they_differ_from(workplace):
@@ -621,7 +623,9 @@ def test_settings_are_ranked_beside_what_they_differ_from(workplace):
         put(workplace, f"batch={batch}", accuracy=80.0)
     for momentum in (0.5, 0.6, 0.7, 0.8, 0.95):
         put(workplace, "batch=512", f"optimizer.momentum={momentum}", accuracy=70.0)
-    lines, settings = engine.report.plots.part_settings(gather_lines(make_rows(load_records("g"))))
+    lines, settings = engine.report.plots.part_settings(
+        gather_lines(make_rows(load_records("g")), "batch")
+    )
     assert [row.batch for row in lines["SGD optimizer.momentum=0.9"]] == [128, 512]
     assert len(lines) == 1 and sorted(row.accuracy() for row in settings)[-1] == 80.0
     assert {row.batch for row in settings} == {512}

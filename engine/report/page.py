@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from engine.report.noise import noise_section
-from engine.report.rows import Row, Target, baseline_row, by_line
+from engine.report.rows import Row, Target, baseline_row, gather_lines
 from engine.report.tables import accuracy_cell, escaped, markdown_tables, shown_seconds, whose
 from engine.runs.records import Record
 
@@ -72,7 +72,7 @@ def answer(rows: Sequence[Row], target: Target) -> str:
     goal = target.accuracy
     if goal is not None:
         lines.append(f"- The target is {goal:.2f} %; a row holds if its mean is not below it.")
-        judged = by_line([row for row in rows if target.of(row) is not None])
+        judged = gather_lines([row for row in rows if target.of(row) is not None], "batch")
         lines += [
             f"- {escaped(title)} holds {held(members, rows, goal)}."
             for title, members in judged.items()

@@ -5,12 +5,10 @@ import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from engine.report.rows import Axis, Row, Target, baseline_row, gather_lines
 from engine.system.files import write_atomically
-
-if TYPE_CHECKING:
-    from engine.report.rows import Row, Target
 
 COLOURS = {"SGD": "#1f6f8b", "LARS": "#d1495b"}
 # After ten lines the colours begin again.
@@ -21,10 +19,11 @@ SPLITS = {"test": "test accuracy", "holdout": "hold-out accuracy"}
 MOST_PANELS = 4
 
 
-def write_plots(folder: Path, group: str, rows: Sequence["Row"], target: "Target") -> list[Path]:
+def write_plots(folder: Path, group: str, rows: Sequence[Row], target: Target) -> list[Path]:
     """Draw a group; return the paths of the PNG files written, and remove those it has no more."""
-    every, lengths = gather_lines(rows), gather_lengths(rows)
+    every, through_epochs = gather_lines(rows, "batch"), gather_lines(rows, "epochs")
     lines, settings = part_settings(every)
+    lengths = {label: found for label, found in through_epochs.items() if len(found) > 1}
     what = f"Final {SPLITS[rows[0].split]}, %"
 
     def accuracy(figure: Any) -> None:
@@ -68,15 +67,16 @@ def write_plots(folder: Path, group: str, rows: Sequence["Row"], target: "Target
     return [save(folder / name, draw, size) for name, (shown, draw, size) in plots.items() if shown]
 
 
-def write_comparison(path: Path, groups: Mapping[str, Sequence["Row"]]) -> Path:
+def write_comparison(path: Path, groups: Mapping[str, Sequence[Row]]) -> Path:
     """Draw several groups in one plot: accuracy and training time against the batch.
 
     Of a group with lines through its batches only these are drawn, not its settings.
     """
     lines: dict[str, list[Row]] = {}
     for group, rows in groups.items():
-        every = gather_lines(rows, group)
-        lines |= part_settings(every)[0] or every
+        every = gather_lines(rows, "batch")
+        drawn = part_settings(every)[0] or every
+        lines |= {f"{group} {label}": found for label, found in drawn.items()}
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
@@ -114,16 +114,9 @@ def save(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> 
     return path
 
 
-def gather_lines(rows: Sequence["Row"], group: str = "") -> dict[str, list["Row"]]:
-    """Gather the rows that differ in the batch alone under their label, led by the group's name."""
-    from engine.report.rows import by_line
-
-    return {f"{group} {line}".strip(): found for line, found in by_line(rows).items()}
-
-
 def part_settings(
-    lines: Mapping[str, list["Row"]],
-) -> tuple[dict[str, list["Row"]], list["Row"]]:
+    lines: Mapping[str, list[Row]],
+) -> tuple[dict[str, list[Row]], list[Row]]:
     """Part lines from settings: the rows of one batch each, where they are too many for lines.
 
     What a line joins to other batches is among them where they are its rivals: an ablation's
@@ -137,21 +130,11 @@ def part_settings(
     return {label: found for label, found in lines.items() if label not in points}, settings
 
 
-def gather_lengths(rows: Sequence["Row"]) -> dict[str, list["Row"]]:
-    """Gather the rows that differ in the epochs alone, shortest first; empty if none do."""
-    lines: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row.epochs):
-        lines.setdefault(row.line("epochs"), []).append(row)
-    return {label: found for label, found in lines.items() if len(found) > 1}
-
-
-def draw_baseline(axes: Any, rows: Sequence["Row"]) -> None:
+def draw_baseline(axes: Any, rows: Sequence[Row]) -> None:
     """Draw the smallest-batch SGD row as a band of a standard deviation to each side.
 
     Of several settings at that batch none is what the others are held against.
     """
-    from engine.report.rows import baseline_row
-
     row = baseline_row(rows)
     mean = row.accuracy() if row else None
     if row is None or row.setting or mean is None:
@@ -165,14 +148,14 @@ def draw_baseline(axes: Any, rows: Sequence["Row"]) -> None:
 
 def draw_against(
     axes: Any,
-    axis: str,
-    lines: Mapping[str, Sequence["Row"]],
-    figures: Callable[["Row"], list[Any]],
+    axis: Axis,
+    lines: Mapping[str, Sequence[Row]],
+    figures: Callable[[Row], list[Any]],
 ) -> None:
     """Draw each line's mean and spread, every run a dot, a diverged one a cross.
 
-    axis: what it is drawn against, `batch` or `epochs`. figures: a row's (status, figure) pairs; a
-    row of which a run has none, since it never reached the target, has no mean.
+    figures: a row's (status, figure) pairs; a row of which a run has none, since it never reached
+    the target, has no mean.
     """
     places = sorted({getattr(row, axis) for rows in lines.values() for row in rows})
     for number, (label, rows) in enumerate(lines.items()):
@@ -207,7 +190,7 @@ def draw_against(
     axes.set_xlabel(axis.capitalize() + note)
 
 
-def draw_settings(axes: Any, rows: Sequence["Row"]) -> None:
+def draw_settings(axes: Any, rows: Sequence[Row]) -> None:
     """Draw rows that share no line, the best on top: every run a dot, a diverged one a cross."""
     ranked = sorted(rows, key=lambda row: row.accuracy() or 0.0)
     for place, row in enumerate(ranked):
@@ -226,18 +209,18 @@ def draw_settings(axes: Any, rows: Sequence["Row"]) -> None:
     axes.set_ylim(-1, len(ranked))
 
 
-def crossed(lines: Mapping[str, Sequence["Row"]]) -> bool:
+def crossed(lines: Mapping[str, Sequence[Row]]) -> bool:
     """Tell whether any run diverged."""
     return any(row.of("diverged") for rows in lines.values() for row in rows)
 
 
-def panel_titles(lines: Mapping[str, Sequence["Row"]]) -> dict[str, str]:
+def panel_titles(lines: Mapping[str, Sequence[Row]]) -> dict[str, str]:
     """Choose the panel that each line's learning curves go to."""
     many = len(lines) > MOST_PANELS
     return {label: rows[0].optimizer.upper() if many else label for label, rows in lines.items()}
 
 
-def draw_curves(figure: Any, group: str, lines: Mapping[str, Sequence["Row"]]) -> None:
+def draw_curves(figure: Any, group: str, lines: Mapping[str, Sequence[Row]]) -> None:
     """Draw every run's accuracy over the epochs and over wall time, a colour a batch."""
     from matplotlib import colormaps
 

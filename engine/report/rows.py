@@ -2,13 +2,17 @@
 
 import functools
 import json
+import operator
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from engine.report import titles
 from engine.runs.records import Record, optimizer_order
+
+# What a line of rows leads through.
+Axis = Literal["batch", "epochs"]
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,8 @@ class Row:
         cell_setting = titles.cell_setting(self.choices, self.group)
         return _joined(self.setting, cell_setting, self._mixed)
 
-    def line(self, axis: str) -> str:
-        """Return what the row has in common with those that differ in `batch` or `epochs` alone.
-
-        axis: which of the two.
-        """
+    def line(self, axis: Axis) -> str:
+        """Name what the row has in common with rows that differ along the axis alone."""
         fixed = [key for key in titles.SCOPE if key != axis]
         return _joined(
             self.optimizer.upper(),
@@ -161,11 +162,11 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
     return sorted(rows, key=place)
 
 
-def by_line(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Gather rows that differ in the batch alone, smallest first, under a title."""
+def gather_lines(rows: Sequence[Row], axis: Axis) -> dict[str, list[Row]]:
+    """Gather the rows that differ along the axis alone, smallest first, under their common name."""
     lines: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row.batch):
-        lines.setdefault(row.line("batch"), []).append(row)
+    for row in sorted(rows, key=operator.attrgetter(axis)):
+        lines.setdefault(row.line(axis), []).append(row)
     return lines
 
 
