@@ -1,6 +1,5 @@
 """A group's page, results/<group>/README.md: what was asked, what came out, how to repeat it."""
 
-import itertools
 import math
 import re
 import shlex
@@ -60,11 +59,10 @@ def question(rows: Sequence[Row]) -> str:
 
 def answer(rows: Sequence[Row], target: Target) -> str:
     """Say up to which batch each optimizer's mean stays at or above the target."""
-    baseline = baseline_row(rows)
-    if baseline is not None and baseline.setting and target.scope is not None:
+    if target.baseline is not None and target.baseline.setting:
         # Of several settings at the smallest batch none is what the others are held against.
         return ""
-    lines = []
+    lines, baseline = [], baseline_row(rows)
     if baseline is not None and baseline.accuracies():
         lines.append(
             f"- The base line, SGD at batch {baseline.batch}: {accuracy_cell(baseline)} %."
@@ -76,7 +74,7 @@ def answer(rows: Sequence[Row], target: Target) -> str:
         lines += [
             f"- {escaped(title)} holds {held(members, rows, goal)}."
             for title, members in judged.items()
-            # One of many settings at one batch: the tables tell how it did.
+            # How one of many settings at one batch did is in the tables.
             if len(members) > 1 or not members[0].setting
         ]
     return "\n".join(lines)
@@ -85,17 +83,14 @@ def answer(rows: Sequence[Row], target: Target) -> str:
 def held(line: Sequence[Row], rows: Sequence[Row], target: float) -> str:
     """Word at which batches a line's means are at or above the target, without a gap."""
     first = line[0]
-    batches = sorted(
-        {row.batch for row in rows if (row.optimizer, row.scope) == (first.optimizer, first.scope)}
-    )
-    # Beyond a batch at which only other settings were tried the line says nothing.
-    tried = zip(line, batches[batches.index(first.batch) :], strict=False)
-    well = [
-        row.batch
-        for row, _ in itertools.takewhile(
-            lambda pair: pair[0].batch == pair[1] and (pair[0].accuracy() or 0.0) >= target, tried
-        )
-    ]
+    peers = [row for row in rows if row.optimizer == first.optimizer and row.scope == first.scope]
+    batches = sorted({row.batch for row in peers})
+    well: list[int] = []
+    for row, batch in zip(line, batches[batches.index(first.batch) :], strict=False):
+        # Beyond a batch at which only other settings were tried the line says nothing.
+        if row.batch != batch or (row.accuracy() or 0.0) < target:
+            break
+        well.append(batch)
     if not well:
         return "at no batch"
     if first.batch == batches[0] and len(batches) > 1:

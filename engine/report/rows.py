@@ -187,26 +187,26 @@ def baseline_row(rows: Sequence[Row]) -> Row | None:
 
 @dataclass(frozen=True)
 class Target:
-    """The accuracy in % whose time is told, if any, and the rows that are held against it.
+    """The accuracy in % that rows are held against, if any.
 
-    scope: the model, data and epochs of these rows; None: all rows.
+    baseline: the row that it is derived from, and whose scope the rows must share; None: it was
+    asked for, and counts for all rows.
     """
 
     accuracy: float | None
-    scope: str | None = None
+    baseline: Row | None = None
 
     def of(self, row: Row) -> float | None:
         """Return the accuracy where the row is held against it."""
-        return self.accuracy if self.scope in (None, row.scope) else None
+        comparable = self.baseline is None or self.baseline.scope == row.scope
+        return self.accuracy if comparable else None
 
 
 def target_of(rows: Sequence[Row]) -> Target:
-    """Return the target as configured, else half a point less than the baseline, for its like."""
+    """Return the target as configured, else half a point less than the baseline."""
     asked = {r.summary.get("target_accuracy") for row in rows for r in row.records} - {None}
     if len(asked) == 1:
-        return Target(next(iter(asked)))
+        return Target(asked.pop())
     baseline = baseline_row(rows)
     accuracy = baseline.accuracy() if baseline else None
-    if baseline is None or accuracy is None:
-        return Target(None)
-    return Target(accuracy - 0.5, baseline.scope)
+    return Target(None) if accuracy is None else Target(accuracy - 0.5, baseline)
