@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.report.rows import Axis, Row, Target, baseline_row, gather_lines
+from engine.runs.records import COMPLETED, DIVERGED, FINISHED
 from engine.system.files import write_atomically
 
 COLOURS = {"SGD": "#1f6f8b", "LARS": "#d1495b"}
@@ -165,7 +166,7 @@ def draw_against(
         points = [
             (place, [value for _, value in pairs])
             for row, (place, pairs) in zip(rows, found, strict=True)
-            if pairs and len(pairs) == len(row.of("completed", "diverged"))
+            if pairs and len(pairs) == len(row.of(*FINISHED))
         ]
         x = [place for place, _ in points]
         means = [statistics.fmean(values) for _, values in points]
@@ -178,7 +179,7 @@ def draw_against(
             [m + s for m, s in zip(means, spreads, strict=True)],
             color=colour, alpha=0.15, linewidth=0,
         )  # fmt: skip
-        for status, marker in (("completed", "o"), ("diverged", "x")):
+        for status, marker in ((COMPLETED, "o"), (DIVERGED, "x")):
             dots = [(place, v) for place, pairs in found for s, v in pairs if s == status]
             if dots:
                 axes.scatter(*zip(*dots, strict=True), 18, color=colour, marker=marker, zorder=3)
@@ -196,9 +197,7 @@ def draw_settings(axes: Any, rows: Sequence[Row]) -> None:
     for place, row in enumerate(ranked):
         colour = COLOURS.get(row.optimizer.upper(), "C0")
         for status, value in row.results():
-            axes.scatter(
-                value, place, 18, color=colour, marker="x" if status == "diverged" else "o"
-            )
+            axes.scatter(value, place, 18, color=colour, marker="x" if status == DIVERGED else "o")
         mean = row.accuracy()
         if mean is not None:
             axes.plot(mean, place, "|", color=colour, markersize=12)
@@ -211,7 +210,7 @@ def draw_settings(axes: Any, rows: Sequence[Row]) -> None:
 
 def crossed(lines: Mapping[str, Sequence[Row]]) -> bool:
     """Tell whether any run diverged."""
-    return any(row.of("diverged") for rows in lines.values() for row in rows)
+    return any(row.of(DIVERGED) for rows in lines.values() for row in rows)
 
 
 def panel_titles(lines: Mapping[str, Sequence[Row]]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from engine.report import titles
-from engine.runs.records import Record, optimizer_order
+from engine.runs.records import COMPLETED, DIVERGED, Record, optimizer_order
 
 # What a line of rows leads through.
 Axis = Literal["batch", "epochs"]
@@ -93,7 +93,7 @@ class Row:
 
     def mean(self, key: str) -> float | None:
         """Return the mean of a summary's figure over the completed runs, else the diverged ones."""
-        ended = self.of("completed") or self.of("diverged")
+        ended = self.of(COMPLETED) or self.of(DIVERGED)
         return _mean(record.summary.get(key) for record in ended)
 
     def accuracies(self) -> list[float]:
@@ -106,7 +106,7 @@ class Row:
 
     def train_accuracy(self) -> float | None:
         """Return the mean training accuracy of the last epoch, %, over the runs that completed."""
-        ended = self.of("completed")
+        ended = self.of(COMPLETED)
         return _mean(r.history[-1].get("train_accuracy") for r in ended if r.history)
 
     def results(self) -> list[tuple[str, float]]:
@@ -182,7 +182,7 @@ def _joined(*parts: str) -> str:
 def baseline_row(rows: Sequence[Row]) -> Row | None:
     """Return the smallest-batch SGD row; of several, the first that has not diverged."""
     sgd = [row for row in rows if row.optimizer == "sgd"]
-    return min(sgd, key=lambda row: (row.batch, not row.of("completed")), default=None)
+    return min(sgd, key=lambda row: (row.batch, not row.of(COMPLETED)), default=None)
 
 
 @dataclass(frozen=True)

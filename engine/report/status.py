@@ -6,7 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 from engine.errors import key_error
-from engine.runs.records import Record, load_records, runs_directory
+from engine.runs.records import (
+    COMPLETED,
+    DIVERGED,
+    FAILED,
+    Record,
+    load_records,
+    runs_directory,
+)
 from engine.system.lock import holder
 
 
@@ -17,7 +24,7 @@ def describe_progress(group: str) -> str:
         raise key_error("group", group, f"has no runs under {runs_directory(group)}")
     states = [state(group, record) for record in records]
     counts = Counter(states)
-    parts = [f"{counts[name]} {name}" for name in ("done", "diverged", "running", "failed", "left")]
+    parts = [f"{counts[name]} {name}" for name in ("done", DIVERGED, "running", FAILED, "left")]
     lefts = [seconds_left(record, records) for record in records]
     at_once = max(1, counts["running"])
     known = [left for left in lefts if left is not None]
@@ -41,15 +48,15 @@ def describe_progress(group: str) -> str:
 def state(group: str, record: Record) -> str:
     """Tell a run's state: done, diverged, running, failed, or left (not begun or interrupted)."""
     if record.counted:
-        return "done" if record.status == "completed" else "diverged"
+        return "done" if record.status == COMPLETED else DIVERGED
     if holder(runs_directory(group) / record.summary["run"]):
         return "running"
-    return "failed" if record.status == "failed" else "left"
+    return FAILED if record.status == FAILED else "left"
 
 
 def accuracy(record: Record) -> str:
     """Write the final accuracy, or the latest so far; on the hold-out where there is no other."""
-    if record.status == "diverged":
+    if record.status == DIVERGED:
         return "nan"
     for row in reversed(record.history):
         for split in ("test", "holdout"):

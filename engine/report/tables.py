@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from engine.report.rows import Row, Target, baseline_row
+from engine.runs.records import DIVERGED, FAILED, INTERRUPTED, MISSING
 
 COLUMNS = (
     "optimizer,batch,settings,model,data,epochs,base_lr,peak_lr,runs,diverged,failed,missing,"
@@ -34,9 +35,9 @@ def comma_separated(rows: Sequence[Row], target: Target) -> str:
                 "base_lr": rated.get("base_lr"),
                 "peak_lr": rated.get("peak_lr"),
                 "runs": len(row.records),
-                "diverged": len(row.of("diverged")),
-                "failed": len(row.of("failed")),
-                "missing": len(row.of("missing", "interrupted")),
+                "diverged": len(row.of(DIVERGED)),
+                "failed": len(row.of(FAILED)),
+                "missing": len(row.of(MISSING, INTERRUPTED)),
                 "accuracy_mean": row.accuracy() if row.split == "test" else None,
                 "accuracy_std": row.spread() if row.split == "test" else None,
                 "best_accuracy_mean": row.mean("best_test_accuracy"),
@@ -108,15 +109,14 @@ def accuracy_cell(row: Row) -> str:
     """Write a row's accuracy with its spread, and how many of its runs did not end well."""
     total = len(row.records)
     notes = []
-    diverged = len(row.of("diverged"))
+    diverged = len(row.of(DIVERGED))
     if diverged == total:
         notes.append("nan")
     elif diverged:
         notes.append(f"{diverged} of {total} nan")
-    for name, statuses in (("failed", ["failed"]), ("missing", ["missing", "interrupted"])):
-        count = len(row.of(*statuses))
-        if count:
-            notes.append(name if count == total else f"{count} of {total} {name}")
+    for name, runs in ((FAILED, row.of(FAILED)), (MISSING, row.of(MISSING, INTERRUPTED))):
+        if runs:
+            notes.append(name if len(runs) == total else f"{len(runs)} of {total} {name}")
     mean, spread = row.accuracy(), row.spread()
     if mean is None:
         return ", ".join(notes) or "-"
