@@ -8,8 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from engine.errors import key_error
 from engine.report import titles
-from engine.runs.records import COMPLETED, DIVERGED, Record, optimizer_order
+from engine.runs.records import (
+    COMPLETED,
+    DIVERGED,
+    Record,
+    load_records,
+    optimizer_order,
+    runs_directory,
+)
 
 # What a line of rows leads through.
 Axis = Literal["batch", "epochs"]
@@ -141,6 +149,13 @@ class Row:
             return None
         epochs, seconds = zip(*reached, strict=True)
         return statistics.fmean(epochs), statistics.fmean(seconds)
+
+
+def records_of(group: str) -> list[Record]:
+    """Read a group's runs; raise UserError where there are none."""
+    if records := load_records(group):
+        return records
+    raise key_error("group", group, f"has no runs under {runs_directory(group)}")
 
 
 def make_rows(records: Sequence[Record]) -> list[Row]:

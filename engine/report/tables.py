@@ -68,7 +68,7 @@ def markdown(group: str, rows: Sequence[Row]) -> str:
         escaped(f"{model} on {data}, {epochs} epochs.") for model, data, epochs in sorted(scope)
     ]
     lines += [markdown_tables(rows), ""]
-    lines += [f"Accuracy is {whose(rows)}; ± is the standard deviation over seeds."]
+    lines += [accuracy_note(rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -87,20 +87,21 @@ def markdown_tables(rows: Sequence[Row]) -> str:
                 escaped(row.title),
                 ", ".join(f"{rate:.4g}" for rate in sorted(rates)) or "-",
                 accuracy_cell(row) + (" (base line)" if row is baseline else ""),
-                shown_seconds(row.mean("train_seconds")),
+                seconds_cell(row.mean("train_seconds")),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def whose(rows: Sequence[Row]) -> str:
-    """Say what the accuracies of a group are of."""
-    if rows and rows[0].split == "holdout":
-        return "the final model's on held-out training images; no run evaluated the test split"
-    return "the final model's, on the test split"
+def accuracy_note(rows: Sequence[Row]) -> str:
+    """Say what the accuracies of a group are of, and what ± is."""
+    source = "the final model's, on the test split"
+    if rows[0].split == "holdout":
+        source = "the final model's on held-out training images; no run evaluated the test split"
+    return f"Accuracy is {source}; ± is the standard deviation over seeds."
 
 
-def shown_seconds(seconds: float | None) -> str:
+def seconds_cell(seconds: float | None) -> str:
     """Write a time for a cell."""
     return "-" if seconds is None else f"{seconds:.1f} s"
 
