@@ -13,16 +13,15 @@ from matplotlib.figure import Figure
 
 import engine.report.plots
 import engine.report.status
-import engine.report.titles
 import engine.report.write
 import scripts.status
 import scripts.tables
 from engine.cli import exit_status
 from engine.errors import UserError
+from engine.report import titles
 from engine.report.page import merge_commands
 from engine.report.plots import draw_against, draw_baseline
 from engine.report.rows import gather_lines, make_rows
-from engine.report.titles import COMMON
 from engine.report.write import write_report
 from engine.runs.records import load_records
 from tests.test_config import config
@@ -112,7 +111,7 @@ def test_settings_name_what_else_differs(workplace):
     assert "| 128 optimizer.nesterov=true |" in text
 
 
-def test_settings_name_what_sets_other_batches_apart(workplace):
+def test_settings_name_what_differs_between_batches(workplace):
     put(workplace, "batch=128")
     put(workplace, "batch=512", "model.ghost_batch=128", "optimizer.base_lr=0.2")
     put(workplace, "batch=128", "optimizer=lars")
@@ -349,7 +348,7 @@ def test_the_same_runs_give_the_same_files(workplace):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_models_of_one_group_and_mixed_commits_keep_their_lines_apart(workplace):
+def test_models_of_one_group_have_lines_of_their_own_and_mixed_commits_are_marked(workplace):
     for batch in (128, 256):
         put(workplace, f"batch={batch}", "model=resnet8", accuracy=70.0)
         put(workplace, f"batch={batch}", "model=resnet20", accuracy=80.0)
@@ -587,15 +586,15 @@ def test_the_setting_that_an_ablation_changes_stays_on_its_line(workplace):
     assert {label: [row.batch for row in found] for label, found in lines.items()} == {
         "SGD epochs=200": [128, 256, 512]
     }
-    assert len(settings) == 6 and [row.accuracy() for row in settings if row.setting == COMMON] == [
-        80.0
-    ]
+    assert len(settings) == 6 and [
+        row.accuracy() for row in settings if row.setting == titles.COMMON
+    ] == [80.0]
     through_epochs = gather_lines(rows, "epochs")
     assert [row.epochs for row in through_epochs["SGD 512"]] == [3, 200]
     assert "- SGD epochs=200 holds up to batch 512." in page_of(workplace)
 
 
-def test_a_row_without_rivals_lies_on_the_line_of_its_like(workplace):
+def test_a_row_alone_in_its_cell_lies_on_the_line_of_equal_rows(workplace):
     for batch in (128, 256, 512):
         # A recipe's rate follows the batch, and one batch may have had others.
         put(workplace, "optimizer=lars", f"batch={batch}", f"optimizer.base_lr={batch / 64}")
@@ -618,7 +617,7 @@ def test_a_row_without_rivals_lies_on_the_line_of_its_like(workplace):
     assert [row.epochs for row in through_epochs] == [3, 200]
 
 
-def test_settings_are_ranked_beside_what_they_differ_from(workplace):
+def test_settings_are_ranked_with_what_they_differ_from(workplace):
     for batch in (128, 512):
         put(workplace, f"batch={batch}", accuracy=80.0)
     for momentum in (0.5, 0.6, 0.7, 0.8, 0.95):
@@ -658,7 +657,7 @@ def test_a_target_of_the_baseline_is_for_its_like_alone(workplace):
     assert (workplace / "results/g/README.md").read_text().count("| - | - | 30.0 s |") == 0
 
 
-def test_commands_of_several_commits_are_told_apart(workplace):
+def test_commands_of_several_commits_are_listed_for_each(workplace):
     put(workplace, "batch=128", commit="aaa")
     put(workplace, "batch=256", commit="aaa")
     page = page_of(workplace)
@@ -668,7 +667,7 @@ def test_commands_of_several_commits_are_told_apart(workplace):
     assert "batch=128,256" in first and "batch=512" in second
 
 
-def test_commands_name_the_means_in_which_they_differ(workplace):
+def test_commands_name_the_provenance_in_which_they_differ(workplace):
     put(workplace, "batch=128", device="A", precision="bf16", threads=1)
     put(workplace, "batch=256", device="B", precision="fp32", threads=1)
     _, first = page_of(workplace).split("\nHardware A, Precision bf16:\n")
@@ -707,16 +706,93 @@ def test_a_schedule_is_named_beside_its_keys_and_no_row_has_anothers(workplace):
         for name in names:
             put(workplace, f"batch={batch}", f"scheduler={name}")
     _, rows = table(workplace)
-    told = {(row["batch"], row["settings"]) for row in rows}
-    assert ("128", "scheduler.name=cosine") in told
-    others = [settings for batch, settings in told if batch == "256" and "multistep" in settings]
+    named = {(row["batch"], row["settings"]) for row in rows}
+    assert ("128", "scheduler.name=cosine") in named
+    others = [settings for batch, settings in named if batch == "256" and "multistep" in settings]
     assert others == ["scheduler.gamma=0.1 scheduler.name=multistep scheduler.step_fraction=0.25"]
 
 
 def test_the_examples_of_titles_hold():
-    failed, tried = doctest.testmod(engine.report.titles)
-    # The number keeps a test that finds no examples from passing.
+    failed, tried = doctest.testmod(titles)
+    # The number keeps a module whose examples are not found from passing.
     assert (failed, tried) == (0, 16)
+
+
+def choices(**changes):
+    """Make a row's choices; a double underscore in a name stands for a dot."""
+    cell = zip(titles.CELL, ("sgd", 128, "resnet8", "cifar10", 15), strict=True)
+    return dict(cell) | {key.replace("__", "."): value for key, value in changes.items()}
+
+
+def test_a_setting_names_keys_up_to_three_and_of_more_those_that_most_rows_have_otherwise():
+    base = choices(a=1, b=1, c=1, d=1)
+    three = [base, base | {"a": 2, "b": 2, "c": 2}]
+    assert [titles.setting(row, three) for row in three] == ["a=1 b=1 c=1", "a=2 b=2 c=2"]
+    # Of values that are equally common the first row's is what most rows share.
+    four = [base, base | {"a": 2, "b": 2, "c": 2, "d": 2}]
+    assert [titles.setting(row, four) for row in four] == [titles.COMMON, "a=2 b=2 c=2 d=2"]
+
+
+def test_a_setting_writes_defaults_and_no_key_that_another_schedule_has():
+    plain = choices(scheduler__name="cosine")
+    steps = plain | {"scheduler.name": "multistep", "scheduler.gamma": 0.1, "ema.decay": 0.9}
+    assert [titles.setting(row, [plain, steps]) for row in (plain, steps)] == [
+        "ema.decay=null scheduler.name=cosine",
+        "ema.decay=0.9 scheduler.gamma=0.1 scheduler.name=multistep",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [("onecycle", "scheduler.name=cosine scheduler.power=2"), ("cosine", "scheduler.power=2")],
+)
+def test_an_ablation_names_the_schedule_with_its_keys_where_there_are_several(other, named):
+    base = choices(a=1, b=1, c=1, scheduler__name="cosine", scheduler__power=1)
+    changes = [{"a": 2}, {"b": 2}, {"c": 2}, {"scheduler.name": other}, {"scheduler.power": 2}]
+    group = [base, *(base | change for change in changes)]
+    assert titles.setting(group[-1], group) == named
+    assert titles.setting(group[1], group) == "a=2"
+
+
+def test_the_line_of_a_lone_row_names_up_to_three_keys_and_no_rate():
+    lone = choices(batch=512, a=1, b=1, c=1, d=1, optimizer__base_lr=0.4)
+    cell = [lone | {"batch": 128, "optimizer.base_lr": 0.1, "a": a, "b": a, "c": a} for a in (1, 2)]
+    cell.append(cell[0] | {"optimizer.base_lr": 0.2})
+    assert titles.line_setting(lone, [lone, *cell]) == "a=1 b=1 c=1"
+    cell.append(cell[0] | {"d": 2})
+    assert titles.line_setting(lone, [lone, *cell]) == ""
+    # The setting that an ablation's rows share needs no name either.
+    assert titles.setting(cell[0], [lone, *cell]) == titles.COMMON
+    assert titles.line_setting(cell[0], [lone, *cell]) == ""
+
+
+def test_a_line_is_of_one_optimizer():
+    lone = choices(batch=512, optimizer__momentum=0.9)
+    lars = [lone | {"optimizer.name": "lars", "optimizer.momentum": m} for m in (0.8, 0.9)]
+    assert titles.line_setting(lone, [lone, *lars]) == ""
+
+
+def test_a_cell_names_no_key_of_a_schedule_that_its_settings_name():
+    group = [
+        choices(scheduler__name="cosine", scheduler__min_lr=0.0, a=1),
+        choices(scheduler__name="constant", a=1),
+        choices(scheduler__name="cosine", scheduler__min_lr=0.1, a=2, batch=512),
+    ]
+    named = [titles.cell_setting(row, group) for row in group]
+    assert named == ["a=1", "a=1", "a=2 scheduler.min_lr=0.1 scheduler.name=cosine"]
+
+
+def test_what_not_all_runs_of_a_row_were_made_with_is_noted():
+    old, new = {"commit": "abc"}, {"commit": "abc", "world_size": 2, "torch": "2", "threads": 1}
+    assert titles.mixed_provenance([old, new]) == "(mixed torch, world_size)"
+    assert titles.mixed_provenance([old, old]) == titles.mixed_provenance([]) == ""
+
+
+def test_runs_that_were_given_several_targets_have_the_baselines(workplace):
+    put(workplace, "seed=0", target_accuracy=60.0)
+    assert "The target is 60.00 %" in page_of(workplace)
+    put(workplace, "batch=256", target_accuracy=70.0)
+    assert "The target is 79.50 %" in page_of(workplace)
 
 
 def test_a_row_of_an_ablation_names_what_it_changes(workplace):
@@ -730,6 +806,6 @@ def test_a_row_of_an_ablation_names_what_it_changes(workplace):
         for change in ([], *([c] for c in changes), changes[:2]):
             put(workplace, seed, *change)
     _, rows = table(workplace)
-    told = [row["settings"] for row in rows]
-    assert told == ["(what most rows share)", *changes, " ".join(changes[:2])]
+    named = [row["settings"] for row in rows]
+    assert named == ["(what most rows share)", *changes, " ".join(changes[:2])]
     assert {row["runs"] for row in rows} == {"2"}
