@@ -30,49 +30,38 @@ def write_plots(folder: Path, group: str, rows: Sequence[Row], target: Target) -
     through_batches, settings = part_settings(every)
     through_epochs = {name: line for name, line in by_epochs.items() if len(line) > 1}
 
-    def draw_accuracy(figure: Any, axis: Axis, lines: Lines) -> None:
+    def draw_accuracy(axis: Axis, lines: Lines, figure: Any) -> None:
         axes = figure.subplots()
         if axis == "batch":
             draw_baseline(axes, rows)
         draw_against(axes, axis, lines, Row.results)
         axes.set(ylabel=f"Final {SPLITS[rows[0].split]}, %", title=group)
 
-    def draw_time(figure: Any) -> None:
+    def draw_time(lines: Lines, figure: Any) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
-        draw_against(left, "batch", through_batches, lambda row: row.figures("train_seconds"))
-        draw_against(right, "batch", through_batches, lambda row: row.times_to(target.of(row)))
+        draw_against(left, "batch", lines, lambda row: row.figures("train_seconds"))
+        draw_against(right, "batch", lines, lambda row: row.times_to(target.of(row)))
         left.set(ylabel="Training time, s", title=f"{group}: time to train", ylim=(0, None))
         goal = "" if target.accuracy is None else f", {target.accuracy:.2f} %"
         right.set(title=f"time to target{goal}")
 
     panels = len(set(panel_titles(every).values()))
-    plots: dict[str, tuple[Any, Callable[[Any], None], tuple[float, float]]] = {
-        "accuracy.png": (
-            through_batches,
-            partial(draw_accuracy, axis="batch", lines=through_batches),
-            (7.2, 4.2),
-        ),
+    # What each shows, how it is drawn, and its size.
+    plots: dict[str, tuple[Any, Callable[..., None], tuple[float, float]]] = {
+        "accuracy.png": (through_batches, partial(draw_accuracy, "batch"), (7.2, 4.2)),
         "time.png": (through_batches, draw_time, (8.4, 3.6)),
         "settings.png": (
             settings,
-            partial(draw_settings, group=group, rows=settings),
+            partial(draw_settings, group),
             (9.6, 1.2 + 0.24 * len(settings)),
         ),
-        "curves.png": (
-            every,
-            partial(draw_curves, group=group, lines=every),
-            (8.4, 0.6 + 2.8 * panels),
-        ),
-        "epochs.png": (
-            through_epochs,
-            partial(draw_accuracy, axis="epochs", lines=through_epochs),
-            (7.2, 4.2),
-        ),
+        "curves.png": (every, partial(draw_curves, group), (8.4, 0.6 + 2.8 * panels)),
+        "epochs.png": (through_epochs, partial(draw_accuracy, "epochs"), (7.2, 4.2)),
     }
     written = []
     for name, (drawn, draw, size) in plots.items():
         if drawn:
-            written.append(save(folder / name, draw, size))
+            written.append(save(folder / name, partial(draw, drawn), size))
         else:
             (folder / name).unlink(missing_ok=True)
     return written
@@ -197,7 +186,7 @@ def draw_against(
     axes.set_xlabel(axis.capitalize() + note)
 
 
-def draw_settings(figure: Any, group: str, rows: Sequence[Row]) -> None:
+def draw_settings(group: str, rows: Sequence[Row], figure: Any) -> None:
     """Draw rows that share no line, the best on top: every run a dot, a diverged one a cross."""
     axes = figure.subplots()
     ranked = sorted(rows, key=lambda row: row.accuracy() or 0.0)
@@ -208,7 +197,7 @@ def draw_settings(figure: Any, group: str, rows: Sequence[Row]) -> None:
         mean = row.accuracy()
         if mean is not None:
             axes.plot(mean, place, "|", color=colour, markersize=12)
-    # Short of these a key is still known; the tables have it whole.
+    # A key is known without these, and the tables have it whole.
     groups = r"\b(?:optimizer|model|loss|scheduler)\.(?!name)"
     titles = [re.sub(groups, "", f"{row.optimizer.upper()} {row.title}") for row in ranked]
     axes.set_yticks(range(len(ranked)), titles, fontsize=7)
@@ -222,8 +211,8 @@ def panel_titles(lines: Lines) -> dict[str, str]:
     return {label: rows[0].optimizer.upper() if many else label for label, rows in lines.items()}
 
 
-def draw_curves(figure: Any, group: str, lines: Lines) -> None:
-    """Draw every run's accuracy over the epochs and over wall time, a colour a batch."""
+def draw_curves(group: str, lines: Lines, figure: Any) -> None:
+    """Draw every run's accuracy over the epochs and over wall time, a colour for each batch."""
     from matplotlib import colormaps
 
     titles = panel_titles(lines)

@@ -168,12 +168,14 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
         chosen = {key: value for key, value in record.choices.items() if key != "seed"}
         members.setdefault(json.dumps(chosen, sort_keys=True), []).append(record)
     group = [json.loads(chosen) for chosen in members]
-    rows = [Row(json.loads(chosen), group, found) for chosen, found in members.items()]
 
     def place(row: Row) -> tuple[str, int, float, int]:
         rate = row.choices.get("optimizer.base_lr", 0.0)
         return (optimizer_order(row.optimizer), row.batch, rate, row.setting.count("="))
 
+    rows = [
+        Row(chosen, group, found) for chosen, found in zip(group, members.values(), strict=True)
+    ]
     return sorted(rows, key=place)
 
 
@@ -183,15 +185,6 @@ def gather_lines(rows: Sequence[Row], axis: Axis) -> dict[str, list[Row]]:
     for row in sorted(rows, key=operator.attrgetter(axis)):
         lines.setdefault(row.line(axis), []).append(row)
     return lines
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
-
-
-def _joined(*parts: str) -> str:
-    return " ".join(filter(None, parts))
 
 
 def baseline_row(rows: Sequence[Row]) -> Row | None:
@@ -218,10 +211,19 @@ class Target:
 
 
 def target_of(rows: Sequence[Row]) -> Target:
-    """Return the target as configured, else half a point less than the baseline."""
+    """Return the target that the runs were given, else half a point less than the baseline."""
     asked = {r.summary.get("target_accuracy") for row in rows for r in row.records} - {None}
     if len(asked) == 1:
         return Target(asked.pop())
     baseline = baseline_row(rows)
     accuracy = baseline.accuracy() if baseline else None
     return Target(None) if accuracy is None else Target(accuracy - 0.5, baseline)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _joined(*parts: str) -> str:
+    return " ".join(filter(None, parts))

@@ -67,8 +67,7 @@ def markdown(group: str, rows: Sequence[Row]) -> str:
     lines += [
         escaped(f"{model} on {data}, {epochs} epochs.") for model, data, epochs in sorted(scope)
     ]
-    lines += [markdown_tables(rows), ""]
-    lines += [accuracy_note(rows)]
+    lines += [markdown_tables(rows), "", accuracy_note(rows)]
     return "\n".join(lines) + "\n"
 
 
