@@ -20,7 +20,7 @@ from engine.runs.records import Record
 def noise_scales(record: Record) -> tuple[list[int], list[float | None]]:
     """Return the epochs at whose end the run looked, and the scales in examples, None if lost.
 
-    An estimate that is not above 0 tells no more than none: one of its norms was lost in the other.
+    An estimate that is not above 0 is lost: one of its norms drowned in the other.
     """
     rows = [row for row in record.history if "noise_scale" in row]
     found = [row["noise_scale"] for row in rows]
@@ -55,7 +55,7 @@ def noise_section(rows: Sequence[Row]) -> str:
             _examples([scale]),
             _examples([scales[-1] for scales in runs]),
             f"{len(every) - len(known)} of {len(every)}",
-            *(["-"] * 4 if ratio is None else _beside(ratio)),
+            *(["-"] * 4 if ratio is None else _ratio_cells(ratio)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
@@ -75,9 +75,10 @@ def _examples(scales: Sequence[float | None]) -> str:
     return f"{statistics.fmean(known):,.0f}" if len(known) == len(scales) else "-"
 
 
-def _beside(ratio: float) -> list[str]:
-    told = "a larger batch still saves steps" if ratio < 1 else "larger steps stop paying"
-    return [f"{ratio:.2g}", f"{1 + 1 / ratio:.2f}", f"{1 + ratio:.2f}", told]
+def _ratio_cells(ratio: float) -> list[str]:
+    """Write what the ratio of batch and noise scale says of steps and examples."""
+    verdict = "a larger batch still saves steps" if ratio < 1 else "larger steps stop paying"
+    return [f"{ratio:.2g}", f"{1 + 1 / ratio:.2f}", f"{1 + ratio:.2f}", verdict]
 
 
 def write_noise_plot(path: Path, group: str, rows: Sequence[Row]) -> list[Path]:
@@ -93,8 +94,8 @@ def write_noise_plot(path: Path, group: str, rows: Sequence[Row]) -> list[Path]:
             for record in row.records:
                 epochs, scales = noise_scales(record)
                 # Where there is none the line has a gap.
-                shown = [math.nan if scale is None else scale for scale in scales]
-                axes.plot(epochs, shown, marker=".", color=f"C{number}", label=label)
+                drawn = [math.nan if scale is None else scale for scale in scales]
+                axes.plot(epochs, drawn, marker=".", color=f"C{number}", label=label)
                 label = None
             axes.axhline(row.batch, color=f"C{number}", linestyle=":", linewidth=1)
         axes.set_yscale("log")

@@ -1,6 +1,5 @@
 """A group's page, results/<group>/README.md: what was asked, what came out, how to repeat it."""
 
-import itertools
 import math
 import re
 import shlex
@@ -8,14 +7,20 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from engine.report.noise import noise_section
-from engine.report.rows import Row, Target, baseline_row, by_line
-from engine.report.tables import accuracy_cell, escaped, markdown_tables, shown_seconds, whose
+from engine.report.rows import Row, Target, baseline_row, gather_lines
+from engine.report.tables import (
+    accuracy_cell,
+    accuracy_note,
+    escaped,
+    markdown_tables,
+    seconds_cell,
+)
 from engine.runs.records import Record
 
 # A page names so many runs that are missing, and counts the others.
 NAMED_MISSING = 20
-# The means by which a run came about, as a page calls them, and their keys in summary.json.
-MEANS = {
+# With what a run was made, as a page calls it, and the keys in summary.json.
+PROVENANCE = {
     "Hardware": "device",
     "Threads": "threads",
     "Precision": "precision",
@@ -32,8 +37,7 @@ def page(group: str, rows: Sequence[Row], target: Target, plots: Iterable[str]) 
         question(rows),
         answer(rows, target),
         markdown_tables(rows).strip(),
-        f"Accuracy is {whose(rows)}; ± is the standard deviation over seeds. A diverged run counts "
-        "as chance and is marked nan.",
+        f"{accuracy_note(rows)} A diverged run counts as chance and is marked nan.",
         *(f"![{name.removesuffix('.png')}]({name})" for name in plots),
         "## On the way",
         on_the_way(rows, target),
@@ -60,11 +64,10 @@ def question(rows: Sequence[Row]) -> str:
 
 def answer(rows: Sequence[Row], target: Target) -> str:
     """Say up to which batch each optimizer's mean stays at or above the target."""
-    baseline = baseline_row(rows)
-    if baseline is not None and baseline.told and target.scope is not None:
+    if target.baseline is not None and target.baseline.setting:
         # Of several settings at the smallest batch none is what the others are held against.
         return ""
-    lines = []
+    lines, baseline = [], baseline_row(rows)
     if baseline is not None and baseline.accuracies():
         lines.append(
             f"- The base line, SGD at batch {baseline.batch}: {accuracy_cell(baseline)} %."
@@ -72,12 +75,12 @@ def answer(rows: Sequence[Row], target: Target) -> str:
     goal = target.accuracy
     if goal is not None:
         lines.append(f"- The target is {goal:.2f} %; a row holds if its mean is not below it.")
-        judged = by_line([row for row in rows if target.of(row) is not None])
+        judged = gather_lines([row for row in rows if target.of(row) is not None], "batch")
         lines += [
             f"- {escaped(title)} holds {held(members, rows, goal)}."
             for title, members in judged.items()
-            # One of many settings at one batch: the tables tell how it did.
-            if len(members) > 1 or not members[0].told
+            # How one of many settings at one batch did is in the tables.
+            if len(members) > 1 or not members[0].setting
         ]
     return "\n".join(lines)
 
@@ -85,15 +88,14 @@ def answer(rows: Sequence[Row], target: Target) -> str:
 def held(line: Sequence[Row], rows: Sequence[Row], target: float) -> str:
     """Word at which batches a line's means are at or above the target, without a gap."""
     first = line[0]
-    batches = sorted({row.batch for row in rows if row.series == first.series})
-    # Beyond a batch at which only other settings were tried the line says nothing.
-    tried = zip(line, batches[batches.index(first.batch) :], strict=False)
-    well = [
-        row.batch
-        for row, _ in itertools.takewhile(
-            lambda pair: pair[0].batch == pair[1] and (pair[0].accuracy() or 0.0) >= target, tried
-        )
-    ]
+    peers = [row for row in rows if row.optimizer == first.optimizer and row.scope == first.scope]
+    batches = sorted({row.batch for row in peers})
+    well: list[int] = []
+    for row, batch in zip(line, batches[batches.index(first.batch) :], strict=False):
+        # Beyond a batch at which only other settings were tried the line says nothing.
+        if row.batch != batch or (row.accuracy() or 0.0) < target:
+            break
+        well.append(batch)
     if not well:
         return "at no batch"
     if first.batch == batches[0] and len(batches) > 1:
@@ -102,11 +104,10 @@ def held(line: Sequence[Row], rows: Sequence[Row], target: float) -> str:
 
 
 def on_the_way(rows: Sequence[Row], target: Target) -> str:
-    """Write the history beside the final accuracy: training's, best epoch, time to the target."""
+    """Write what led to the final accuracy: training's, the best epoch, the time to the target."""
     tested = rows[0].split == "test"
     both = tested and any(row.figures("holdout_accuracy") for row in rows)
-    goal = "the target" if target.accuracy is None else f"{target.accuracy:.2f} %"
-    table = [history_cells(row, target.of(row), goal, both) for row in rows]
+    table = [history_cells(row, target, both) for row in rows]
     lines = [f"| {' | '.join(table[0])} |", "|---" * len(table[0]) + "|"]
     lines += [f"| {' | '.join(cells.values())} |" for cells in table]
     lines += [
@@ -120,11 +121,11 @@ def on_the_way(rows: Sequence[Row], target: Target) -> str:
     return "\n".join(lines)
 
 
-def history_cells(row: Row, target: float | None, goal: str, both: bool) -> dict[str, str]:
-    """Write a row's cells by column; goal: the target's name; both: hold-out beside test split."""
+def history_cells(row: Row, target: Target, both: bool) -> dict[str, str]:
+    """Write a row's cells by column; both: the group has accuracies on hold-out and test split."""
     train, speed = row.train_accuracy(), row.mean("images_per_second")
     best, epoch = row.mean("best_test_accuracy"), row.mean("best_epoch")
-    first = row.first_at(target)
+    first = row.first_at(target.of(row))
     cells = {
         "Optimizer": escaped(row.optimizer.upper()),
         "Batch": escaped(row.title),
@@ -136,15 +137,16 @@ def history_cells(row: Row, target: float | None, goal: str, both: bool) -> dict
     if row.split == "test":
         known = best is not None and epoch is not None
         cells["Best epoch, %"] = f"{best:.2f} (epoch {epoch:.4g})" if known else "-"
+    goal = "the target" if target.accuracy is None else f"{target.accuracy:.2f} %"
     cells[f"First at {goal}"] = f"epoch {first[0]:.4g}" if first else "-"
-    cells["Time to it"] = shown_seconds(first[1] if first else None)
-    cells["Time to train"] = shown_seconds(row.mean("train_seconds"))
+    cells["Time to it"] = seconds_cell(first[1] if first else None)
+    cells["Time to train"] = seconds_cell(row.mean("train_seconds"))
     cells["Images/s"] = "-" if speed is None else f"{speed:,.0f}"
     return cells
 
 
 def holdout_cell(row: Row) -> str:
-    """Write the mean accuracy on the pictures set aside to choose on, with each run's own."""
+    """Write the mean accuracy on the images set aside to choose on, with each run's own."""
     if not row.figures("holdout_accuracy"):
         return "-"
     found = [value for r in row.records if (value := r.accuracy("holdout")) is not None]
@@ -153,20 +155,22 @@ def holdout_cell(row: Row) -> str:
 
 
 def how_made(records: Sequence[Record]) -> str:
-    """Write the commands, apart where they were run by different means, and the facts to cite."""
-    told = [r.summary for r in records if r.summary.get("command")]
-    several = [
-        (name, key)
-        for name, key in MEANS.items()
-        if len({s[key] for s in told if s.get(key) is not None}) > 1
-    ]
+    """Write the commands, grouped where their provenance differs, and the facts to cite."""
+    summaries = [r.summary for r in records if r.summary.get("command")]
+    differing = {
+        name: key
+        for name, key in PROVENANCE.items()
+        if len({s[key] for s in summaries if s.get(key) is not None}) > 1
+    }
     commands: dict[str, list[str]] = {}
-    for summary in told:
-        means = ", ".join(f"{name} {summary.get(key) or 'not known'}" for name, key in several)
-        commands.setdefault(means, []).append(summary["command"])
+    for s in summaries:
+        heading = ", ".join(
+            f"{name} {s.get(key) or 'not known'}" for name, key in differing.items()
+        )
+        commands.setdefault(heading, []).append(s["command"])
     lines = []
-    for means, given in commands.items():
-        lines += [f"{escaped(means)}:", ""] if several else []
+    for heading, given in commands.items():
+        lines += [f"{escaped(heading)}:", ""] if heading else []
         lines += [*fenced(*merge_commands(given)), ""]
     return "\n".join([*lines, facts(records)])
 
@@ -174,16 +178,11 @@ def how_made(records: Sequence[Record]) -> str:
 def facts(records: Sequence[Record]) -> str:
     """List what the figures of these runs must be cited with."""
     summaries = [record.summary for record in records]
-    named = ("data.root", "data.train_size", "data.test_size", "data.holdout")
-    data = [
-        " ".join(
-            [
-                record.summary["data"],
-                *(f"{k}={record.choices[k]}" for k in named if record.choices.get(k)),
-            ]
-        )
-        for record in records
-    ]
+    data = []
+    for record in records:
+        keys = ("data.root", "data.train_size", "data.test_size", "data.holdout")
+        given = [f"{key}={record.choices[key]}" for key in keys if record.choices.get(key)]
+        data.append(" ".join([record.summary["data"], *given]))
     sizes = {s["model"]: s["parameters"] for s in summaries if s.get("parameters")}
     models = [
         s["model"] + (f" ({sizes[s['model']]:,} parameters)" if s["model"] in sizes else "")
@@ -194,12 +193,12 @@ def facts(records: Sequence[Record]) -> str:
         "Data": data,
         "Epochs": [s["epochs"] for s in summaries],
         "Seeds": sorted(s["seed"] for s in summaries),
-        **{name: [s.get(key) for s in summaries] for name, key in MEANS.items()},
+        **{name: [s.get(key) for s in summaries] for name, key in PROVENANCE.items()},
     }
     lines = []
     for name, found in values.items():
-        told = dict.fromkeys(escaped(value) for value in found if value is not None)
-        lines.append(f"- {name}: {', '.join(told) or 'not known'}")
+        known = dict.fromkeys(escaped(value) for value in found if value is not None)
+        lines.append(f"- {name}: {', '.join(known) or 'not known'}")
     return "\n".join(lines)
 
 

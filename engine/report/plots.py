@@ -4,83 +4,83 @@ import io
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from engine.report.rows import Axis, Row, Target, baseline_row, gather_lines
+from engine.runs.records import COMPLETED, DIVERGED, FINISHED
 from engine.system.files import write_atomically
-
-if TYPE_CHECKING:
-    from engine.report.rows import Row, Target
 
 COLOURS = {"SGD": "#1f6f8b", "LARS": "#d1495b"}
 # After ten lines the colours begin again.
 LINESTYLES = ("-", "--", "-.", ":")
+MARKERS = {COMPLETED: "o", DIVERGED: "x"}
 SPLITS = {"test": "test accuracy", "holdout": "hold-out accuracy"}
 # More panels than this would not be read; the lines of one optimizer then share one, and lines of
 # one batch each get a plot of their own.
 MOST_PANELS = 4
+# Rows that differ in batch or epochs alone, by their common name.
+Lines = Mapping[str, Sequence[Row]]
 
 
-def write_plots(folder: Path, group: str, rows: Sequence["Row"], target: "Target") -> list[Path]:
+def write_plots(folder: Path, group: str, rows: Sequence[Row], target: Target) -> list[Path]:
     """Draw a group; return the paths of the PNG files written, and remove those it has no more."""
-    every, lengths = gather_lines(rows), gather_lengths(rows)
-    lines, settings = part_settings(every)
-    what = f"Final {SPLITS[rows[0].split]}, %"
+    every, by_epochs = gather_lines(rows, "batch"), gather_lines(rows, "epochs")
+    through_batches, settings = part_settings(every)
+    through_epochs = {name: line for name, line in by_epochs.items() if len(line) > 1}
 
-    def accuracy(figure: Any) -> None:
+    def draw_accuracy(axis: Axis, lines: Lines, figure: Any) -> None:
         axes = figure.subplots()
-        draw_baseline(axes, rows)
-        draw_against(axes, "batch", lines, lambda row: row.results())
-        axes.set(ylabel=what, title=group)
+        if axis == "batch":
+            draw_baseline(axes, rows)
+        draw_against(axes, axis, lines, Row.results)
+        axes.set(ylabel=f"Final {SPLITS[rows[0].split]}, %", title=group)
 
-    def time(figure: Any) -> None:
+    def draw_time(lines: Lines, figure: Any) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
         draw_against(left, "batch", lines, lambda row: row.figures("train_seconds"))
         draw_against(right, "batch", lines, lambda row: row.times_to(target.of(row)))
         left.set(ylabel="Training time, s", title=f"{group}: time to train", ylim=(0, None))
-        named = "" if target.accuracy is None else f", {target.accuracy:.2f} %"
-        right.set(title=f"time to target{named}")
+        goal = "" if target.accuracy is None else f", {target.accuracy:.2f} %"
+        right.set(title=f"time to target{goal}")
 
-    def curves(figure: Any) -> None:
-        draw_curves(figure, group, every)
-
-    def choices(figure: Any) -> None:
-        axes = figure.subplots()
-        draw_settings(axes, settings)
-        axes.set(xlabel=what, title=group)
-
-    def epochs(figure: Any) -> None:
-        axes = figure.subplots()
-        draw_against(axes, "epochs", lengths, lambda row: row.results())
-        axes.set(ylabel=what, title=group)
-
-    panels = len({title for title in panel_titles(every).values()})
-    plots = {
-        "accuracy.png": (lines, accuracy, (7.2, 4.2)),
-        "time.png": (lines, time, (8.4, 3.6)),
-        "settings.png": (settings, choices, (9.6, 1.2 + 0.24 * len(settings))),
-        "curves.png": (every, curves, (8.4, 0.6 + 2.8 * panels)),
-        "epochs.png": (lengths, epochs, (7.2, 4.2)),
+    panels = len(set(panel_titles(every).values()))
+    # What each shows, how it is drawn, and its size.
+    plots: dict[str, tuple[Any, Callable[..., None], tuple[float, float]]] = {
+        "accuracy.png": (through_batches, partial(draw_accuracy, "batch"), (7.2, 4.2)),
+        "time.png": (through_batches, draw_time, (8.4, 3.6)),
+        "settings.png": (
+            settings,
+            partial(draw_settings, group),
+            (9.6, 1.2 + 0.24 * len(settings)),
+        ),
+        "curves.png": (every, partial(draw_curves, group), (8.4, 0.6 + 2.8 * panels)),
+        "epochs.png": (through_epochs, partial(draw_accuracy, "epochs"), (7.2, 4.2)),
     }
-    for name, (shown, _, _) in plots.items():
-        if not shown:
+    written = []
+    for name, (drawn, draw, size) in plots.items():
+        if drawn:
+            written.append(save(folder / name, partial(draw, drawn), size))
+        else:
             (folder / name).unlink(missing_ok=True)
-    return [save(folder / name, draw, size) for name, (shown, draw, size) in plots.items() if shown]
+    return written
 
 
-def write_comparison(path: Path, groups: Mapping[str, Sequence["Row"]]) -> Path:
+def write_comparison(path: Path, groups: Mapping[str, Sequence[Row]]) -> Path:
     """Draw several groups in one plot: accuracy and training time against the batch.
 
     Of a group with lines through its batches only these are drawn, not its settings.
     """
-    lines: dict[str, list[Row]] = {}
+    lines: dict[str, Sequence[Row]] = {}
     for group, rows in groups.items():
-        every = gather_lines(rows, group)
-        lines |= part_settings(every)[0] or every
+        every = gather_lines(rows, "batch")
+        drawn = part_settings(every)[0] or every
+        lines |= {f"{group} {label}": line for label, line in drawn.items()}
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
-        draw_against(left, "batch", lines, lambda row: row.results())
+        draw_against(left, "batch", lines, Row.results)
         draw_against(right, "batch", lines, lambda row: row.figures("train_seconds"))
         splits = dict.fromkeys(SPLITS[row.split] for rows in groups.values() for row in rows)
         left.set(title=f"Final {' or '.join(splits)}, %")
@@ -114,49 +114,28 @@ def save(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> 
     return path
 
 
-def gather_lines(rows: Sequence["Row"], group: str = "") -> dict[str, list["Row"]]:
-    """Gather the rows that differ in the batch alone under their label, led by the group's name."""
-    from engine.report.rows import by_line
-
-    return {f"{group} {line}".strip(): found for line, found in by_line(rows).items()}
-
-
-def part_settings(
-    lines: Mapping[str, list["Row"]],
-) -> tuple[dict[str, list["Row"]], list["Row"]]:
+def part_settings(lines: Lines) -> tuple[Lines, list[Row]]:
     """Part lines from settings: the rows of one batch each, where they are too many for lines.
 
-    What a line joins to other batches is among them where they are its rivals: an ablation's
-    settings differ from it.
+    The row of a line is among the settings too where it is in the same cell as one of them: it is
+    what an ablation's settings are compared with.
     """
-    points = {label: found[0] for label, found in lines.items() if len(found) == 1}
-    if len(points) <= MOST_PANELS:
-        return dict(lines), []
-    cells = {(row.series, row.batch) for row in points.values()}
-    settings = [
-        row for found in lines.values() for row in found if (row.series, row.batch) in cells
-    ]
-    return {label: found for label, found in lines.items() if label not in points}, settings
+    lone = [line[0] for line in lines.values() if len(line) == 1]
+    if len(lone) <= MOST_PANELS:
+        return lines, []
+    cells = {row.cell for row in lone}
+    settings = [row for line in lines.values() for row in line if row.cell in cells]
+    return {label: line for label, line in lines.items() if len(line) > 1}, settings
 
 
-def gather_lengths(rows: Sequence["Row"]) -> dict[str, list["Row"]]:
-    """Gather the rows that differ in the epochs alone, shortest first; empty if none do."""
-    lines: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row.epochs):
-        lines.setdefault(row.length_line, []).append(row)
-    return {label: found for label, found in lines.items() if len(found) > 1}
-
-
-def draw_baseline(axes: Any, rows: Sequence["Row"]) -> None:
+def draw_baseline(axes: Any, rows: Sequence[Row]) -> None:
     """Draw the smallest-batch SGD row as a band of a standard deviation to each side.
 
     Of several settings at that batch none is what the others are held against.
     """
-    from engine.report.rows import baseline_row
-
     row = baseline_row(rows)
     mean = row.accuracy() if row else None
-    if row is None or row.told or mean is None:
+    if row is None or row.setting or mean is None:
         return
     label = f"base line: SGD {row.batch}"
     axes.axhline(mean, color="grey", linewidth=1, linestyle=":", label=label)
@@ -166,15 +145,12 @@ def draw_baseline(axes: Any, rows: Sequence["Row"]) -> None:
 
 
 def draw_against(
-    axes: Any,
-    axis: str,
-    lines: Mapping[str, Sequence["Row"]],
-    figures: Callable[["Row"], list[Any]],
+    axes: Any, axis: Axis, lines: Lines, figures: Callable[[Row], list[tuple[str, float]]]
 ) -> None:
     """Draw each line's mean and spread, every run a dot, a diverged one a cross.
 
-    axis: what it is drawn against, `batch` or `epochs`. figures: a row's (status, figure) pairs; a
-    row of which a run has none, since it never reached the target, has no mean.
+    figures: a row's (status, figure) pairs; a row of which a run has none, since it never reached
+    the target, has no mean.
     """
     places = sorted({getattr(row, axis) for rows in lines.values() for row in rows})
     for number, (label, rows) in enumerate(lines.items()):
@@ -184,7 +160,7 @@ def draw_against(
         points = [
             (place, [value for _, value in pairs])
             for row, (place, pairs) in zip(rows, found, strict=True)
-            if pairs and len(pairs) == len(row.of("completed", "diverged"))
+            if pairs and len(pairs) == len(row.of(*FINISHED))
         ]
         x = [place for place, _ in points]
         means = [statistics.fmean(values) for _, values in points]
@@ -197,7 +173,7 @@ def draw_against(
             [m + s for m, s in zip(means, spreads, strict=True)],
             color=colour, alpha=0.15, linewidth=0,
         )  # fmt: skip
-        for status, marker in (("completed", "o"), ("diverged", "x")):
+        for status, marker in MARKERS.items():
             dots = [(place, v) for place, pairs in found for s, v in pairs if s == status]
             if dots:
                 axes.scatter(*zip(*dots, strict=True), 18, color=colour, marker=marker, zorder=3)
@@ -205,69 +181,65 @@ def draw_against(
     axes.set_xticks(places, [str(place) for place in places])
     axes.minorticks_off()
     axes.set_xlim(places[0] / 1.3, places[-1] * 1.3)
-    note = " (cross: diverged, counted as chance)" if crossed(lines) else ""
+    crosses = any(row.of(DIVERGED) for rows in lines.values() for row in rows)
+    note = " (cross: diverged, counted as chance)" if crosses else ""
     axes.set_xlabel(axis.capitalize() + note)
 
 
-def draw_settings(axes: Any, rows: Sequence["Row"]) -> None:
+def draw_settings(group: str, rows: Sequence[Row], figure: Any) -> None:
     """Draw rows that share no line, the best on top: every run a dot, a diverged one a cross."""
+    axes = figure.subplots()
     ranked = sorted(rows, key=lambda row: row.accuracy() or 0.0)
     for place, row in enumerate(ranked):
         colour = COLOURS.get(row.optimizer.upper(), "C0")
         for status, value in row.results():
-            axes.scatter(
-                value, place, 18, color=colour, marker="x" if status == "diverged" else "o"
-            )
+            axes.scatter(value, place, 18, color=colour, marker=MARKERS[status])
         mean = row.accuracy()
         if mean is not None:
             axes.plot(mean, place, "|", color=colour, markersize=12)
-    # Short of these a key is still known; the tables have it whole.
+    # A key is known without these, and the tables have it whole.
     groups = r"\b(?:optimizer|model|loss|scheduler)\.(?!name)"
     titles = [re.sub(groups, "", f"{row.optimizer.upper()} {row.title}") for row in ranked]
     axes.set_yticks(range(len(ranked)), titles, fontsize=7)
     axes.set_ylim(-1, len(ranked))
+    axes.set(xlabel=f"Final {SPLITS[rows[0].split]}, %", title=group)
 
 
-def crossed(lines: Mapping[str, Sequence["Row"]]) -> bool:
-    """Tell whether any run diverged."""
-    return any(row.of("diverged") for rows in lines.values() for row in rows)
-
-
-def panel_titles(lines: Mapping[str, Sequence["Row"]]) -> dict[str, str]:
+def panel_titles(lines: Lines) -> dict[str, str]:
     """Choose the panel that each line's learning curves go to."""
     many = len(lines) > MOST_PANELS
     return {label: rows[0].optimizer.upper() if many else label for label, rows in lines.items()}
 
 
-def draw_curves(figure: Any, group: str, lines: Mapping[str, Sequence["Row"]]) -> None:
-    """Draw every run's accuracy over the epochs and over wall time, a colour a batch."""
+def draw_curves(group: str, lines: Lines, figure: Any) -> None:
+    """Draw every run's accuracy over the epochs and over wall time, a colour for each batch."""
     from matplotlib import colormaps
 
     titles = panel_titles(lines)
-    panels = figure.subplots(len(set(titles.values())), 2, sharey=True, sharex="col", squeeze=False)
-    place = {title: number for number, title in enumerate(dict.fromkeys(titles.values()))}
+    names = dict.fromkeys(titles.values())
+    grid = figure.subplots(len(names), 2, sharey=True, sharex="col", squeeze=False)
+    panels = dict(zip(names, grid, strict=True))
     batches = sorted({row.batch for rows in lines.values() for row in rows})
     for label, rows in lines.items():
-        left, right = panels[place[titles[label]]]
-        left.set(
-            title=f"{group}: {titles[label]}", ylabel=f"{SPLITS[rows[0].split].capitalize()}, %"
-        )
+        left, right = panels[titles[label]]
+        what = SPLITS[rows[0].split].capitalize()
+        left.set(title=f"{group}: {titles[label]}", ylabel=f"{what}, %")
         for row in rows:
-            colour = colormaps["viridis"](
-                0.92 * batches.index(row.batch) / max(1, len(batches) - 1)
-            )
-            name: str | None = f"batch {row.batch}"
-            if name in right.get_legend_handles_labels()[1]:
-                name = None
+            shade = 0.92 * batches.index(row.batch) / max(1, len(batches) - 1)
+            colour = colormaps["viridis"](shade)
+            style = {"color": colour, "linewidth": 1.2, "marker": ".", "markersize": 4}
             for record in row.records:
                 epochs, seconds, accuracies = record.curve(row.split)
-                style = {"color": colour, "linewidth": 1.2, "marker": ".", "markersize": 4}
                 left.plot(epochs, accuracies, **style)
-                right.plot(seconds, accuracies, label=name if accuracies else None, **style)
-                name = None if accuracies else name
-    # Beside the panels: seven batches would hide what they name.
-    for right in (right for _, right in panels if right.get_legend_handles_labels()[0]):
-        right.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    panels[-1][0].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    panels[-1][0].set_xlabel("Epoch")
-    panels[-1][1].set_xlabel("Wall time, s")
+                # Each batch is in the legend once.
+                name = f"batch {row.batch}"
+                new = accuracies and name not in right.get_legend_handles_labels()[1]
+                right.plot(seconds, accuracies, label=name if new else None, **style)
+    # Outside the panels: seven batches would hide what they name.
+    for _, right in grid:
+        if right.get_legend_handles_labels()[0]:
+            right.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    left, right = grid[-1]
+    left.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    left.set_xlabel("Epoch")
+    right.set_xlabel("Wall time, s")

@@ -1,71 +1,99 @@
 """A group's runs, gathered into the rows of its table: each number is read from the runs."""
 
+import functools
 import json
+import operator
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from engine.report.titles import KIND, apart, differences, mixed, shared, told
-from engine.runs.records import Record, optimizer_order
+from engine.errors import key_error
+from engine.report import titles
+from engine.runs.records import (
+    COMPLETED,
+    DIVERGED,
+    Record,
+    load_records,
+    optimizer_order,
+    runs_directory,
+)
+
+# What a line of rows leads through.
+Axis = Literal["batch", "epochs"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """The runs that differ in nothing but the seed.
+    """The runs of a group that differ in nothing but the seed.
 
-    kind: model and data where the group has several; length: epochs, likewise; told: other choices
-    that differ from those of its optimizer and batch; shared: such choices as it has in common with
-    the rows of its line through batches or epochs; apart: those in which rows of other batches,
-    kinds or lengths alone differ; mixed: a note where its runs should not be averaged lightly;
-    split: whose accuracies are told, test, or holdout where no run of the group evaluates the test
-    split.
+    choices: what was chosen for them; group: the choices of all rows of the group.
     """
 
-    optimizer: str
-    batch: int
-    kind: str
-    length: str
-    told: str
-    shared: str
-    apart: str
-    mixed: str
-    split: str
+    choices: titles.Choices
+    group: Sequence[titles.Choices]
     records: Sequence[Record]
 
     @property
-    def settings(self) -> str:
-        """Return the column of table.csv: what no other column says."""
-        return _joined(self.told, self.apart, self.mixed)
+    def optimizer(self) -> str:
+        """Return the name of the optimizer as in the configuration."""
+        return self.choices["optimizer.name"]
+
+    @property
+    def batch(self) -> int:
+        """Return the examples in each step."""
+        return self.choices["batch"]
 
     @property
     def epochs(self) -> int:
         """Return the epochs of each of its runs."""
-        return int(self.records[0].summary["epochs"])
+        return self.choices["epochs"]
 
     @property
-    def line(self) -> str:
-        """Return what the rows have in common that a line through the batches joins."""
-        return _joined(self.optimizer.upper(), self.kind, self.length, self.shared)
+    def split(self) -> str:
+        """Return `test`, or `holdout` where no run of the group evaluates the test split."""
+        tested = any(choices.get("data.test_size") != 0 for choices in self.group)
+        return "test" if tested else "holdout"
 
     @property
-    def scope(self) -> tuple[str, str]:
-        """Return what rows have in common that differ in optimizer, batch and settings."""
-        return self.kind, self.length
+    def cell(self) -> tuple[Any, ...]:
+        """Return what rows have in common that differ in the setting alone."""
+        return titles.cell_of(self.choices)
 
-    @property
-    def series(self) -> tuple[str, str, str]:
-        """Return what rows have in common that differ in batch and settings."""
-        return self.optimizer, *self.scope
+    @functools.cached_property
+    def scope(self) -> str:
+        """Name model, data and epochs, each where the group has several."""
+        return titles.differences(self.choices, self.group, titles.SCOPE)
 
-    @property
-    def length_line(self) -> str:
-        """Return what rows have in common that differ in the epochs alone."""
-        return _joined(self.optimizer.upper(), str(self.batch), self.kind, self.shared)
+    @functools.cached_property
+    def setting(self) -> str:
+        """Name the choices in which the row differs from other rows in the same cell."""
+        return titles.setting(self.choices, self.group)
 
     @property
     def title(self) -> str:
         """Return what a table of one optimizer calls the row."""
-        return _joined(str(self.batch), self.kind, self.length, self.told, self.mixed)
+        return _joined(str(self.batch), self.scope, self.setting, self._mixed)
+
+    @property
+    def settings_column(self) -> str:
+        """Return what table.csv says under `settings`: what no other column says."""
+        cell_setting = titles.cell_setting(self.choices, self.group)
+        return _joined(self.setting, cell_setting, self._mixed)
+
+    def line(self, axis: Axis) -> str:
+        """Name what the row has in common with rows that differ along the axis alone."""
+        fixed = [key for key in titles.SCOPE if key != axis]
+        return _joined(
+            self.optimizer.upper(),
+            "" if axis == "batch" else str(self.batch),
+            titles.differences(self.choices, self.group, fixed),
+            titles.line_setting(self.choices, self.group),
+        )
+
+    @property
+    def _mixed(self) -> str:
+        return titles.mixed_provenance([r.summary for r in self.records if r.counted])
 
     def of(self, *statuses: str) -> list[Record]:
         """Return the row's runs of the given statuses."""
@@ -73,7 +101,7 @@ class Row:
 
     def mean(self, key: str) -> float | None:
         """Return the mean of a summary's figure over the completed runs, else the diverged ones."""
-        ended = self.of("completed") or self.of("diverged")
+        ended = self.of(COMPLETED) or self.of(DIVERGED)
         return _mean(record.summary.get(key) for record in ended)
 
     def accuracies(self) -> list[float]:
@@ -86,7 +114,7 @@ class Row:
 
     def train_accuracy(self) -> float | None:
         """Return the mean training accuracy of the last epoch, %, over the runs that completed."""
-        ended = self.of("completed")
+        ended = self.of(COMPLETED)
         return _mean(r.history[-1].get("train_accuracy") for r in ended if r.history)
 
     def results(self) -> list[tuple[str, float]]:
@@ -123,45 +151,73 @@ class Row:
         return statistics.fmean(epochs), statistics.fmean(seconds)
 
 
+def records_of(group: str) -> list[Record]:
+    """Read a group's runs; raise UserError where there are none."""
+    if records := load_records(group):
+        return records
+    raise key_error("group", group, f"has no runs under {runs_directory(group)}")
+
+
 def make_rows(records: Sequence[Record]) -> list[Row]:
     """Gather the runs that differ in nothing but the seed; order as `load_records`.
 
     Where an ablation's rows differ in more, those that change less come first.
     """
-    rows: dict[str, list[Record]] = {}
+    members: dict[str, list[Record]] = {}
     for record in records:
         chosen = {key: value for key, value in record.choices.items() if key != "seed"}
-        rows.setdefault(json.dumps(chosen, sort_keys=True), []).append(record)
-    tested = any(record.choices.get("data.test_size") != 0 for record in records)
-    made = [
-        Row(
-            members[0].summary["optimizer"],
-            members[0].summary["batch"],
-            differences(members, records, KIND),
-            differences(members, records, ("epochs",)),
-            named := told(members, records),
-            shared(named, members, records),
-            apart(members, records),
-            mixed(members),
-            "test" if tested else "holdout",
-            members,
-        )
-        for members in rows.values()
-    ]
+        members.setdefault(json.dumps(chosen, sort_keys=True), []).append(record)
+    group = [json.loads(chosen) for chosen in members]
 
     def place(row: Row) -> tuple[str, int, float, int]:
-        rate = row.records[0].choices.get("optimizer.base_lr", 0.0)
-        return (optimizer_order(row.optimizer), row.batch, rate, row.told.count("="))
+        rate = row.choices.get("optimizer.base_lr", 0.0)
+        return (optimizer_order(row.optimizer), row.batch, rate, row.setting.count("="))
 
-    return sorted(made, key=place)
+    rows = [
+        Row(chosen, group, found) for chosen, found in zip(group, members.values(), strict=True)
+    ]
+    return sorted(rows, key=place)
 
 
-def by_line(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Gather rows that differ in the batch alone, smallest first, under a title."""
+def gather_lines(rows: Sequence[Row], axis: Axis) -> dict[str, list[Row]]:
+    """Gather the rows that differ along the axis alone, smallest first, under their common name."""
     lines: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row.batch):
-        lines.setdefault(row.line, []).append(row)
+    for row in sorted(rows, key=operator.attrgetter(axis)):
+        lines.setdefault(row.line(axis), []).append(row)
     return lines
+
+
+def baseline_row(rows: Sequence[Row]) -> Row | None:
+    """Return the smallest-batch SGD row; of several, the first that has not diverged."""
+    sgd = [row for row in rows if row.optimizer == "sgd"]
+    return min(sgd, key=lambda row: (row.batch, not row.of(COMPLETED)), default=None)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The accuracy in % that rows are held against, if any.
+
+    baseline: the row that it is derived from, and whose scope the rows must share; None: it was
+    asked for, and counts for all rows.
+    """
+
+    accuracy: float | None
+    baseline: Row | None = None
+
+    def of(self, row: Row) -> float | None:
+        """Return the accuracy where the row is held against it."""
+        comparable = self.baseline is None or self.baseline.scope == row.scope
+        return self.accuracy if comparable else None
+
+
+def target_of(rows: Sequence[Row]) -> Target:
+    """Return the target that the runs were given, else half a point less than the baseline."""
+    asked = {r.summary.get("target_accuracy") for row in rows for r in row.records} - {None}
+    if len(asked) == 1:
+        return Target(asked.pop())
+    baseline = baseline_row(rows)
+    accuracy = baseline.accuracy() if baseline else None
+    return Target(None) if accuracy is None else Target(accuracy - 0.5, baseline)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -171,36 +227,3 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def _joined(*parts: str) -> str:
     return " ".join(filter(None, parts))
-
-
-def baseline_row(rows: Sequence[Row]) -> Row | None:
-    """Return the smallest-batch SGD row; of several, the first that has not diverged."""
-    sgd = [row for row in rows if row.optimizer == "sgd"]
-    return min(sgd, key=lambda row: (row.batch, not row.of("completed")), default=None)
-
-
-@dataclass(frozen=True)
-class Target:
-    """The accuracy in % whose time is told, if any, and the rows that are held against it.
-
-    scope: the kind and length of these rows; None: all rows.
-    """
-
-    accuracy: float | None
-    scope: tuple[str, str] | None = None
-
-    def of(self, row: Row) -> float | None:
-        """Return the accuracy where the row is held against it."""
-        return self.accuracy if self.scope in (None, row.scope) else None
-
-
-def target_of(rows: Sequence[Row]) -> Target:
-    """Return the target as configured, else half a point less than the baseline, for its like."""
-    asked = {r.summary.get("target_accuracy") for row in rows for r in row.records} - {None}
-    if len(asked) == 1:
-        return Target(next(iter(asked)))
-    baseline = baseline_row(rows)
-    accuracy = baseline.accuracy() if baseline else None
-    if baseline is None or accuracy is None:
-        return Target(None)
-    return Target(accuracy - 0.5, baseline.scope)

@@ -5,23 +5,21 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-from engine.errors import key_error
-from engine.runs.records import Record, load_records, runs_directory
+from engine.report.rows import records_of
+from engine.runs.records import COMPLETED, DIVERGED, FAILED, Record, runs_directory
 from engine.system.lock import holder
 
 
 def describe_progress(group: str) -> str:
     """Write a group's progress, a line for each run; raise UserError where there are no runs."""
-    records = load_records(group)
-    if not records:
-        raise key_error("group", group, f"has no runs under {runs_directory(group)}")
+    records = records_of(group)
     states = [state(group, record) for record in records]
     counts = Counter(states)
-    parts = [f"{counts[name]} {name}" for name in ("done", "diverged", "running", "failed", "left")]
+    parts = [f"{counts[name]} {name}" for name in ("done", DIVERGED, "running", FAILED, "left")]
     lefts = [seconds_left(record, records) for record in records]
     at_once = max(1, counts["running"])
     known = [left for left in lefts if left is not None]
-    total = "not known yet" if len(known) < len(lefts) else shown_time(sum(known) / at_once)
+    total = "not known yet" if len(known) < len(lefts) else duration(sum(known) / at_once)
     width = max(len(record.summary["run"]) for record in records)
     lines = [
         f"{group}: {len(records)} runs: {', '.join(parts)}",
@@ -31,25 +29,25 @@ def describe_progress(group: str) -> str:
     ]
     for record, name, left in zip(records, states, lefts, strict=True):
         epochs = f"{len(record.history)}/{record.summary['epochs']}"
-        shown = "" if left == 0 else shown_time(left) if left is not None else "?"
+        wait = "?" if left is None else duration(left) if left else ""
         lines.append(
-            f"{name:9} {record.summary['run']:{width}} {epochs:>9} {accuracy(record):>9}  {shown}"
+            f"{name:9} {record.summary['run']:{width}} {epochs:>9} {accuracy(record):>9}  {wait}"
         )
     return "\n".join(line.rstrip() for line in lines)
 
 
 def state(group: str, record: Record) -> str:
-    """Tell a run's state: done, diverged, running, failed, or left (not begun or interrupted)."""
+    """Return a run's state: done, diverged, running, failed, or left (not begun or interrupted)."""
     if record.counted:
-        return "done" if record.status == "completed" else "diverged"
+        return "done" if record.status == COMPLETED else DIVERGED
     if holder(runs_directory(group) / record.summary["run"]):
         return "running"
-    return "failed" if record.status == "failed" else "left"
+    return FAILED if record.status == FAILED else "left"
 
 
 def accuracy(record: Record) -> str:
     """Write the final accuracy, or the latest so far; on the hold-out where there is no other."""
-    if record.status == "diverged":
+    if record.status == DIVERGED:
         return "nan"
     for row in reversed(record.history):
         for split in ("test", "holdout"):
@@ -59,24 +57,23 @@ def accuracy(record: Record) -> str:
 
 
 def seconds_left(record: Record, records: Sequence[Record]) -> float | None:
-    """Estimate a run's wall seconds from its own epochs, else its row's, else all; None: none yet.
+    """Estimate a run's wall seconds from its own epochs, else similar runs', else all.
 
+    None: no run has an epoch yet. Similar are runs of the same optimizer and batch.
     A failed run counts as left, since the same command tries it again.
     """
     if record.counted:
         return 0.0
-
-    def alike(other: Record) -> bool:
-        return all(other.summary[key] == record.summary[key] for key in ("optimizer", "batch"))
-
-    for members in ([record], filter(alike, records), records):
-        epochs = [row["wall_seconds"] for member in members for row in member.history]
+    keys = ("optimizer", "batch")
+    similar = [r for r in records if all(r.summary[key] == record.summary[key] for key in keys)]
+    for sources in ([record], similar, records):
+        epochs = [epoch["wall_seconds"] for source in sources for epoch in source.history]
         if epochs:
             left = record.summary["epochs"] - len(record.history)
             return statistics.fmean(epochs) * left
     return None
 
 
-def shown_time(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Write a time as hours, minutes and seconds."""
     return str(datetime.timedelta(seconds=round(seconds)))

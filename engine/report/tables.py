@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from engine.report.rows import Row, Target, baseline_row
+from engine.runs.records import DIVERGED, FAILED, INTERRUPTED, MISSING
 
 COLUMNS = (
     "optimizer,batch,settings,model,data,epochs,base_lr,peak_lr,runs,diverged,failed,missing,"
@@ -27,16 +28,16 @@ def comma_separated(rows: Sequence[Row], target: Target) -> str:
             {
                 "optimizer": row.optimizer,
                 "batch": row.batch,
-                "settings": row.settings,
+                "settings": row.settings_column,
                 "model": first["model"],
                 "data": first["data"],
                 "epochs": first["epochs"],
                 "base_lr": rated.get("base_lr"),
                 "peak_lr": rated.get("peak_lr"),
                 "runs": len(row.records),
-                "diverged": len(row.of("diverged")),
-                "failed": len(row.of("failed")),
-                "missing": len(row.of("missing", "interrupted")),
+                "diverged": len(row.of(DIVERGED)),
+                "failed": len(row.of(FAILED)),
+                "missing": len(row.of(MISSING, INTERRUPTED)),
                 "accuracy_mean": row.accuracy() if row.split == "test" else None,
                 "accuracy_std": row.spread() if row.split == "test" else None,
                 "best_accuracy_mean": row.mean("best_test_accuracy"),
@@ -66,8 +67,7 @@ def markdown(group: str, rows: Sequence[Row]) -> str:
     lines += [
         escaped(f"{model} on {data}, {epochs} epochs.") for model, data, epochs in sorted(scope)
     ]
-    lines += [markdown_tables(rows), ""]
-    lines += [f"Accuracy is {whose(rows)}; ± is the standard deviation over seeds."]
+    lines += [markdown_tables(rows), "", accuracy_note(rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -86,20 +86,21 @@ def markdown_tables(rows: Sequence[Row]) -> str:
                 escaped(row.title),
                 ", ".join(f"{rate:.4g}" for rate in sorted(rates)) or "-",
                 accuracy_cell(row) + (" (base line)" if row is baseline else ""),
-                shown_seconds(row.mean("train_seconds")),
+                seconds_cell(row.mean("train_seconds")),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def whose(rows: Sequence[Row]) -> str:
-    """Say what the accuracies of a group are of."""
-    if rows and rows[0].split == "holdout":
-        return "the final model's on held-out training images; no run evaluated the test split"
-    return "the final model's, on the test split"
+def accuracy_note(rows: Sequence[Row]) -> str:
+    """Say what the accuracies of a group are of, and what ± is."""
+    source = "the final model's, on the test split"
+    if rows[0].split == "holdout":
+        source = "the final model's on held-out training images; no run evaluated the test split"
+    return f"Accuracy is {source}; ± is the standard deviation over seeds."
 
 
-def shown_seconds(seconds: float | None) -> str:
+def seconds_cell(seconds: float | None) -> str:
     """Write a time for a cell."""
     return "-" if seconds is None else f"{seconds:.1f} s"
 
@@ -108,15 +109,14 @@ def accuracy_cell(row: Row) -> str:
     """Write a row's accuracy with its spread, and how many of its runs did not end well."""
     total = len(row.records)
     notes = []
-    diverged = len(row.of("diverged"))
+    diverged = len(row.of(DIVERGED))
     if diverged == total:
         notes.append("nan")
     elif diverged:
         notes.append(f"{diverged} of {total} nan")
-    for name, statuses in (("failed", ["failed"]), ("missing", ["missing", "interrupted"])):
-        count = len(row.of(*statuses))
-        if count:
-            notes.append(name if count == total else f"{count} of {total} {name}")
+    for name, runs in ((FAILED, row.of(FAILED)), (MISSING, row.of(MISSING, INTERRUPTED))):
+        if runs:
+            notes.append(name if len(runs) == total else f"{len(runs)} of {total} {name}")
     mean, spread = row.accuracy(), row.spread()
     if mean is None:
         return ", ".join(notes) or "-"

@@ -1,122 +1,141 @@
-"""What the title of a row says: the choices that tell it from the other rows of its group."""
+"""What names a row: the choices in which it differs from other rows of its group.
+
+A row's choices are a dictionary by dotted key, and a group is the list of its rows' choices. Rows
+of one optimizer, batch, model, data and epochs are in the same cell. The setting of a row is what
+it differs in from the other rows of its cell.
+"""
 
 import json
 import statistics
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from engine.config.schema import default_choices
 
-if TYPE_CHECKING:
-    from engine.runs.records import Record
+Choices = Mapping[str, Any]
 
-# What tells the rows of a group apart where it mixes them; table.csv has a column for each.
-KIND = ("model.name", "data.name")
-SCOPE = (*KIND, "epochs")
-# With more keys than these a row names only those in which it differs from most others.
-MOST_TOLD = 3
-# What such a row is called that differs in none.
-COMMON = "(what most rows share)"
-# The runs of one cell are alike in these; in what else they differ tells its rows apart.
+# Only rows that are equal in these are held against one target.
+SCOPE = ("model.name", "data.name", "epochs")
 CELL = ("optimizer.name", "batch", *SCOPE)
-# What a row or a column of its own already says.
-NAMED = (*CELL, "seed")
+# With more keys than these a setting is named by those in which it differs from most others.
+MOST_NAMED = 3
+# The setting that differs from most others in none.
+COMMON = "(what most rows share)"
 
 
-def told(members: Sequence["Record"], records: Sequence["Record"]) -> str:
-    """Name what tells a row from others of its optimizer, batch and scope."""
-    own, rivals = members[0].choices, alike(members, records, CELL)
-    varied = varied_keys(rivals)
-    if len(varied) <= MOST_TOLD:
-        return differences(members, rivals, varied)
-    # An ablation varies one key a row: what most rows share goes without saying.
-    named = [key for key in varied if own.get(key) != commonest(rivals, key)]
-    # But a schedule's keys tell nothing without its name.
-    if any(key.startswith("scheduler.") for key in named) and "scheduler.name" in varied:
-        named = sorted({*named, "scheduler.name"})
-    return differences(members, rivals, named) or COMMON
+def differences(own: Choices, group: Sequence[Choices], keys: Iterable[str]) -> str:
+    """Name the row's values of those keys in which rows of the group differ.
 
-
-def shared(named: str, members: Sequence["Record"], records: Sequence["Record"]) -> str:
-    """Name the settings that a row shares with others of its line, through batches or epochs.
-
-    named: what is told of the row. One without rivals lies on the line of those that have its
-    values of what they differ in.
+    >>> short, long = {"data.name": "cifar10", "epochs": 15}, {"data.name": "cifar10", "epochs": 45}
+    >>> differences(short, [short, long], ("data.name", "epochs"))
+    'epochs=15'
     """
-    if named:
-        # The setting from which an ablation's differ is the one that other cells have.
+    return _named(own, [key for key in keys if any(row[key] != own[key] for row in group)])
+
+
+def cell_of(choices: Choices) -> tuple[Any, ...]:
+    """Return what rows in the same cell have in common.
+
+    >>> cell_of(dict(zip(CELL, ("sgd", 128, "resnet8", "cifar10", 15))) | {"clip.norm": 1.0})
+    ('sgd', 128, 'resnet8', 'cifar10', 15)
+    """
+    return tuple(choices[key] for key in CELL)
+
+
+def setting(own: Choices, group: Sequence[Choices]) -> str:
+    """Name the choices in which the row differs from other rows in the same cell.
+
+    >>> slow = dict(zip(CELL, ("sgd", 128, "resnet8", "cifar10", 15))) | {"optimizer.base_lr": 0.1}
+    >>> fast, large = slow | {"optimizer.base_lr": 0.2}, slow | {"batch": 512}
+    >>> [setting(row, [slow, fast, large]) for row in (slow, fast, large)]
+    ['optimizer.base_lr=0.1', 'optimizer.base_lr=0.2', '']
+
+    An ablation changes many keys, few in each row. A row names only what it changes.
+
+    >>> base = slow | dict.fromkeys("abcd", 1)
+    >>> ablation = [base, *(base | {key: 2} for key in "abcd"), base | {"a": 2, "b": 2}]
+    >>> [setting(row, ablation) for row in ablation]
+    ['(what most rows share)', 'a=2', 'b=2', 'c=2', 'd=2', 'a=2 b=2']
+    """
+    cell = [row for row in group if cell_of(row) == cell_of(own)]
+    keys = _varied(cell)
+    if len(keys) <= MOST_NAMED:
+        return _named(own, keys)
+    changed = {k for k in keys if own.get(k) != statistics.mode(row.get(k) for row in cell)}
+    # A schedule's keys say nothing without its name.
+    if "scheduler.name" in keys and any(key.startswith("scheduler.") for key in changed):
+        changed.add("scheduler.name")
+    return _named(own, sorted(changed)) or COMMON
+
+
+def line_setting(own: Choices, group: Sequence[Choices]) -> str:
+    """Name the setting of the row's line, which leads to other batches or epochs.
+
+    It is the row's own. A row alone in its cell has none, and lies on the line of the rows that are
+    equal to it in what differs within other cells.
+
+    >>> paper = dict(zip(CELL, ("lars", 512, "resnet8", "cifar10", 15))) | {"optimizer.eps": 0.0}
+    >>> other, small = paper | {"optimizer.eps": 1e-8}, paper | {"batch": 128}
+    >>> [line_setting(row, [paper, other, small]) for row in (paper, other, small)]
+    ['optimizer.eps=0.0', 'optimizer.eps=1e-08', 'optimizer.eps=0.0']
+    """
+    if named := setting(own, group):
+        # The setting that most rows of an ablation share is the one that other cells have.
         return "" if named == COMMON else named
-    same = alike(members, records, ("optimizer.name",))
-    cells: dict[tuple[Any, ...], list[Record]] = {}
-    for r in same:
-        cells.setdefault(tuple(r.choices[key] for key in CELL), []).append(r)
-    varied = {key for rivals in cells.values() for key in varied_keys(rivals)}
-    # Whatever a recipe does at other batches, its rate there is another.
-    keys = sorted(varied - {"optimizer.base_lr"})
-    return differences(members, same, keys) if len(keys) <= MOST_TOLD else ""
+    cells: dict[tuple[Any, ...], list[Choices]] = {}
+    for row in group:
+        if row["optimizer.name"] == own["optimizer.name"]:
+            cells.setdefault(cell_of(row), []).append(row)
+    keys = {key for cell in cells.values() for key in _varied(cell)}
+    # A recipe gives each batch a rate of its own.
+    keys.discard("optimizer.base_lr")
+    return _named(own, sorted(keys)) if len(keys) <= MOST_NAMED else ""
 
 
-def varied_keys(rivals: Sequence["Record"]) -> list[str]:
-    """List the choices in which runs of one optimizer, batch and scope differ."""
-    first = rivals[0].choices
-    keys = sorted({key for rival in rivals for key in rival.choices} - set(NAMED))
-    return [key for key in keys if any(r.choices.get(key) != first.get(key) for r in rivals)]
+def cell_setting(own: Choices, group: Sequence[Choices]) -> str:
+    """Name what all rows of the cell have in common and other rows of the optimizer do not.
 
+    The base rate is not among it, since it has a column of its own.
 
-def alike(
-    members: Sequence["Record"], records: Sequence["Record"], keys: Sequence[str]
-) -> list["Record"]:
-    """Return the runs that have a row's values of these choices, its own among them."""
-    own = members[0].choices
-    return [r for r in records if all(r.choices[key] == own[key] for key in keys)]
-
-
-def apart(members: Sequence["Record"], records: Sequence["Record"]) -> str:
-    """Name what else tells a row from its optimizer's others, where no rival of its own cell does.
-
-    A recipe gives each batch its own rate, which has a column of its own.
+    >>> small = dict(zip(CELL, ("sgd", 128, "resnet8", "cifar10", 15))) | {"clip.norm": None}
+    >>> large = small | {"batch": 512, "clip.norm": 1.0}
+    >>> [cell_setting(row, [small, large]) for row in (small, large)]
+    ['clip.norm=null', 'clip.norm=1.0']
     """
-    own, rivals = members[0].choices, alike(members, records, CELL)
-    same = alike(members, records, ("optimizer.name",))
-    keys = {key for r in same for key in r.choices} - {*NAMED, "optimizer.base_lr"}
-    if any(r.choices["scheduler.name"] != own["scheduler.name"] for r in rivals):
-        # Each has keys of its own, and is named already.
-        keys = {key for key in keys if not key.startswith("scheduler.")}
-    steady = [
-        key for key in sorted(keys) if all(r.choices.get(key) == own.get(key) for r in rivals)
+    varied = _varied([row for row in group if cell_of(row) == cell_of(own)])
+    same_optimizer = [row for row in group if row["optimizer.name"] == own["optimizer.name"]]
+    keys = [
+        key
+        for key in _varied(same_optimizer)
+        if key not in (*CELL, "optimizer.base_lr", *varied)
+        # Schedules have keys of their own, so the setting names them already.
+        and not ("scheduler.name" in varied and key.startswith("scheduler."))
     ]
-    return differences(members, same, steady)
+    return _named(own, keys)
 
 
-def commonest(records: Sequence["Record"], key: str) -> Any:
-    """Return the value of a choice that most of the rows share; of equals, the first's."""
-    rows = {json.dumps({**r.choices, "seed": 0}, sort_keys=True): r for r in records}
-    values = [json.dumps(record.choices.get(key)) for record in rows.values()]
-    return json.loads(statistics.mode(values))
+def mixed_provenance(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Note in what the runs of one row differ though their figures are averaged.
+
+    >>> mixed_provenance([{"commit": "abc", "device": "cpu"}, {"commit": "def", "device": "cpu"}])
+    '(mixed commit)'
+    """
+    keys = ("commit", "device", "precision", "torch", "world_size")
+    mixed = [key for key in keys if len({run.get(key) for run in runs}) > 1]
+    return f"(mixed {', '.join(mixed)})" if mixed else ""
 
 
-def differences(
-    members: Sequence["Record"], rivals: Sequence["Record"], keys: Sequence[str]
-) -> str:
-    """Write the row's value of each key that is not the same for all the rivals."""
-    known = default_choices() | members[0].choices
+def _varied(rows: Sequence[Choices]) -> list[str]:
+    """List the keys in which these rows differ."""
+    keys = sorted({key for row in rows for key in row})
+    return [key for key in keys if any(row.get(key) != rows[0].get(key) for row in rows)]
+
+
+def _named(own: Choices, keys: Iterable[str]) -> str:
+    """Write the row's value of each key; another schedule may have keys that it has not."""
+    known = {**default_choices(), **own}
+    values = {key: known[key] for key in keys if key in known}
     return " ".join(
-        f"{key}={shown(known[key])}"
-        for key in keys
-        # Another schedule has other keys.
-        if key in known
-        and any(rival.choices.get(key) != members[0].choices.get(key) for rival in rivals)
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in values.items()
     )
-
-
-def mixed(members: Sequence["Record"]) -> str:
-    """Mark a row whose runs were not all made by the same means."""
-    counted = [record.summary for record in members if record.counted]
-    means = ("commit", "device", "precision", "torch", "world_size")
-    keys = [key for key in means if len({summary.get(key) for summary in counted}) > 1]
-    return f"(mixed {', '.join(keys)})" if keys else ""
-
-
-def shown(value: Any) -> str:
-    """Write a value for a row's title."""
-    return value if isinstance(value, str) else json.dumps(value)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.errors import key_error
 from engine.report.noise import write_noise_plot
 from engine.report.page import page
 from engine.report.plots import write_comparison, write_plots
-from engine.report.rows import Row, Target, make_rows, target_of
+from engine.report.rows import Row, Target, make_rows, records_of, target_of
 from engine.report.tables import comma_separated, markdown
-from engine.runs.records import RESULTS, Record, cannot_write, load_records, runs_directory
+from engine.runs.records import RESULTS, Record, cannot_write
 from engine.system.files import json_line, write_text_atomically
 
 LEFT_SECONDS = 3600.0
@@ -21,10 +20,10 @@ LEFT_SECONDS = 3600.0
 def write_report(group: str, target: float | None = None) -> str:
     """Write a group's page, tables, plots and runs.jsonl; return the table with the files' paths.
 
-    target: the accuracy in % whose time is told; None: as the runs were given it.
+    target: the accuracy in % to which times are given; None: as the runs were given it.
     Raises UserError where the group has no runs, or its folder cannot be written.
     """
-    records, written = _found(group), None
+    records, written = records_of(group), None
     folder = RESULTS / group
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,7 +31,7 @@ def write_report(group: str, target: float | None = None) -> str:
         # has written. A lock would do, but network file systems refuse it on a folder.
         while _outcomes(records) != written:
             names, written = _write_files(folder, group, records, target), _outcomes(records)
-            records = load_records(group)
+            records = records_of(group)
     except OSError as error:
         raise cannot_write(folder, error) from error
     paths = "\n          ".join(str(folder / name) for name in names)
@@ -56,14 +55,7 @@ def runs_lines(records: Sequence[Record]) -> str:
 
 def load_rows(group: str) -> list[Row]:
     """Read a group's rows; raise UserError where it has no runs."""
-    return make_rows(_found(group))
-
-
-def _found(group: str) -> list[Record]:
-    records = load_records(group)
-    if not records:
-        raise key_error("group", group, f"has no runs under {runs_directory(group)}")
-    return records
+    return make_rows(records_of(group))
 
 
 def _write_files(

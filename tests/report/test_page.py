@@ -133,7 +133,7 @@ def test_a_line_holds_no_further_than_to_a_gap(workplace):
     assert page.count(" holds ") == 2 + len(["a row holds if"])
 
 
-def test_commands_of_several_commits_are_told_apart(workplace):
+def test_commands_of_several_commits_are_listed_for_each(workplace):
     put(workplace, "batch=128", commit="aaa")
     put(workplace, "batch=256", commit="aaa")
     page = page_of(workplace)
@@ -143,7 +143,7 @@ def test_commands_of_several_commits_are_told_apart(workplace):
     assert "batch=128,256" in first and "batch=512" in second
 
 
-def test_commands_name_the_means_in_which_they_differ(workplace):
+def test_commands_name_the_provenance_in_which_they_differ(workplace):
     put(workplace, "batch=128", device="A", precision="bf16", threads=1)
     put(workplace, "batch=256", device="B", precision="fp32", threads=1)
     _, first = page_of(workplace).split("\nHardware A, Precision bf16:\n")
@@ -157,3 +157,10 @@ def test_a_lone_batch_holds_or_not(workplace):
     assert "- LARS holds at batch 512." in page_of(workplace)
     put(workplace, "optimizer=lars", "batch=512", "seed=1", accuracy=79.0)
     assert "- LARS holds at no batch." in page_of(workplace)
+
+
+def test_runs_that_were_given_several_targets_have_the_baselines(workplace):
+    put(workplace, "seed=0", target_accuracy=60.0)
+    assert "The target is 60.00 %" in page_of(workplace)
+    put(workplace, "batch=256", target_accuracy=70.0)
+    assert "The target is 79.50 %" in page_of(workplace)

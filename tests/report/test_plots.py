@@ -4,9 +4,9 @@ from matplotlib.figure import Figure
 
 import engine.report.plots
 import engine.report.write
-from engine.report.plots import draw_against, gather_lengths, gather_lines
-from engine.report.rows import make_rows
-from engine.report.titles import COMMON
+from engine.report import titles
+from engine.report.plots import draw_against
+from engine.report.rows import gather_lines, make_rows
 from engine.runs.records import load_records
 from tests.helpers.report import HISTORY, baselines_drawn, page_of, put, table
 
@@ -23,7 +23,7 @@ def test_the_time_to_target_has_no_mean_where_a_seed_misses_it(workplace):
         put(workplace, "batch=256", f"seed={seed}", history=HISTORY[: 3 - seed])
     rows = make_rows(load_records("g"))
     axes = Figure().subplots()
-    draw_against(axes, "batch", gather_lines(rows), lambda row: row.times_to(79.5))
+    draw_against(axes, "batch", gather_lines(rows, "batch"), lambda row: row.times_to(79.5))
     (line,) = axes.lines
     assert list(line.get_xdata()) == [128]
     dots = [tuple(place) for marks in axes.collections for place in marks.get_offsets()]
@@ -37,9 +37,9 @@ def test_a_group_of_several_lengths_is_drawn_against_its_epochs(workplace):
         put(workplace, f"epochs={epochs}", "batch=256", "optimizer=lars", accuracy=accuracy)
     put(workplace, "epochs=90", "batch=512")
     assert "![epochs](epochs.png)" in page_of(workplace)
-    lines = gather_lengths(make_rows(load_records("g")))
+    lines = gather_lines(make_rows(load_records("g")), "epochs")
     assert {label: [row.epochs for row in rows] for label, rows in lines.items()} == {
-        "SGD 128": [15, 45], "LARS 256": [15, 45],
+        "SGD 128": [15, 45], "LARS 256": [15, 45], "SGD 512": [90],
     }  # fmt: skip
     axes = Figure().subplots()
     draw_against(axes, "epochs", lines, lambda row: row.figures("test_accuracy"))
@@ -64,7 +64,7 @@ def test_a_plot_of_several_groups_leaves_settings_at_one_batch_out(workplace, mo
     for number in range(5):
         put(workplace, f"optimizer.base_lr=0.{number + 1}")
     rows = engine.report.write.load_rows("g")
-    settings = {f"h {label}" for label in gather_lines(rows)}
+    settings = {f"h {label}" for label in gather_lines(rows, "batch")}
     assert len(settings) == 5
     # With no line there would be nothing else to draw.
     engine.report.plots.write_comparison(workplace, {"h": rows})
@@ -105,24 +105,26 @@ def test_the_setting_that_an_ablation_changes_stays_on_its_line(workplace):
     text, _ = table(workplace)
     assert all(f"/{name}.png" in text for name in ("accuracy", "settings", "epochs"))
     rows = make_rows(load_records("g"))
-    lines, settings = engine.report.plots.part_settings(gather_lines(rows))
+    lines, settings = engine.report.plots.part_settings(gather_lines(rows, "batch"))
     assert {label: [row.batch for row in found] for label, found in lines.items()} == {
         "SGD epochs=200": [128, 256, 512]
     }
-    assert len(settings) == 6 and [row.accuracy() for row in settings if row.told == COMMON] == [
-        80.0
-    ]
-    lengths = gather_lengths(rows)
-    assert [row.epochs for row in lengths["SGD 512"]] == [3, 200] and len(lengths) == 1
+    assert len(settings) == 6 and [
+        row.accuracy() for row in settings if row.setting == titles.COMMON
+    ] == [80.0]
+    through_epochs = gather_lines(rows, "epochs")
+    assert [row.epochs for row in through_epochs["SGD 512"]] == [3, 200]
     assert "- SGD epochs=200 holds up to batch 512." in page_of(workplace)
 
 
-def test_settings_are_ranked_beside_what_they_differ_from(workplace):
+def test_settings_are_ranked_with_what_they_differ_from(workplace):
     for batch in (128, 512):
         put(workplace, f"batch={batch}", accuracy=80.0)
     for momentum in (0.5, 0.6, 0.7, 0.8, 0.95):
         put(workplace, "batch=512", f"optimizer.momentum={momentum}", accuracy=70.0)
-    lines, settings = engine.report.plots.part_settings(gather_lines(make_rows(load_records("g"))))
+    lines, settings = engine.report.plots.part_settings(
+        gather_lines(make_rows(load_records("g")), "batch")
+    )
     assert [row.batch for row in lines["SGD optimizer.momentum=0.9"]] == [128, 512]
     assert len(lines) == 1 and sorted(row.accuracy() for row in settings)[-1] == 80.0
     assert {row.batch for row in settings} == {512}
