@@ -35,8 +35,15 @@ from engine.runs.records import FINISHED, RESULTS, cannot_write, load_records
 from engine.runs.run import Run
 from engine.sweeps.launch import check_launcher
 from engine.sweeps.sweep import claim_missing, failure, make_plans, train_missing
-from engine.sweeps.tune import Cell, geometric, search, search_by_optuna
-from engine.sweeps.tune_report import draw_rates, experiment, tuning_page
+from engine.sweeps.tune import (
+    Cell,
+    draw_rates,
+    experiment,
+    geometric,
+    search,
+    search_by_optuna,
+    tuning_page,
+)
 from engine.system.files import write_text_atomically
 
 # The tuner launches the very job that train.py -m launches; nothing in engine may import it.

@@ -19,14 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.config.hydra_rules import (
-    explain,
-    is_hydras,
-    one_line,
-    register_resolvers,
-    take_hydras,
-    without_absent,
-)
+from engine.config import hydra_rules
 from engine.config.parse import known_keys
 from engine.errors import UserError
 
@@ -81,7 +74,7 @@ def make_jobs(config_name: str, config_type: Any, lists: Sequence[list[str]]) ->
 def plain_config(composed: DictConfig) -> dict[str, Any]:
     """Turn Hydra's configuration into plain dictionaries, interpolations resolved."""
     # A launcher's worker comes here first; only then has it the experiments' resolvers.
-    register_resolvers()
+    hydra_rules.register_resolvers()
     try:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -90,9 +83,9 @@ def plain_config(composed: DictConfig) -> dict[str, Any]:
             cause = cause.__cause__ or cause.__context__
         if cause is not None:
             raise cause from None
-        raise UserError(f"{error.full_key}: {one_line(error)}") from error
+        raise UserError(f"{error.full_key}: {hydra_rules.one_line(error)}") from error
     assert isinstance(plain, dict)
-    return without_absent({str(key): value for key, value in plain.items()})
+    return hydra_rules.without_absent({str(key): value for key, value in plain.items()})
 
 
 def _hydra(config_name: str) -> initialize_config_dir:
@@ -104,7 +97,7 @@ def _make_job(config_name: str, config_type: Any, overrides: list[str]) -> Job:
     if "experiment" in composed:
         given = next(o for o in overrides if "experiment" in o)
         raise UserError(f"{given}: the first line of its file must be '# @package _global_'")
-    chosen = [o for o in overrides if not is_hydras(o)]
+    chosen = [o for o in overrides if not hydra_rules.is_hydras(o)]
     config = config_type.from_hydra(plain_config(composed))
     return Job(config, chosen, config_dir_flags(overrides))
 
@@ -131,9 +124,10 @@ def _compose(config_name: str, config_type: Any, overrides: list[str]) -> DictCo
         raise UserError(f"{' '.join(overrides)}: a file of it is no UTF-8 text") from error
     except (HydraException, OmegaConfBaseException, ValueError, OSError, yaml.YAMLError) as error:
         folders = [CONF, *_added_folders(overrides)]
-        explain(overrides, known_keys(config_type), folders, str(error))
-        raise UserError(one_line(error)) from error
-    take_hydras(composed, config_name, [o for o in overrides if is_hydras(o)])
+        hydra_rules.explain(overrides, known_keys(config_type), folders, str(error))
+        raise UserError(hydra_rules.one_line(error)) from error
+    own = list(filter(hydra_rules.is_hydras, overrides))
+    hydra_rules.take_hydras(composed, config_name, own)
     return composed
 
 
@@ -157,4 +151,4 @@ def _split(overrides: list[str]) -> list[list[str]]:
         )
         return BasicSweeper.split_arguments(parsed, None)[0]
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(one_line(error)) from error
+        raise UserError(hydra_rules.one_line(error)) from error

@@ -6,15 +6,9 @@ import shlex
 import statistics
 from collections.abc import Iterable, Sequence
 
+from engine.report import tables
 from engine.report.noise import noise_section
 from engine.report.rows import Row, Target, baseline_row, gather_lines
-from engine.report.tables import (
-    accuracy_cell,
-    accuracy_note,
-    escaped,
-    markdown_tables,
-    seconds_cell,
-)
 from engine.runs.records import Record
 
 # A page names so many runs that are missing, and counts the others.
@@ -36,8 +30,8 @@ def page(group: str, rows: Sequence[Row], target: Target, plots: Iterable[str]) 
         f"# {group}",
         question(rows),
         answer(rows, target),
-        markdown_tables(rows).strip(),
-        f"{accuracy_note(rows)} A diverged run counts as chance and is marked nan.",
+        tables.markdown_tables(rows).strip(),
+        f"{tables.accuracy_note(rows)} A diverged run counts as chance and is marked nan.",
         *(f"![{name.removesuffix('.png')}]({name})" for name in plots),
         "## On the way",
         on_the_way(rows, target),
@@ -53,7 +47,8 @@ def page(group: str, rows: Sequence[Row], target: Target, plots: Iterable[str]) 
 def question(rows: Sequence[Row]) -> str:
     """Word the question that these rows answer."""
     batches = sorted({row.batch for row in rows})
-    optimizers = escaped(" and with ".join(dict.fromkeys(row.optimizer.upper() for row in rows)))
+    names = dict.fromkeys(row.optimizer.upper() for row in rows)
+    optimizers = tables.escaped(" and with ".join(names))
     if len(batches) == 1:
         return f"**What is the final accuracy at batch {batches[0]} with {optimizers}?**"
     return (
@@ -70,14 +65,14 @@ def answer(rows: Sequence[Row], target: Target) -> str:
     lines, baseline = [], baseline_row(rows)
     if baseline is not None and baseline.accuracies():
         lines.append(
-            f"- The base line, SGD at batch {baseline.batch}: {accuracy_cell(baseline)} %."
+            f"- The base line, SGD at batch {baseline.batch}: {tables.accuracy_cell(baseline)} %."
         )
     goal = target.accuracy
     if goal is not None:
         lines.append(f"- The target is {goal:.2f} %; a row holds if its mean is not below it.")
         judged = gather_lines([row for row in rows if target.of(row) is not None], "batch")
         lines += [
-            f"- {escaped(title)} holds {held(members, rows, goal)}."
+            f"- {tables.escaped(title)} holds {held(members, rows, goal)}."
             for title, members in judged.items()
             # How one of many settings at one batch did is in the tables.
             if len(members) > 1 or not members[0].setting
@@ -127,9 +122,9 @@ def history_cells(row: Row, target: Target, both: bool) -> dict[str, str]:
     best, epoch = row.mean("best_test_accuracy"), row.mean("best_epoch")
     first = row.first_at(target.of(row))
     cells = {
-        "Optimizer": escaped(row.optimizer.upper()),
-        "Batch": escaped(row.title),
-        "Final, %": accuracy_cell(row),
+        "Optimizer": tables.escaped(row.optimizer.upper()),
+        "Batch": tables.escaped(row.title),
+        "Final, %": tables.accuracy_cell(row),
         "Training, %": "-" if train is None else f"{train:.2f}",
     }
     if both:
@@ -139,8 +134,8 @@ def history_cells(row: Row, target: Target, both: bool) -> dict[str, str]:
         cells["Best epoch, %"] = f"{best:.2f} (epoch {epoch:.4g})" if known else "-"
     goal = "the target" if target.accuracy is None else f"{target.accuracy:.2f} %"
     cells[f"First at {goal}"] = f"epoch {first[0]:.4g}" if first else "-"
-    cells["Time to it"] = seconds_cell(first[1] if first else None)
-    cells["Time to train"] = seconds_cell(row.mean("train_seconds"))
+    cells["Time to it"] = tables.seconds_cell(first[1] if first else None)
+    cells["Time to train"] = tables.seconds_cell(row.mean("train_seconds"))
     cells["Images/s"] = "-" if speed is None else f"{speed:,.0f}"
     return cells
 
@@ -170,7 +165,7 @@ def how_made(records: Sequence[Record]) -> str:
         commands.setdefault(heading, []).append(s["command"])
     lines = []
     for heading, given in commands.items():
-        lines += [f"{escaped(heading)}:", ""] if heading else []
+        lines += [f"{tables.escaped(heading)}:", ""] if heading else []
         lines += [*fenced(*merge_commands(given)), ""]
     return "\n".join([*lines, facts(records)])
 
@@ -197,7 +192,7 @@ def facts(records: Sequence[Record]) -> str:
     }
     lines = []
     for name, found in values.items():
-        known = dict.fromkeys(escaped(value) for value in found if value is not None)
+        known = dict.fromkeys(tables.escaped(value) for value in found if value is not None)
         lines.append(f"- {name}: {', '.join(known) or 'not known'}")
     return "\n".join(lines)
 
@@ -236,9 +231,9 @@ def missing(records: Sequence[Record]) -> str:
         return "Nothing: every run that was asked for has an outcome."
     lines = []
     for record in left[:NAMED_MISSING]:
-        error = record.summary.get("error")
-        reason = f", {escaped(error)}" if error else ""
-        lines.append(f"- `{escaped(record.summary['run'])}`: {escaped(record.status)}{reason}")
+        run, error = record.summary["run"], record.summary.get("error")
+        reason = ", ".join(tables.escaped(text) for text in (record.status, error) if text)
+        lines.append(f"- `{tables.escaped(run)}`: {reason}")
     if len(left) > NAMED_MISSING:
         lines.append(f"- and {len(left) - NAMED_MISSING} more")
     return "\n".join(lines)

@@ -17,22 +17,7 @@ from torch import Tensor
 from engine.config.schema import Config
 from engine.data.dataset import Dataset
 from engine.errors import key_error
-from engine.runs.records import (
-    CHECKPOINT,
-    CLEARED,
-    DIVERGED,
-    FAILED,
-    FINISHED,
-    INTERRUPTED,
-    RESULTS,
-    begun_afresh,
-    cannot_write,
-    check_inside,
-    command_of,
-    published_runs,
-    read_summary,
-    runs_directory,
-)
+from engine.runs import records
 from engine.runs.tensorboard import write_epoch, write_mistakes, write_outcome, write_start
 from engine.system.distributed import rank
 from engine.system.files import (
@@ -68,8 +53,8 @@ class Run:
         """Name the run by its choices; nothing is made yet."""
         self.config = config
         self.name = config.run_name()
-        self.directory = runs_directory(config.group) / self.name
-        self.checkpoint = self.directory / CHECKPOINT
+        self.directory = records.runs_directory(config.group) / self.name
+        self.checkpoint = self.directory / records.CHECKPOINT
         self.log = self.directory / "error.log"
         self.history: list[dict[str, Any]] = []
         self.found: dict[str, Any] = {}
@@ -79,22 +64,22 @@ class Run:
 
     def summary(self) -> dict[str, Any] | None:
         """Return summary.json, or the line of a published one, or None where there is neither."""
-        summary = read_summary(self.directory)
-        if summary is None or summary["status"] not in FINISHED:
-            if not begun_afresh(self.directory):
-                summary = published_runs(self.config.group).get(self.name, summary)
+        summary = records.read_summary(self.directory)
+        if summary is None or summary["status"] not in records.FINISHED:
+            if not records.begun_afresh(self.directory):
+                summary = records.published_runs(self.config.group).get(self.name, summary)
         return summary
 
     def latest(self) -> Checkpoint | None:
         """Return the checkpoint to go on from; raise UserError where it is there and damaged."""
-        if not (self.config.resume or begun_afresh(self.directory)):
+        if not (self.config.resume or records.begun_afresh(self.directory)):
             return None
         return load_latest(self.checkpoint, start_over=not self.config.resume)
 
     def finished(self) -> bool:
         """Tell whether the run has an outcome that training again would only repeat."""
         summary = self.summary()
-        return summary is not None and summary["status"] in FINISHED
+        return summary is not None and summary["status"] in records.FINISHED
 
     def outcome(self) -> str:
         """Write the outcome in one line: accuracy and time."""
@@ -102,7 +87,7 @@ class Run:
         assert summary is not None
         kind = "holdout" if summary["test_accuracy"] is None else "test"
         accuracy = f"{kind} accuracy {summary[f'{kind}_accuracy']:.2f} %"
-        if summary["status"] == DIVERGED:
+        if summary["status"] == records.DIVERGED:
             accuracy = f"diverged after {summary['steps']} steps, {accuracy} (chance)"
         speed = summary["images_per_second"]
         return f"{accuracy}, trained in {summary['train_seconds']:.1f} s" + (
@@ -112,7 +97,7 @@ class Run:
     def describe(self) -> str:
         """Write the outcome and where everything is, in two lines."""
         here = (self.directory / "summary.json").exists()
-        place = self.directory if here else RESULTS / self.config.group / "runs.jsonl"
+        place = self.directory if here else records.RESULTS / self.config.group / "runs.jsonl"
         return f"{self.outcome()}\nin        {place}"
 
     def settled_at(self) -> int:
@@ -122,7 +107,7 @@ class Run:
         """
         times, summary = [0], self.summary()
         paths = [self.directory / "summary.json", self.log]
-        settled = summary is not None and summary["status"] != INTERRUPTED
+        settled = summary is not None and summary["status"] != records.INTERRUPTED
         for path in paths if settled else paths[1:]:
             with contextlib.suppress(OSError):
                 times.append(path.stat().st_mtime_ns)
@@ -134,7 +119,7 @@ class Run:
         A directory without summary.json is a run that is planned, under way or cut short, so a
         sweep claims all its runs first and none can go missing from its table.
         """
-        check_inside(self.config.group, self.name)
+        records.check_inside(self.config.group, self.name)
         self.arguments = arguments
         try:
             (self.directory / ".hydra").mkdir(parents=True, exist_ok=True)
@@ -143,7 +128,7 @@ class Run:
             with open(self.directory / ".lock", "a"):
                 pass
         except OSError as error:
-            raise cannot_write(self.directory, error) from error
+            raise records.cannot_write(self.directory, error) from error
 
     @contextlib.contextmanager
     def open(self, arguments: list[str]) -> Iterator[None]:
@@ -155,14 +140,14 @@ class Run:
                 yield
             except (KeyboardInterrupt, SystemExit, BrokenPipeError):
                 # Ctrl-C, a launcher that hands the job back to its queue, or `| head`.
-                self._try_to_finish(INTERRUPTED)
+                self._try_to_finish(records.INTERRUPTED)
                 raise
             except BaseException as error:
                 if is_out_of_memory(error):
                     error = key_error("micro_batch", self.config.micro_batch, OUT_OF_MEMORY)
                 if isinstance(error, OSError):
                     self.check_place()
-                self._try_to_finish(FAILED, reason_of(error))
+                self._try_to_finish(records.FAILED, reason_of(error))
                 raise error
             finally:
                 if self.writer is not None:
@@ -182,7 +167,7 @@ class Run:
         for path in leftovers:
             path.unlink(missing_ok=True)
         if not (resumed or self.config.resume):
-            (self.directory / CLEARED).touch()
+            (self.directory / records.CLEARED).touch()
         self._write_metrics()
         # TensorBoard takes a second to import; mistakes and finished runs answer without it.
         from torch.utils.tensorboard import SummaryWriter
@@ -191,7 +176,9 @@ class Run:
         self.writer = SummaryWriter(str(self.directory), purge_step=done + 1)
         if not resumed:
             configuration = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
-            write_start(self.writer, command_of(self.arguments), plan, configuration, samples)
+            write_start(
+                self.writer, records.command_of(self.arguments), plan, configuration, samples
+            )
 
     def check_place(self) -> None:
         """Raise UserError where the directory was removed; one made anew is another run's."""
@@ -217,18 +204,18 @@ class Run:
     def finish(self, status: str, error: str | None = None, chance: float | None = None) -> None:
         """Write summary.json, the last of a run's files; a diverged run's accuracy is `chance`."""
         summary = summarize(self, status) | {"error": error}
-        if status == DIVERGED:
+        if status == records.DIVERGED:
             summary["test_accuracy"] = chance
-        if status in FINISHED:
+        if status in records.FINISHED:
             if self.writer is not None:
                 write_outcome(self.writer, summary["choices"], summary)
             # Its lines were appended, and may not have reached the disk.
             self._write_metrics()
         text = json.dumps(plain(summary), indent=2, allow_nan=False)
         write_text_atomically(self.directory / "summary.json", text + "\n")
-        if status in FINISHED:
+        if status in records.FINISHED:
             previous_of(self.checkpoint).unlink(missing_ok=True)
-            (self.directory / CLEARED).unlink(missing_ok=True)
+            (self.directory / records.CLEARED).unlink(missing_ok=True)
 
     def _try_to_finish(self, status: str, error: str | None = None) -> None:
         # What stopped the run may be a full disk or a removed directory, which would hide it here.
@@ -343,7 +330,7 @@ def summarize(run: Run, status: str) -> dict[str, Any]:
         "images_per_second": images / train_seconds if train_seconds else None,
         "target_accuracy": config.target_accuracy,
         **dict.fromkeys(FACTS),
-        "command": command_of(run.arguments),
+        "command": records.command_of(run.arguments),
         "choices": config.choices(),
         **extra,
     } | run.found

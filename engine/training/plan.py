@@ -12,34 +12,19 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+import schedulers
+from engine.config import schema as c
 from engine.config.parse import LARGEST
-from engine.config.schema import (
-    Config,
-    ConstantConfig,
-    CosineConfig,
-    MultistepConfig,
-    OneCycleConfig,
-    PolynomialConfig,
-)
 from engine.data.dataset import known_training_size
 from engine.errors import UserError, key_error
 from models.batch_norm import group_sizes
-from schedulers import (
-    SCALING_RULES,
-    WarmupConstantLR,
-    WarmupCosineLR,
-    WarmupLR,
-    WarmupMultiStepLR,
-    WarmupOneCycleLR,
-    WarmupPolynomialLR,
-)
 
-SCHEDULERS: dict[str, type[WarmupLR]] = {
-    "constant": WarmupConstantLR,
-    "cosine": WarmupCosineLR,
-    "polynomial": WarmupPolynomialLR,
-    "multistep": WarmupMultiStepLR,
-    "onecycle": WarmupOneCycleLR,
+SCHEDULERS: dict[str, type[schedulers.WarmupLR]] = {
+    "constant": schedulers.WarmupConstantLR,
+    "cosine": schedulers.WarmupCosineLR,
+    "polynomial": schedulers.WarmupPolynomialLR,
+    "multistep": schedulers.WarmupMultiStepLR,
+    "onecycle": schedulers.WarmupOneCycleLR,
 }
 
 
@@ -147,14 +132,14 @@ def describe_sizes(sizes: list[int]) -> str:
     return f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 else " + ".join(map(str, sizes))
 
 
-def check_plan(config: Config, world_size: int = 1) -> None:
+def check_plan(config: c.Config, world_size: int = 1) -> None:
     """Raise what `make_plan` raises, where it can be told before any picture is fetched."""
     size = known_training_size(config.data)
     if size is not None:
         make_plan(config, size, world_size)
 
 
-def make_plan(config: Config, train_examples: int, world_size: int = 1) -> Plan:
+def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Plan:
     """Work out a run's steps and rates; raise UserError where the split is too small for them."""
     if config.sync_bn and world_size == 1:
         allowed = "needs several ranks, as torchrun --nproc-per-node=2 starts them"
@@ -173,14 +158,14 @@ def make_plan(config: Config, train_examples: int, world_size: int = 1) -> Plan:
         allowed = f"gives a peak rate of {peak_lr:.6g}, which float32 cannot hold"
         raise key_error("optimizer.base_lr", config.optimizer.base_lr, allowed)
     min_lr, decay_interval = 0.0, math.inf
-    if isinstance(scheduler, CosineConfig):
+    if isinstance(scheduler, c.CosineConfig):
         min_lr = scheduler.min_lr
         if scheduler.final_fraction is not None:
             min_lr = scheduler.final_fraction * peak_lr
         if min_lr > peak_lr:
             allowed = f"must be at most the peak rate {peak_lr:.6g}"
             raise key_error("scheduler.min_lr", min_lr, allowed)
-    if isinstance(scheduler, MultistepConfig):
+    if isinstance(scheduler, c.MultistepConfig):
         epochs = scheduler.step_size
         if epochs is None:
             epochs = scheduler.step_fraction * config.epochs
@@ -218,18 +203,20 @@ def make_plan(config: Config, train_examples: int, world_size: int = 1) -> Plan:
     return dataclasses.replace(plan, final_lr=final_lr, decay=describe_decay(scheduler, plan))
 
 
-def build_scheduler(config: ConstantConfig, plan: Plan, optimizer: Optimizer | None) -> WarmupLR:
+def build_scheduler(
+    config: c.ConstantConfig, plan: Plan, optimizer: Optimizer | None
+) -> schedulers.WarmupLR:
     """Make the schedule of a whole run for an optimizer made with the peak rate, or for none."""
     options: dict[str, Any] = {
         "total_steps": plan.total_steps,
         "warmup_steps": plan.warmup_steps,
         "start_lr": plan.base_lr,
     }
-    if isinstance(config, CosineConfig):
+    if isinstance(config, c.CosineConfig):
         options |= {"min_lr": plan.min_lr}
-    if isinstance(config, PolynomialConfig):
+    if isinstance(config, c.PolynomialConfig):
         options |= {"power": config.power}
-    if isinstance(config, MultistepConfig):
+    if isinstance(config, c.MultistepConfig):
         options |= {"step_size": plan.decay_interval, "gamma": config.gamma}
     return SCHEDULERS[config.name](optimizer, **options)
 
@@ -244,7 +231,7 @@ def check_passes(plan: Plan) -> None:
             raise key_error("batch", plan.batch, alone)
 
 
-def count_warmup_steps(scheduler: ConstantConfig, epochs: int, steps_per_epoch: int) -> int:
+def count_warmup_steps(scheduler: c.ConstantConfig, epochs: int, steps_per_epoch: int) -> int:
     """Return the optimizer steps of warm-up: as given, from epochs, or from the fraction."""
     if scheduler.warmup_steps is not None:
         return scheduler.warmup_steps
@@ -254,7 +241,7 @@ def count_warmup_steps(scheduler: ConstantConfig, epochs: int, steps_per_epoch: 
     return round(warmup_epochs * steps_per_epoch)
 
 
-def warmup_error(scheduler: ConstantConfig, steps: int, allowed: str) -> UserError:
+def warmup_error(scheduler: c.ConstantConfig, steps: int, allowed: str) -> UserError:
     """Word the error of a warm-up of so many steps, by the key that made it as long."""
     if scheduler.warmup_steps is not None:
         return key_error("scheduler.warmup_steps", steps, f"must be {allowed}")
@@ -263,17 +250,17 @@ def warmup_error(scheduler: ConstantConfig, steps: int, allowed: str) -> UserErr
     return key_error(f"scheduler.{key}", getattr(scheduler, key), made)
 
 
-def describe_decay(scheduler: ConstantConfig, plan: Plan) -> str:
+def describe_decay(scheduler: c.ConstantConfig, plan: Plan) -> str:
     """Write the rate after warm-up as a formula in the numbers of the plan."""
-    if isinstance(scheduler, MultistepConfig):
+    if isinstance(scheduler, c.MultistepConfig):
         return f"peak x {scheduler.gamma:g} ^ floor(step / {plan.decay_interval:.6g})"
     last = plan.total_steps - 1
-    if not isinstance(scheduler, CosineConfig) or plan.warmup_steps >= last:
+    if not isinstance(scheduler, c.CosineConfig) or plan.warmup_steps >= last:
         return "none"
     factor = "(1 + cos(pi t)) / 2"
-    if isinstance(scheduler, OneCycleConfig):
+    if isinstance(scheduler, c.OneCycleConfig):
         factor = "(1 - t)"
-    if isinstance(scheduler, PolynomialConfig):
+    if isinstance(scheduler, c.PolynomialConfig):
         factor = f"(1 - t)^{scheduler.power:g}"
     return (
         f"final + (peak - final) {factor}, t = (step - {plan.warmup_steps}) "
@@ -281,7 +268,7 @@ def describe_decay(scheduler: ConstantConfig, plan: Plan) -> str:
     )
 
 
-def first_and_peak_rate(config: Config) -> tuple[float, float]:
+def first_and_peak_rate(config: c.Config) -> tuple[float, float]:
     """Return the rates where warm-up starts and ends.
 
     With `lr_scaling=none` the peak is base_lr times the warm-up's multiplier (null is 1). With a
@@ -293,14 +280,14 @@ def first_and_peak_rate(config: Config) -> tuple[float, float]:
     if optimizer.lr_scaling == "none":
         first, peak = optimizer.base_lr, optimizer.base_lr * (scheduler.warmup_multiplier or 1.0)
     else:
-        scale = SCALING_RULES[optimizer.lr_scaling](config.batch, optimizer.base_batch)
+        scale = schedulers.SCALING_RULES[optimizer.lr_scaling](config.batch, optimizer.base_batch)
         peak = optimizer.base_lr * scale
         first = min(optimizer.base_lr, peak)
-    if isinstance(scheduler, OneCycleConfig) and scheduler.start_fraction is not None:
+    if isinstance(scheduler, c.OneCycleConfig) and scheduler.start_fraction is not None:
         first = scheduler.start_fraction * peak
     return first, peak
 
 
-def base_lr_for(config: Config, peak_lr: float) -> float:
+def base_lr_for(config: c.Config, peak_lr: float) -> float:
     """Return the `optimizer.base_lr` whose peak is the given rate: every rule is a multiple."""
     return peak_lr * config.optimizer.base_lr / first_and_peak_rate(config)[1]

@@ -61,18 +61,13 @@ class Setup:
 
     def make_step(self, state: State, images: TrainingImages) -> Step:
         """Make the step over a state as a checkpoint, if any, has left it."""
-        model, config = state.model, self.config
+        config = self.config
+        network = self.runtime.compile(state.model) if config.compile else state.model
         return Step(
-            distributed.distribute(self.runtime.compile(model) if config.compile else model),
-            state.optimizer,
-            images,
-            self.plan,
-            self.runtime,
-            clip=config.clip,
-            label_smoothing=config.loss.label_smoothing,
-            ema=state.ema,
+            distributed.distribute(network), state.optimizer, images, self.plan, self.runtime,
+            clip=config.clip, label_smoothing=config.loss.label_smoothing, ema=state.ema,
             noise=state.noise,
-        )
+        )  # fmt: skip
 
 
 def prepare(config: Config) -> Setup:

@@ -86,17 +86,11 @@ class Step:
         self.optimizer.zero_grad()
         passes = self.plan.rank_passes(len(index))
         own = index.split([sum(sizes) for sizes in passes])[self.runtime.rank]
+        measured = self.parameters if self.noise is not None else ()
         loss, correct, first_norm = accumulate_gradients(
-            self.model,
-            self.images,
-            draws,
-            own,
-            sizes=passes[self.runtime.rank],
-            batch_size=len(index),
-            runtime=self.runtime,
-            label_smoothing=self.label_smoothing,
-            measured=self.parameters if self.noise is not None else (),
-        )
+            self.model, self.images, draws, own, passes[self.runtime.rank], len(index),
+            runtime=self.runtime, label_smoothing=self.label_smoothing, measured=measured,
+        )  # fmt: skip
         norm = clip_gradients(self.parameters, self.clip)
         sums = None
         if self.noise is not None:
