@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import hydra
 import yaml
 from hydra import version
-from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra._internal.utils import _run_hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -106,15 +107,9 @@ def read_command_line(
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Hydra's own --cfg job --resolve needs them too.
     register_resolvers()
-    parser = get_args_parser()
-    parser.error = refuse_flags  # type: ignore[method-assign]
-    # Hydra keeps the last of several folders; an experiment may build upon another folder's.
-    several = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    several.error = refuse_flags  # type: ignore[method-assign]
-    several.add_argument("--config-dir", "-cd", action="append", default=[])
-    given, others = several.parse_known_args(arguments)
+    parser = _make_parser()
     # Intermixed: the flags may stand anywhere among the overrides.
-    flags = parser.parse_intermixed_args(others)
+    flags = parser.parse_intermixed_args(arguments)
     for name in ("experimental_rerun", "config_name", "config_path"):
         if getattr(flags, name) is not None:
             raise UserError(f"--{name.replace('_', '-')}: not used here; see --help for the keys")
@@ -122,11 +117,13 @@ def read_command_line(
         raise UserError(f"--{'resolve' if flags.resolve else 'package'}: is for --cfg")
     overrides = list(flags.overrides)
     check_hydra_overrides(overrides)
-    for folder in given.config_dir:
+    # Hydra keeps the last of several folders; an experiment may build upon another folder's.
+    folders, flags.config_dir = flags.config_dir, None
+    for folder in folders:
         if not os.path.isdir(folder):
             raise UserError(f"--config-dir={folder}: must be a directory")
-    if given.config_dir:
-        places = ",".join(f"file://{os.path.abspath(folder)}" for folder in given.config_dir)
+    if folders:
+        places = ",".join(f"file://{os.path.abspath(folder)}" for folder in folders)
         overrides.append(f"hydra.searchpath=[{places}]")
     if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.cfg:
         if flags.cfg:
@@ -141,6 +138,42 @@ def read_command_line(
         )
     hydra_overrides = [o for o in overrides if is_hydras(o)]
     return CommandLine(jobs, flags.multirun, hydra_overrides)
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    """Make the parser of Hydra's flags, those that are refused here among them.
+
+    Hydra's own has a help text that is no string, which argparse refuses since Python 3.14.
+    """
+    parser = argparse.ArgumentParser(add_help=False, description="Hydra")
+    parser.error = refuse_flags  # type: ignore[method-assign]
+    parser.add_argument("overrides", nargs="*", help="key=value, to override the configuration")
+    parser.add_argument(
+        "--version", action="version", version=f"Hydra {hydra.__version__}", help="Hydra's version"
+    )
+    parser.add_argument(
+        "--config-dir", "-cd", action="append", default=[], help="a folder of configurations to add"
+    )
+    parser.add_argument(
+        "--cfg", "-c", choices=["job", "hydra", "all"], help="show the configuration"
+    )
+    parser.add_argument("--package", "-p", help="with --cfg: the part to show")
+    parser.add_argument(
+        "--info", "-i", nargs="?", const="all", help="show what Hydra composes from",
+        choices=["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"],
+    )  # fmt: skip
+    for names, text in {
+        ("--help", "-h"): "the application's help",
+        ("--hydra-help",): "Hydra's help",
+        ("--resolve",): "with --cfg: resolve interpolations",
+        ("--run", "-r"): "run a job",
+        ("--multirun", "-m"): "run a job for each combination of values",
+        ("--shell-completion", "-sc"): "install or uninstall the shell's completion",
+    }.items():
+        parser.add_argument(*names, action="store_true", help=text)
+    for names in (("--config-path", "-cp"), ("--config-name", "-cn"), ("--experimental-rerun",)):
+        parser.add_argument(*names, help="not used here")
+    return parser
 
 
 def _answer(config_name: str, parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:

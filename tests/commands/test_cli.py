@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import engine.cli
 import train
 from tests.helpers import PROJECT, files_below
 from tests.helpers.runs import rows_of
@@ -180,3 +181,10 @@ def test_out_of_memory_names_micro_batch(small, workplace, command, monkeypatch)
 def test_train_reads_top_to_bottom():
     # The house: one entry of about a hundred lines, free of optimizer and schedule arithmetic.
     assert len(Path(train.__file__).read_text().splitlines()) < 160
+
+
+def test_every_flag_has_a_text_for_its_help():
+    # argparse refuses any other since Python 3.14 (CPython's Lib/argparse.py, _check_help); one of
+    # Hydra 1.3.8's own parser is an object that is rendered late.
+    for action in engine.cli._make_parser()._actions:
+        assert type(action.help) is str, action
