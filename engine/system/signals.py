@@ -1,12 +1,13 @@
 """When a run pauses between two steps: to save, and then to go on or to stop in order.
 
-SIGTERM, SIGINT and SIGUSR1, with which Slurm warns of a job's end, only set a flag while a run
-trains; once the run has saved, the handler that was there before decides: by default it ends the
-process, a launcher's own may put the job back into its queue. Before and after they end the
-process at once. Imports no torch.
+SIGTERM, SIGINT, SIGHUP, which the end of a terminal's session sends, and SIGUSR1, with which Slurm
+warns of a job's end, only set a flag while a run trains; once the run has saved, the handler that
+was there before decides: by default it ends the process, a launcher's own may put the job back into
+its queue. Before and after they end the process at once. Imports no torch.
 """
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -17,7 +18,12 @@ from types import FrameType
 from typing import Any
 
 # A warning is followed by SIGTERM; that it ends with the same status, a job script may rely on.
-EXIT_STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 143}
+EXIT_STATUS = {
+    signal.SIGTERM: 143,
+    signal.SIGINT: 130,
+    signal.SIGHUP: 129,
+    signal.SIGUSR1: 143,
+}
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 # One request may come twice at once: from the terminal to the group, and from a parent.
 REPEAT_SECONDS = 1.0
@@ -69,6 +75,7 @@ class Pauses:
 
     def note(self, number: int, _frame: FrameType | None) -> None:
         """Take in a signal; a second one, warnings apart, ends the process where it stands."""
+        drop_lost_terminal(number)
         warned = self.signal in WARNINGS and number not in WARNINGS
         if not self.closing and (self.signal is None or warned):
             self.signal, self.asked_at = number, time.monotonic()
@@ -116,6 +123,7 @@ def leaving_early() -> Iterator[None]:
 
 def leave(number: int, _frame: FrameType | None) -> None:
     """Raise Stopped."""
+    drop_lost_terminal(number)
     raise Stopped(EXIT_STATUS[signal.Signals(number)])
 
 
@@ -151,6 +159,18 @@ def handling(
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
+
+
+def drop_lost_terminal(number: int) -> None:
+    """After SIGHUP, write nowhere what would go to a terminal that is gone and raise an error."""
+    if number != signal.SIGHUP:
+        return
+    for name in ("stdout", "stderr"):
+        try:
+            os.write(getattr(sys, name).fileno(), b"")
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EIO:
+                setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
 
 
 def tell(line: str) -> None:

@@ -1,11 +1,16 @@
+import fcntl
 import json
 import os
 import pickle
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from tensorboard.summary.writer import event_file_writer
@@ -17,9 +22,12 @@ from engine.cli import exit_status
 from engine.system.signals import Pauses, Stopped, leaving, pausing
 from engine.training.checkpoint import load_checkpoint
 from models import commit_batch_statistics
+from tests.helpers import PROJECT
 from tests.helpers.runs import CPU, STATE, TOOLBOX, assert_same, only_run, state_of
 
-SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)]
+SIGNALS = [
+    (signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143), (signal.SIGHUP, 129),
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -52,7 +60,7 @@ def test_a_run_stopped_at_any_step_goes_on_at_the_next_to_the_bit(small, workpla
     total = steps["done"]
     assert total == 12
     # In the first epoch, at an epoch's last step, in the middle, and twice in one epoch.
-    stops = {1: SIGNALS[0], 4: SIGNALS[1], 6: SIGNALS[2], 7: SIGNALS[0], 11: SIGNALS[1]}
+    stops = {1: SIGNALS[0], 4: SIGNALS[1], 6: SIGNALS[2], 7: SIGNALS[0], 11: SIGNALS[3]}
     steps.update(done=0, at={step: send(number) for step, (number, _) in stops.items()})
     for step, (_, status) in stops.items():
         outcome = command("train.py", *run)
@@ -165,7 +173,7 @@ def test_handlers_are_there_only_while_a_run_trains(small, workplace, command, s
     seen = []
     steps["at"] = {1: lambda: seen.extend(signal.getsignal(number) for number in numbers)}
     assert command("train.py", *small, "epochs=1").status == 0
-    assert len(seen) == 3 and not set(seen) & set(before)
+    assert len(seen) == 4 and not set(seen) & set(before)
     assert [signal.getsignal(number) for number in numbers] == before
     assert command("train.py", "-m", *small, "seed=1,2", "epochs=1").status == 0
     assert [signal.getsignal(number) for number in numbers] == before
@@ -396,3 +404,60 @@ def test_mistakes_in_checkpoint_every(small, workplace, command, value):
     assert outcome.status == 2
     allowed = "must be a whole number at least 1 or minutes such as 10min"
     assert outcome.err == f"error: checkpoint_every={value}: {allowed}\n"
+
+
+def in_a_terminal(work: Path, *arguments: object) -> tuple[subprocess.Popen, int]:
+    """Start train.py as the leader of a terminal's session; return it and the terminal's end."""
+    ours, theirs = os.openpty()
+    # Without a width the bars are not drawn.
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+
+    def take_terminal():
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        [sys.executable, PROJECT / "train.py", *map(str, arguments)],
+        cwd=work, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=take_terminal,
+    )  # fmt: skip
+    os.close(theirs)
+    return process, ours
+
+
+def read_until(end: int, text: bytes) -> None:
+    seen = b""
+    while text not in seen:
+        ready, _, _ = select.select([end], [], [], 60)
+        assert ready, seen
+        seen += os.read(end, 4096)
+
+
+def test_a_run_whose_terminal_is_closed_saves_and_leaves(small, workplace):
+    process, terminal = in_a_terminal(workplace, *small, "epochs=2000")
+    read_until(terminal, b"epoch 3/2000")
+    os.close(terminal)
+    assert process.wait(60) == 129
+    directory = only_run(workplace)
+    assert json.loads((directory / "summary.json").read_text())["status"] == "interrupted"
+    assert load_checkpoint(directory / "checkpoint.pt").epoch >= 2
+
+
+def test_a_sweep_whose_terminal_is_closed_writes_its_table(small, workplace):
+    process, terminal = in_a_terminal(workplace, "-m", *small, "epochs=2000", "seed=0,1")
+    read_until(terminal, b"epoch 3/2000")
+    os.close(terminal)
+    assert process.wait(60) == 129
+    table = (workplace / "results" / "default" / "table.csv").read_text()
+    assert table.splitlines()[1].split(",")[8:12] == ["2", "0", "0", "2"]
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(small, workplace):
+    """As under nohup."""
+    process = subprocess.Popen(
+        [sys.executable, PROJECT / "train.py", *small, "epochs=3"],
+        cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )  # fmt: skip
+    assert process.stdout.readline().startswith(b"run ")
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 0
