@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import errno
 import functools
+import io
 import os
 import re
 import sys
@@ -69,6 +70,10 @@ def exit_status(command: Callable[[], int], resumes: bool = True) -> int:
 
     resumes: whether the command, given again, goes on where it was stopped.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A class may have a name that the terminal's encoding lacks.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         # A rank that waits for others in native code would not hear of a signal.
         with leaving_early() if _world_size() == "1" else contextlib.nullcontext():
@@ -80,7 +85,7 @@ def exit_status(command: Callable[[], int], resumes: bool = True) -> int:
         return 2
     except BrokenPipeError:
         # The reader of our output left, as `| head` does; there is nobody left to tell.
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
         return 141
     except OSError as error:
         # A disk that is full or gone is nobody's mistake, and no traceback helps.
@@ -233,7 +238,7 @@ def check_ranks(several: bool) -> None:
     if _world_size() == "1":
         return
     if not _is_first_rank():
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
     if not several:
         name = Path(sys.argv[0]).name
         raise UserError(f"WORLD_SIZE={_world_size()}: {name} is one process; start it with python")

@@ -63,7 +63,7 @@ def command_of(arguments: Sequence[str]) -> str:
 def read_summary(directory: Path) -> dict[str, Any] | None:
     """Read a run's summary.json; None where there is none, or something else."""
     try:
-        summary = json.loads((directory / "summary.json").read_text())
+        summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     known = isinstance(summary, dict) and summary.keys() >= NEEDED
@@ -178,7 +178,7 @@ def _load_record(directory: Path) -> Record:
     summary = read_summary(directory)
     if summary is None:
         try:
-            raw = yaml.safe_load((directory / ".hydra" / "config.yaml").read_text())
+            raw = yaml.safe_load((directory / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
             config = Config.from_hydra(raw)
         except (OSError, ValueError, yaml.YAMLError, UserError, AttributeError) as error:
             raise UserError(f"{directory}: its .hydra/config.yaml cannot be read") from error
@@ -201,7 +201,9 @@ def _load_record(directory: Path) -> Record:
 def _command(directory: Path) -> str | None:
     """Return the command of a run that left no summary; None where it was killed before that."""
     try:
-        overrides = yaml.safe_load((directory / ".hydra" / "overrides.yaml").read_text())
+        overrides = yaml.safe_load(
+            (directory / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")
+        )
     except (OSError, ValueError, yaml.YAMLError):
         return None
     return command_of([str(o) for o in overrides]) if isinstance(overrides, list) else None

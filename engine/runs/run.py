@@ -125,7 +125,7 @@ class Run:
             (self.directory / ".hydra").mkdir(parents=True, exist_ok=True)
             if not (self.directory / ".hydra" / "config.yaml").exists():
                 self._write_configuration()
-            with open(self.directory / ".lock", "a"):
+            with open(self.directory / ".lock", "a", encoding="utf-8"):
                 pass
         except OSError as error:
             raise records.cannot_write(self.directory, error) from error
@@ -191,7 +191,7 @@ class Run:
         self.check_place()
         self.history.append(row)
         metrics = self.directory / "metrics.jsonl"
-        with naming(metrics), open(metrics, "a") as file:
+        with naming(metrics), open(metrics, "a", encoding="utf-8") as file:
             file.write(json_line(row))
         write_epoch(self.writer, row, trained)
         self.writer.flush()

@@ -151,7 +151,7 @@ def failure(run: Run) -> str | None:
     place, reason = run.directory, summary["error"]
     if run.log.exists():
         place = run.log
-        reason = reason or run.log.read_text().strip().rpartition("\n")[2]
+        reason = reason or run.log.read_text(encoding="utf-8").strip().rpartition("\n")[2]
     return f"{summary['status']}: {place}: {reason or 'it left no summary'}"
 
 
@@ -172,7 +172,7 @@ def report_failure(config: Config, arguments: list[str]) -> Iterator[None]:
         run = Run(config)
         # A full disk may have stopped the run; then the line here is all there is.
         with contextlib.suppress(OSError):
-            run.log.write_text(traceback.format_exc())
+            run.log.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
             if run.summary() is None:
                 run.arguments = arguments
                 run.finish(FAILED, reason_of(error))

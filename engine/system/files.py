@@ -144,7 +144,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     Raises UserError for any other that is damaged: a report without its runs would lose them.
     """
     try:
-        lines = path.read_text(errors="replace").splitlines(keepends=True)
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     except OSError:
         return
     for number, line in enumerate(lines, 1):

@@ -36,7 +36,7 @@ class RunBusy(UserError):
 
 def holder(directory: Path) -> str | None:
     """Name the process that trains the run in this directory now, or None; a look, no wait."""
-    with contextlib.suppress(OSError), open(directory / ".lock") as lock:
+    with contextlib.suppress(OSError), open(directory / ".lock", encoding="utf-8") as lock:
         locks = _flock(lock, fcntl.LOCK_SH)
         name = _name(lock)
         if locks is False:
@@ -56,7 +56,7 @@ def locked(directory: Path) -> Iterator[Callable[[], bool]]:
     Yields what tells whether it is still held: not where it was removed, or made anew since.
     """
     path = directory / ".lock"
-    with open(path, "a+") as lock:
+    with open(path, "a+", encoding="utf-8") as lock:
         _take(path, lock)
         done = threading.Event()
         threading.Thread(target=_beat, args=(path, done), daemon=True).start()
@@ -148,7 +148,7 @@ def _beats(path: Path) -> bool:
 
 def _touched(path: Path) -> float:
     # Only what is opened anew is asked of a file server again.
-    with open(path) as lock:
+    with open(path, encoding="utf-8") as lock:
         return os.fstat(lock.fileno()).st_mtime
 
 

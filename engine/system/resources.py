@@ -17,7 +17,7 @@ def available_cpus() -> int:
     """Count the CPUs this process may use: its affinity, and the container's quota."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
         cpus = min(cpus, max(1, int(quota) // int(period)))
     return cpus
 
@@ -28,7 +28,7 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
@@ -36,7 +36,7 @@ def peak_memory_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     with contextlib.suppress(ImportError):
@@ -75,7 +75,7 @@ def _containers(root: Path) -> Iterator[int]:
     """Give what is left of each limit above this process: control groups of version 1 and 2."""
     top = root / "sys/fs/cgroup"
     with contextlib.suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             kinds, _, path = line.partition(":")[2].partition(":")
             if "memory" in kinds.split(","):
                 yield from _left(top / "memory", path, "memory.limit_in_bytes", "total_rss")
@@ -88,7 +88,7 @@ def _left(top: Path, path: str, limit: str, used: str) -> Iterator[int]:
     own = top / path.lstrip("/")
     for folder in [own, *own.parents][: len(own.relative_to(top).parts) + 1]:
         with contextlib.suppress(OSError, ValueError):
-            most = int((folder / limit).read_text())
+            most = int((folder / limit).read_text(encoding="utf-8"))
             # What it holds beyond this, such as the system's copies of files, can be dropped.
             yield most - _figures(folder / "memory.stat").get(used, 0)
 
@@ -97,7 +97,7 @@ def _figures(path: Path) -> dict[str, int]:
     """Read lines of a name and a number."""
     figures = {}
     with contextlib.suppress(OSError):
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             name, *rest = line.replace(":", " ").split() or [""]
             if rest and rest[0].isdigit():
                 figures[name] = int(rest[0])

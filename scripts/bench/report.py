@@ -57,7 +57,7 @@ def write(part: str, result: dict[str, Any], folder: Path, device: str) -> None:
     """Put a part's result into <folder>/<device>.json and .md, beside other parts' results."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{device}.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     results[part] = result
     write_text_atomically(path, json.dumps(results, indent=1) + "\n")
     parts = [markdown(name, results[name]) for name in results]

@@ -68,7 +68,11 @@ def call(arguments: list[str], folder: Path) -> str:
         arguments = [str(PROJECT / arguments[0]), *arguments[1:]]
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(arguments)}: {done.stderr}")

@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import engine.sweeps.sweep
 import engine.system.files
 import engine.training.loop
 from engine.data import sources
