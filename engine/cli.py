@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import io
+import json
 import os
 import re
 import sys
@@ -25,9 +26,16 @@ from hydra._internal.utils import _run_hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.config.compose import CONF, Job, check_overrides, plain_config, read_overrides
+from engine.config.compose import (
+    CONF,
+    Job,
+    check_overrides,
+    plain_config,
+    read_overrides,
+    search_path,
+)
 from engine.config.hydra_rules import check_hydra_overrides, is_hydras, register_resolvers
-from engine.config.parse import parse
+from engine.config.parse import parse, text_keys
 from engine.errors import UserError
 from engine.system.signals import Stopped, leaving_early
 
@@ -128,8 +136,7 @@ def read_command_line(
         if not os.path.isdir(folder):
             raise UserError(f"--config-dir={folder}: must be a directory")
     if folders:
-        places = ",".join(f"file://{os.path.abspath(folder)}" for folder in folders)
-        overrides.append(f"hydra.searchpath=[{places}]")
+        overrides.append(search_path(folders))
     if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.cfg:
         if flags.cfg:
             check_overrides(config_name, config_type, overrides)
@@ -206,7 +213,7 @@ def read_arguments(arguments: Sequence[str], config_type: type[T], usage: str | 
         if sum(other.startswith(f"{key}=") for other in arguments) > 1:
             raise UserError(f"{argument}: {key} is given more than once")
     try:
-        raw = plain_config(OmegaConf.from_dotlist(list(arguments)))
+        raw = _read_dotlist(arguments, text_keys(config_type))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         given = " ".join(arguments)
         raise UserError(f"{given}: must be key=value, each value plain or in quotes") from error
@@ -214,11 +221,21 @@ def read_arguments(arguments: Sequence[str], config_type: type[T], usage: str | 
     return result
 
 
+def _read_dotlist(arguments: Sequence[str], texts: set[str]) -> dict[str, Any]:
+    """Read key=value as YAML does, but a text key's value as it was typed."""
+    typed = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        plain = key in texts and value != "null" and not value.startswith(("'", '"'))
+        typed.append(f"{key}={json.dumps(value)}" if plain else argument)
+    return plain_config(OmegaConf.from_dotlist(typed))
+
+
 def read_own_keys(given: Sequence[str], prefix: str, config_type: type[T]) -> T:
     """Read a script's own keys, `prefix.key=value`, from among those of train.py."""
     own = [argument for argument in given if argument.startswith(f"{prefix}.")]
     try:
-        raw = plain_config(OmegaConf.from_dotlist(own)).get(prefix, {})
+        raw = _read_dotlist(own, set()).get(prefix, {})
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{' '.join(own)}: must be {prefix}.key=value") from error
     result: T = parse(config_type, raw, f"{prefix}.")

@@ -5,6 +5,8 @@ names the override it is about. Imports no torch.
 """
 
 import os
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +22,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.config import hydra_rules
-from engine.config.parse import known_keys
+from engine.config.parse import known_keys, text_keys
 from engine.errors import UserError
 
+# A tenth of a second each: from so many on a person is shown why it takes a while.
+MANY = 20
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 
 
@@ -51,8 +55,11 @@ def read_overrides(
     sweep: a list of values is a job for each of them, as under Hydra's -m.
     """
     with _hydra(config_name):
+        overrides = _as_text(overrides, text_keys(config_type))
         _check_grammar(overrides)
         lists = _split(overrides) if sweep else [overrides]
+        if len(lists) >= MANY:
+            print(f"checking  {len(lists)} runs", file=sys.stderr, flush=True)
         jobs = [_make_job(config_name, config_type, job) for job in lists]
     if not jobs:
         raise UserError(f"{' '.join(overrides)}: a sweep over no values")
@@ -110,9 +117,47 @@ def config_dir_flags(overrides: Sequence[str]) -> list[str]:
     ]
 
 
+def search_path(folders: Sequence[str]) -> str:
+    """Write the override of Hydra's that adds folders of configurations."""
+    places = ",".join(quoted(f"file://{os.path.abspath(folder)}") for folder in folders)
+    return f"hydra.searchpath=[{places}]"
+
+
 def _added_folders(overrides: Sequence[str]) -> list[Path]:
-    listed = [o.partition("=[")[2][:-1] for o in overrides if o.startswith("hydra.searchpath=")]
-    return [Path(place.removeprefix("file://")) for text in listed for place in text.split(",")]
+    own = [o for o in overrides if o.startswith("hydra.searchpath=")]
+    values: list[Any] = [o.value() for o in OverridesParser.create().parse_overrides(own)]
+    places = [str(getattr(place, "text", place)) for listed in values for place in listed]
+    return [Path(place.removeprefix("file://")) for place in places]
+
+
+def quoted(text: str) -> str:
+    """Write text as a value that Hydra's grammar reads as this text and nothing else.
+
+    In quotes a backslash counts only before a quote.
+    """
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
+    return f"'{escaped}'"
+
+
+def _as_text(overrides: Sequence[str], keys: set[str]) -> list[str]:
+    """Quote the values of text keys that Hydra would read as numbers or truth values."""
+    found = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        elements = value.split(",")
+        if key.lstrip("+") in {*keys, "experiment"} and all(
+            re.fullmatch(r"[\w.+-]+", element) for element in elements
+        ):
+            value = ",".join(e if _is_text(e) else quoted(e) for e in elements)
+        found.append(key + equals + value)
+    return found
+
+
+def _is_text(element: str) -> bool:
+    """Return True if Hydra reads a plain value as text or as null."""
+    parsed = OverridesParser.create().parse_override(f"key={element}").value()
+    return parsed is None or isinstance(parsed, str)
 
 
 def _compose(config_name: str, config_type: Any, overrides: list[str]) -> DictConfig:

@@ -60,6 +60,18 @@ def known_keys(cls: Any, prefix: str = "") -> set[str]:
     return keys
 
 
+def text_keys(cls: Any, prefix: str = "") -> set[str]:
+    """List every dotted key whose value is text, a group's choice among them."""
+    keys = set()
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        groups = [m for m in members if _is_group(m)]
+        if str in members or groups:
+            keys.add(prefix + name)
+        keys = keys.union(*(text_keys(group, f"{prefix}{name}.") for group in groups))
+    return keys
+
+
 def parse(cls: Any, raw: Any, prefix: str = "") -> Any:
     """Build dataclass `cls` from a mapping, every value checked; raise UserError on a mistake."""
     hints = get_type_hints(cls, include_extras=True)
@@ -115,7 +127,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if base is int and isinstance(value, float) and value.is_integer():
         # YAML reads 1e3 as a float.
         raise key_error(key, repr(value), f"must be {kind} {bounds}, in digits alone{or_null}")
-    quoted = f"""; as text it is '{key}="{value}"'""" if base is str and value is not None else ""
+    quoted = "; in a file, text goes in quotes" if base is str and value is not None else ""
     raise key_error(key, value, f"must be {kind} {bounds}".rstrip() + too_large + or_null + quoted)
 
 

@@ -35,7 +35,7 @@ def write_report(group: str, target: float | None = None) -> str:
     except OSError as error:
         raise cannot_write(folder, error) from error
     paths = "\n          ".join(str(folder / name) for name in names)
-    return f"{(folder / 'table.md').read_text(encoding="utf-8")}\nwritten   {paths}"
+    return f"{(folder / 'table.md').read_text(encoding='utf-8')}\nwritten   {paths}"
 
 
 def compare(groups: Sequence[str]) -> Path:

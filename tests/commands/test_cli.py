@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 import engine.cli
+import scripts.status
+import scripts.tables
 import train
+from engine.cli import exit_status
 from tests.helpers import PROJECT, files_below
 from tests.helpers.runs import rows_of
 
@@ -188,3 +191,67 @@ def test_every_flag_has_a_text_for_its_help():
     # Hydra 1.3.8's own parser is an object that is rendered late.
     for action in engine.cli._make_parser()._actions:
         assert type(action.help) is str, action
+
+
+# YAML 1.1 or Hydra's grammar read each as a truth value, a number or a time.
+@pytest.mark.parametrize("text", ["no", "on", "true", "2024", "007", "1e3", "1_000", "0x10", ".5"])
+def test_a_text_key_holds_what_was_typed_in_every_command(
+    small, workplace, command, monkeypatch, capsys, text
+):
+    assert command("train.py", *small, "epochs=1", "batch=60", f"group={text}").status == 0
+    assert (workplace / "results" / "runs" / text).is_dir()
+    for script in (scripts.status, scripts.tables):
+        monkeypatch.setattr(sys, "argv", [script.__name__, f"group={text}"])
+        assert exit_status(script.main) == 0
+    assert (workplace / "results" / text / "table.csv").exists()
+    monkeypatch.setattr(sys, "argv", ["status", f"group={text}x"])
+    assert exit_status(scripts.status.main) == 2
+    assert f"group={text}x: has no runs under results/runs/{text}x" in capsys.readouterr().err
+
+
+def test_a_sweep_over_text_keeps_each_as_it_was_typed(small, workplace, command):
+    sweep = ("-m", *small, "epochs=1", "batch=60", "group=1e3,no,007")
+    assert command("train.py", *sweep).status == 0
+    assert {path.name for path in (workplace / "results").iterdir()} == {"runs", "1e3", "no", "007"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bench (1)", "a,b", "it's", "x=y", "${x}", "[z]", "{a}", "a:b", "é漢", "ends\\", "#1 %"],
+)
+def test_a_folder_of_configurations_has_any_name(workplace, command, name):
+    folder = workplace / name / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# @package _global_\nbatch: 77\n")
+    run = ("+experiment=mine", "plan=true", "data=synthetic", "model=resnet8")
+    outcome = command("train.py", f"--config-dir={name}", *run)
+    assert outcome.status == 0 and "(batch 77," in outcome.out
+    # As the command that scripts.tune prints, in a folder whose own name is odd.
+    outcome = command("train.py", "-m", "--config-dir", str(workplace / name), *run, "seed=0,1")
+    assert outcome.status == 0 and outcome.out.count("(batch 77,") == 2
+
+
+def test_a_sweep_of_many_runs_says_that_it_checks_them(workplace, command):
+    run = (
+        "-m",
+        "plan=true",
+        "data=synthetic",
+        "model=resnet8",
+        "seed=" + ",".join(map(str, range(20))),
+    )
+    assert "checking  20 runs\n" in command("train.py", *run).err
+
+
+def test_text_is_utf_8_whatever_the_locale(small, workplace):
+    """Python's own UTF-8 mode off, the locale's encoding is ASCII here."""
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    arguments = ["-m", *small, "seed=0,1", "epochs=1"]
+    made = subprocess.run(
+        [sys.executable, PROJECT / "train.py", *arguments],
+        cwd=workplace, env=environment, capture_output=True,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    # What the terminal lacks is shown as an escape.
+    assert b"\\xb1" in made.stdout and b"failed" not in made.stdout
+    table = (workplace / "results" / "default" / "table.md").read_text(encoding="utf-8")
+    assert "±" in table and "Â" not in table

@@ -80,7 +80,6 @@ MISTAKES = [
     ("$bad=1", "$bad=1: unknown key; see --help"),
     ("batch=1e3", "batch=1000.0: must be a whole number at least 1, in digits alone"),
     ("epochs=1e400", "epochs=inf: must be a whole number at least 1"),
-    ("group=2024", """group=2024: must be text; as text it is 'group="2024"'"""),
     ("--frobnicate", "unrecognized arguments: --frobnicate"),
     ("--config-name=other", "--config-name: not used here"),
     ("--experimental-rerun=x.pickle", "--experimental-rerun: not used here"),
