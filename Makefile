@@ -1,5 +1,7 @@
 # Everything runs in .venv, which `make setup` makes; no target needs more than Python, pip, make.
 PYTHON ?= python3
+# Another torch than the newest: make check TORCH=2.6
+TORCH ?=
 BIN := .venv/bin
 
 .PHONY: help setup check test stress audit demo bench clean
@@ -12,7 +14,7 @@ setup: .venv/installed  ## install everything into .venv
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[harness,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[harness,dev]' $(if $(TORCH),'torch==$(TORCH).*')
 	touch $@
 
 check: setup  ## lint, formatting and types
