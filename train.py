@@ -113,10 +113,10 @@ def main() -> int:
         from engine.sweeps.sweep import run_sweep
 
         return run_sweep(command, sweep_job)
-    from engine.system.distributed import joined
+    from engine.system.distributed import process_group
 
     (job,) = command.jobs
-    with joined(getattr(job.config.data, "download_seconds", 0.0)):
+    with process_group(getattr(job.config.data, "download_seconds", 0.0)):
         train(job.config, job.arguments)
     return 0
 

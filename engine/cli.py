@@ -141,7 +141,9 @@ def read_command_line(
         if flags.cfg:
             check_overrides(config_name, config_type, overrides)
         flags.overrides = overrides
-        return CommandLine([], False, [], functools.partial(_answer, config_name, parser, flags))
+        return CommandLine(
+            [], False, [], functools.partial(_let_hydra_answer, config_name, parser, flags)
+        )
     jobs = read_overrides(config_name, config_type, overrides, sweep=flags.multirun)
     if flags.multirun and _world_size() != "1":
         raise UserError(
@@ -188,7 +190,9 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _answer(config_name: str, parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:
+def _let_hydra_answer(
+    config_name: str, parser: argparse.ArgumentParser, flags: argparse.Namespace
+) -> None:
     """Let Hydra answer --help, --cfg and the like."""
 
     def nothing(composed: DictConfig) -> None:

@@ -16,7 +16,7 @@ COLUMNS = (
 ).split(",")
 
 
-def comma_separated(rows: Sequence[Row], target: Target) -> str:
+def csv_text(rows: Sequence[Row], target: Target) -> str:
     """Write the table with one line for each row and a column for each figure."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")

@@ -10,7 +10,7 @@ from engine.report.noise import write_noise_plot
 from engine.report.page import page
 from engine.report.plots import write_comparison, write_plots
 from engine.report.rows import Row, Target, make_rows, records_of, target_of
-from engine.report.tables import comma_separated, markdown
+from engine.report.tables import csv_text, markdown
 from engine.runs.records import RESULTS, Record, cannot_write
 from engine.system.files import json_line, write_text_atomically
 
@@ -71,7 +71,7 @@ def _write_files(
                 path.unlink()
     write_text_atomically(folder / "runs.jsonl", runs_lines(records))
     write_text_atomically(folder / "table.md", markdown(group, rows))
-    write_text_atomically(folder / "table.csv", comma_separated(rows, goal))
+    write_text_atomically(folder / "table.csv", csv_text(rows, goal))
     drawn = write_plots(folder, group, rows, goal)
     drawn += write_noise_plot(folder / "noise.png", group, rows)
     plots = [path.name for path in drawn]

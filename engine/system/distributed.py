@@ -28,7 +28,7 @@ PATIENCE_SECONDS = 1800.0
 
 
 @contextlib.contextmanager
-def joined(longest_wait_seconds: float = 0.0) -> Iterator[None]:
+def process_group(longest_wait_seconds: float = 0.0) -> Iterator[None]:
     """Join the ranks that torchrun started while the block lasts; without torchrun do nothing.
 
     longest_wait_seconds: how long one rank may keep the others waiting beyond what is usual.

@@ -96,7 +96,7 @@ def write_summed(file: BinaryIO, write: Callable[[HashingWriter], object]) -> No
     file.write(MARK + writer.hash.digest())
 
 
-def agrees(file: BinaryIO) -> bool | None:
+def checksum_agrees(file: BinaryIO) -> bool | None:
     """Tell whether a file's content agrees with its checksum; None: it does not end in one."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - TRAILER))
@@ -118,7 +118,7 @@ def check_written(path: Path) -> None:
         if hasattr(os, "posix_fadvise"):
             # Past the system's copy in memory, to what the disk really holds.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        if not agrees(file):
+        if not checksum_agrees(file):
             raise OSError(errno.EIO, "read back from the disk, it is not what was written", path)
 
 

@@ -21,7 +21,13 @@ from torch import nn
 from engine.config.schema import Config
 from engine.data.augment import Normalization
 from engine.errors import UserError, key_error
-from engine.system.files import agrees, check_written, previous_of, write_atomically, write_summed
+from engine.system.files import (
+    check_written,
+    checksum_agrees,
+    previous_of,
+    write_atomically,
+    write_summed,
+)
 from engine.training.loop import PartialEpoch, Progress
 from engine.training.setup import Setup
 from engine.training.state import State, copied, is_finite
@@ -222,7 +228,7 @@ def load_checkpoint(path: Path, device: torch.device = CPU) -> Checkpoint:
         raise _damaged(path, "is a directory" if path.is_dir() else "there is no such file")
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
-            summed = agrees(file)
+            summed = checksum_agrees(file)
             # A foreign file gets its one line below; torch has more to say about pickles.
             warnings.simplefilter("ignore")
             content = None

@@ -173,7 +173,7 @@ def train_epoch(
     paused = diverged = False
     check_every = 1 if runtime.device.type == "cpu" else CHECK_EVERY
     started = runtime.wall_clock() - part.seconds
-    with progress(batches, title, begun_at, runtime.rank) as bar:
+    with progress_bar(batches, title, begun_at, runtime.rank) as bar:
         for place, index in enumerate(bar, begun_at):
             # Ranks pause together, where they have just exchanged their losses.
             if (runtime.world_size == 1 or looked_at == place) and (paused := any_rank(pause())):
@@ -205,7 +205,7 @@ def train_epoch(
             if not bar.disable and ((place + 1) % max(10, check_every) == 0 or last):
                 accuracy = 100.0 * int(correct) / own_images
                 images = (place + 1 - begun_at) * plan.batch
-                show(bar, float(part.losses[place]), accuracy, images)
+                show_on_bar(bar, float(part.losses[place]), accuracy, images)
     add_over_ranks(correct)
     part.correct = correct
     part.seconds = runtime.wall_clock() - started
@@ -259,7 +259,7 @@ def epoch_row(
     return row
 
 
-def progress(
+def progress_bar(
     batches: Sequence[Tensor], title: str, begun_at: int = 0, rank: int = 0
 ) -> "tqdm[Tensor]":
     """Make a bar over the rest of an epoch's batches; silent without a terminal."""
@@ -269,7 +269,7 @@ def progress(
     )  # fmt: skip
 
 
-def show(bar: "tqdm[Tensor]", loss: float, accuracy: float, images: int) -> None:
+def show_on_bar(bar: "tqdm[Tensor]", loss: float, accuracy: float, images: int) -> None:
     """Put loss, accuracy in % and images a second on the bar."""
     elapsed = bar.format_dict["elapsed"] or math.inf
     speed = f"{images / elapsed:,.0f}"
