@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,15 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from engine.config.schema import DataConfig, DownloadedDataConfig
 from engine.data import SIDE
+from engine.data.decode import decode_image
+from engine.data.folder import Found, class_names, find_images
 from engine.errors import UserError, key_error
+from engine.system.distributed import rank
 from engine.system.files import write_atomically
 from engine.system.resources import available_cpus
+from engine.system.text import shown
 
 SPLITS = ("train", "test")
+# Changes where the same files are decoded to other pixels, so that no older cache is used.
+DECODER = b"2"
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,7 @@ def _fingerprint(name: str, folder: Path) -> str:
         from engine.data import synthetic
 
         return f"synthetic-{synthetic.VERSION}"
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(DECODER if name == "image_folder" else b"")
     folders = [folder / split for split in SPLITS] if name == "image_folder" else [folder]
     for top in folders:
         for parent, inner, files in os.walk(top, followlinks=True):
@@ -181,46 +187,42 @@ def _draw_synthetic() -> dict[str, Any]:
 
 
 def _decode_folder(source: Path) -> dict[str, Any]:
-    """Decode an ImageFolder tree with a thread for each CPU; every picture is checked."""
-    from torchvision.datasets import ImageFolder
-
-    decoded: dict[str, Any] = {}
-    for split in SPLITS:
-        try:
-            tree = ImageFolder(str(source / split))
-        except (FileNotFoundError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise key_error("data.root", source, f"{split}: {reason}") from error
-        if decoded.setdefault("classes", tree.classes) != tree.classes:
-            allowed = "train and test must hold the same class folders"
-            raise key_error("data.root", source, allowed)
-        images = torch.empty(len(tree), SIDE, SIDE, 3, dtype=torch.uint8)
-        note(f"decoding {len(tree):,} images of {source / split} (once)")
-        with ThreadPoolExecutor(available_cpus()) as pool:
-            paths = [path for path, _ in tree.samples]
-            for place, image in enumerate(pool.map(_decode_image, paths, chunksize=64)):
-                images[place] = image
-        decoded[f"{split}_images"] = images
-        decoded[f"{split}_labels"] = torch.tensor(tree.targets, dtype=torch.int64)
+    """Decode a tree with a thread for each CPU; every image is checked."""
+    found = {split: find_images(source, split) for split in SPLITS}
+    decoded: dict[str, Any] = {"classes": class_names(source, list(found.items()))}
+    framed = {}
+    for split, images in found.items():
+        note(f"decoding {len(images.images):,} images of {source / split} (once)")
+        pixels = torch.empty(len(images.images), SIDE, SIDE, 3, dtype=torch.uint8)
+        framed[split] = 0
+        # What Pillow warns of is refused or of no account, and a refusal is one line.
+        with ThreadPoolExecutor(available_cpus()) as pool, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            paths = [path for path, _ in images.images]
+            for place, (image, several) in enumerate(pool.map(decode_image, paths, chunksize=64)):
+                pixels[place] = image
+                framed[split] += several
+        if len(pixels) > 1 and all(torch.equal(image, pixels[0]) for image in pixels[1:]):
+            allowed = f"{split}: its {len(pixels):,} images are all the same; is it the right tree?"
+            raise key_error("data.root", shown(str(source)), allowed)
+        decoded[f"{split}_images"] = pixels
+        labels = [label for _, label in images.images]
+        decoded[f"{split}_labels"] = torch.tensor(labels, dtype=torch.int64)
+    _say_what_is_not_used(source, found, framed)
     return decoded
 
 
-def _decode_image(path: str) -> Tensor:
-    """Decode one picture to uint8 [32, 32, 3]; raise UserError where it is not such a picture."""
-    from PIL import Image
-
-    # Its size is looked at before anything is decoded, so that a bomb is only a wrong size.
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        with Image.open(path) as file:
-            if file.size != (SIDE, SIDE):
-                width, height = file.size
-                raise key_error("data.root", path, f"must be 32x32 pixels, is {width}x{height}")
-            pixels = file.convert("RGB").tobytes()
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise key_error("data.root", path, f"cannot be decoded ({reason})") from error
-    return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(SIDE, SIDE, 3)
+def _say_what_is_not_used(source: Path, found: dict[str, Found], framed: dict[str, int]) -> None:
+    """Say in one line, logs included, which files are no images and which are used in part."""
+    parts = []
+    for split, images in found.items():
+        left_out = [f"left out {images.describe_left_out()}"] if images.left_out else []
+        if framed[split]:
+            left_out.append(f"{framed[split]:,} files hold several frames, the first is used")
+        if left_out:
+            parts.append(f"{split}: {', '.join(left_out)}")
+    if parts and rank() == 0:
+        print(f"data.root={shown(str(source))}: {'; '.join(parts)}", file=sys.stderr)
 
 
 def _decode_downloaded(name: str, known: Known, root: Path) -> dict[str, Any]:

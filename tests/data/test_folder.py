@@ -1,0 +1,92 @@
+"""What counts as a class and an image in a tree of folders, and what is said of the rest."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from engine.data.dataset import load_data
+from engine.data.folder import SUFFIXES, find_images
+from engine.errors import UserError
+from tests.helpers.runs import folder_config
+
+
+def load(tree, **changes):
+    load_data.cache_clear()
+    return load_data(folder_config(tree, **changes))
+
+
+def test_images_and_order_are_those_of_image_folder(tree):
+    # torchvision's folder.make_dataset goes by folder, then by file; its suffixes are in any case.
+    for name in ("a b", "a", "a/b", "ab"):
+        (tree / "train" / "dog" / name).mkdir()
+        for number in range(3):
+            image = tree / "train" / "dog" / f"000{number}.png"
+            shutil.copy(image, tree / "train" / "dog" / name / f"{number}.PnG")
+    (tree / "train" / "cat" / "link").symlink_to(tree / "train" / "dog" / "a")
+    found, theirs = find_images(tree, "train"), ImageFolder(str(tree / "train"))
+    assert found.classes == theirs.classes and found.images == theirs.samples
+    assert len(found.images) == 120 + 12 + 6 and not found.left_out
+    assert SUFFIXES == IMG_EXTENSIONS
+
+
+def test_what_is_left_out_is_said_in_one_line_when_it_is_decoded(tree, capfd):
+    cat = tree / "train" / "cat"
+    for name in ("a.jfif", "b.GIF", "c.gif", "LICENSE", "d.txt", "Thumbs.db"):
+        (cat / name).write_bytes(b"x")
+    (tree / "train" / "list.csv").touch()
+    (tree / "train" / "image.png").touch()
+    for name in ("labels.json", "README"):
+        (tree / "test" / "dog" / name).touch()
+    load(tree)
+    assert capfd.readouterr().err == (
+        f"data.root={tree}: train: left out 2 .gif, 2 in no class folder, 1 .db, 1 .jfif, 1 .txt, "
+        "1 more; test: left out 1 .json, 1 without a suffix\n"
+    )
+    load(tree)
+    assert capfd.readouterr().err == ""
+
+
+def test_several_frames_are_said(tree, capfd):
+    path = tree / "train" / "cat" / "0000.png"
+    with Image.open(path) as image:
+        image.save(path, save_all=True, append_images=[image.rotate(90)])
+    load(tree)
+    told = "train: 1 files hold several frames, the first is used\n"
+    assert capfd.readouterr().err == f"data.root={tree}: {told}"
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_images_that_are_all_the_same_are_refused(tree, split):
+    for path in (tree / split).rglob("*.png"):
+        Image.new("RGB", (32, 32), (9, 9, 9)).save(path)
+    with pytest.raises(UserError) as raised:
+        load(tree)
+    count = {"train": 120, "test": 30}[split]
+    told = f"data.root={tree}: {split}: its {count} images are all the same"
+    assert str(raised.value).startswith(told)
+    path = tree / split / "cat" / "0000.png"
+    Image.new("RGB", (32, 32), (9, 9, 8)).save(path)
+    assert len(load(tree).test) == 30
+
+
+def test_a_split_of_one_image_is_not_all_the_same(tree):
+    for split in ("train", "test"):
+        shutil.rmtree(tree / split / "dog")
+        shutil.rmtree(tree / split / "ship")
+    for path in sorted((tree / "test" / "cat").iterdir())[1:]:
+        path.unlink()
+    assert len(load(tree).test) == 1
+
+
+def test_deep_images_reach_the_run(tree):
+    levels = np.arange(1024, dtype="<u2").reshape(32, 32) * 64
+    deep = Image.frombytes("I;16", (32, 32), levels.tobytes())
+    deep.save(tree / "train" / "cat" / "0000.png")
+    image = load(tree).train.images[0]
+    assert torch.equal(image[..., 0], torch.from_numpy((levels >> 8).astype(np.uint8)))
+    assert torch.equal(image[..., 0], image[..., 2])
