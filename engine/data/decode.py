@@ -41,7 +41,10 @@ def decode_image(path: str) -> tuple[Tensor, bool]:
             _check_size(path, file)
             several = _has_frames(path, file)
             pixels = _to_pixels(path, file)
-    except (OSError, SyntaxError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:
+        # A damaged file leaves Pillow's plugins in as many ways as it can be damaged.
         text = " ".join(str(error).split()) or type(error).__name__
         reason = shown(text[:LONGEST_REASON])
         raise key_error("data.root", shown(path), f"cannot be decoded ({reason})") from error

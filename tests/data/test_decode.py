@@ -5,12 +5,14 @@ PngImagePlugin._MODES, TiffImagePlugin.OPEN_INFO and PpmImagePlugin.MODES.
 """
 
 import io
+import random
 import struct
 import warnings
 import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
@@ -258,6 +260,79 @@ def test_of_several_frames_the_first_is_used(tmp_path, kind):
     assert several and np.array_equal(made.numpy(), np.asarray(pil_loader(path)))
     path.write_bytes(saved(frames[0], kind))
     assert not decode_image(str(path))[1]
+
+
+def seeds():
+    """Write one small file in each format that a name of ImageFolder's may hide."""
+    image = coloured("RGB")
+    made = {
+        "PNG": saved(image, "PNG"), "JPEG": saved(image, "JPEG"), "BMP": saved(image, "BMP"),
+        "GIF": saved(image, "GIF"), "TIFF": saved(image, "TIFF"), "PPM": saved(image, "PPM"),
+        "LZW": saved(image, "TIFF", compression="tiff_lzw"), "WEBP": saved(image, "WEBP"),
+        "PNG16": saved(deep_image(), "PNG"), "TIFF16": tiff(LEVELS),
+        "P": saved(coloured("P"), "PNG"),
+        "APNG": saved(image, "PNG", save_all=True, append_images=[image.rotate(90)]),
+        "LAB": saved(coloured("LAB"), "TIFF"), "CMYK": saved(coloured("CMYK"), "JPEG"),
+        "PGM": pgm(TEN_BITS, 1023), "text": pgm(TEN_BITS, 1023, plain=True),
+    }  # fmt: skip
+    Image.init()
+    for kind in ("AVIF", "JPEG2000", "ICO", "DDS", "TGA", "PCX", "SGI", "ICNS", "QOI", "BLP"):
+        if kind in Image.SAVE:
+            try:
+                made[kind] = saved(coloured("P") if kind == "BLP" else image, kind)
+            except (OSError, ValueError):
+                continue
+    return made
+
+
+SEEDS = seeds()
+
+
+@pytest.mark.parametrize("kind", SEEDS)
+def test_a_damaged_file_is_an_image_or_one_line(tmp_path, kind):
+    rng, path = random.Random(kind), tmp_path / "image.png"
+    whole = SEEDS[kind]
+    refused = 0
+    for number in range(100):
+        content = bytearray(whole)
+        if number % 3 == 0:
+            content = content[: rng.randrange(len(content))]
+        for _ in range(rng.choice([0, 1, 1, 2, 8, 64]) if number % 3 == 0 else rng.choice([1, 8])):
+            # Headers are the first hundred bytes or the last, and tell the rest what to do.
+            place = rng.choice([rng.randrange(100), rng.randrange(1 << 20), -rng.randrange(1, 100)])
+            if content:
+                content[place % len(content)] = rng.choice([0, 1, 0xFF, rng.randrange(256)])
+        path.write_bytes(content)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                image, _ = decode_image(str(path))
+            assert image.shape == (32, 32, 3) and image.dtype == torch.uint8
+        except UserError as error:
+            refused += 1
+            assert str(error).startswith(f"data.root={path}: "), error
+            assert "\n" not in str(error) and len(str(error)) < 600
+    assert refused
+
+
+@pytest.mark.parametrize(
+    "error",
+    [struct.error("x"), SyntaxError("x"), EOFError(), RuntimeError("a\nb"), KeyError(3),
+     IndexError(), MemoryError(), Image.DecompressionBombError("x"), AssertionError(), TypeError("x"),
+     OverflowError(), ZeroDivisionError(), RecursionError(), NotImplementedError(),
+     UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), AttributeError("x")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_whatever_a_plugin_raises_is_one_line_that_names_the_file(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(UserError) as raised:
+        decode_image(str(tmp_path / "a.png"))
+    text = str(raised.value)
+    assert text.startswith(f"data.root={tmp_path}/a.png: cannot be decoded (") and "\n" not in text
+    assert not text.endswith("()")
 
 
 def test_ctrl_c_is_no_damage(tmp_path, monkeypatch):
