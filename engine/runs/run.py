@@ -29,6 +29,7 @@ from engine.runs.records import (
     cannot_write,
     check_inside,
     command_of,
+    name_of,
     published_runs,
     read_summary,
     runs_directory,
@@ -67,7 +68,7 @@ class Run:
     def __init__(self, config: Config) -> None:
         """Name the run by its choices; nothing is made yet."""
         self.config = config
-        self.name = config.run_name()
+        self.name = name_of(config)
         self.directory = runs_directory(config.group) / self.name
         self.checkpoint = self.directory / CHECKPOINT
         self.log = self.directory / "error.log"

@@ -318,7 +318,8 @@ def test_a_damaged_file_is_an_image_or_one_line(tmp_path, kind):
 @pytest.mark.parametrize(
     "error",
     [struct.error("x"), SyntaxError("x"), EOFError(), RuntimeError("a\nb"), KeyError(3),
-     IndexError(), MemoryError(), Image.DecompressionBombError("x"), AssertionError(), TypeError("x"),
+     IndexError(), MemoryError(), Image.DecompressionBombError("x"), AssertionError(),
+     TypeError("x"),
      OverflowError(), ZeroDivisionError(), RecursionError(), NotImplementedError(),
      UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), AttributeError("x")],
     ids=lambda error: type(error).__name__,
