@@ -59,7 +59,7 @@ def find_images(root: Path, split: str) -> Found:
                     suffix = os.path.splitext(file)[1].lower()
                     found.left_out[shown(suffix) if suffix else "without a suffix"] += 1
     except OSError as error:
-        raise cannot_be_read(error.filename, error) from error
+        raise cannot_be_read(root, error) from error
     # Unary plus drops what was counted and is 0.
     found = Found(list(by_class), [], +found.left_out)
     for index, images in enumerate(by_class.values()):
@@ -82,8 +82,9 @@ def walk(top: str) -> Iterator[tuple[str, list[str], list[str], int]]:
     """
     for parent, folders, files in os.walk(top, onerror=_raise, followlinks=True):
         count = len(folders) + len(files)
-        folders.sort()
-        yield parent, folders, sorted(files), count - len(folders) - len(files)
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        files = sorted(name for name in files if not name.startswith("."))
+        yield parent, folders, files, count - len(folders) - len(files)
 
 
 def class_names(root: Path, splits: Sequence[tuple[str, Found]]) -> list[str]:
@@ -127,9 +128,10 @@ def named(names: Iterable[str]) -> str:
     return ", ".join([*listed[:NAMED], *more])
 
 
-def cannot_be_read(path: str, error: OSError) -> UserError:
-    """Word that a file or folder of the tree cannot be read."""
-    return key_error("data.root", shown(str(path)), f"cannot be read ({error.strerror})")
+def cannot_be_read(root: Path, error: OSError) -> UserError:
+    """Word that a file or folder of a tree cannot be read."""
+    allowed = f"{shown(str(error.filename))} cannot be read ({error.strerror})"
+    return key_error("data.root", shown(str(root)), allowed)
 
 
 def _is_hidden(folder: str) -> bool:

@@ -24,7 +24,7 @@ import torch
 from engine.config.schema import DataConfig, DownloadedDataConfig
 from engine.data import SIDE
 from engine.data.decode import decode_image
-from engine.data.folder import Found, class_names, find_images
+from engine.data.folder import Found, cannot_be_read, class_names, find_images, walk
 from engine.errors import UserError, key_error
 from engine.system.distributed import rank
 from engine.system.files import write_atomically
@@ -158,19 +158,17 @@ def _fingerprint(name: str, folder: Path) -> str:
 
         return f"synthetic-{synthetic.VERSION}"
     digest = hashlib.sha256(DECODER if name == "image_folder" else b"")
-    folders = [folder / split for split in SPLITS] if name == "image_folder" else [folder]
-    for top in folders:
-        for parent, inner, files in os.walk(top, followlinks=True):
-            inner.sort()
-            for file in sorted(file for file in files if not file.startswith(".decoded-")):
-                path = os.path.join(parent, file)
-                try:
-                    status = os.stat(path)
-                except OSError as error:
-                    allowed = f"{path} cannot be read ({error.strerror})"
-                    raise key_error("data.root", folder, allowed) from error
-                text = f"{os.path.relpath(path, folder)}\0{status.st_size}\0{status.st_mtime_ns}\n"
-                digest.update(os.fsencode(text))
+    for top in [folder / split for split in SPLITS] if name == "image_folder" else [folder]:
+        try:
+            for parent, _, files, _ in walk(str(top)):
+                # A folder counts also without files: it may be a class.
+                lines = [f"{os.path.relpath(parent, folder)}\0\n"]
+                for file in files:
+                    status = os.stat(os.path.join(parent, file))
+                    lines.append(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n")
+                digest.update(os.fsencode("".join(lines)))
+        except OSError as error:
+            raise cannot_be_read(folder, error) from error
     return digest.hexdigest()
 
 

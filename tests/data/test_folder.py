@@ -1,5 +1,6 @@
 """What counts as a class and an image in a tree of folders, and what is said of the rest."""
 
+import os
 import shutil
 
 import numpy as np
@@ -9,8 +10,9 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from engine.data import sources
 from engine.data.dataset import load_data
-from engine.data.folder import SUFFIXES, find_images
+from engine.data.folder import SUFFIXES, SYSTEM_FOLDERS, find_images
 from engine.errors import UserError
 from tests.helpers.runs import folder_config
 
@@ -90,3 +92,89 @@ def test_deep_images_reach_the_run(tree):
     image = load(tree).train.images[0]
     assert torch.equal(image[..., 0], torch.from_numpy((levels >> 8).astype(np.uint8)))
     assert torch.equal(image[..., 0], image[..., 2])
+
+
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", ".Trash-1000", *SYSTEM_FOLDERS])
+@pytest.mark.parametrize("where", ["train", "test", "train/cat", "train/cat/deeper"])
+def test_a_hidden_folder_is_no_class_and_holds_no_images(tree, capfd, where, name):
+    expected = load(tree)
+    folder = tree / where / name / "cat"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (48, 48)).save(folder / "thumbnail.png")
+    (tree / ".decoded-image_folder.pt").unlink()
+    made = load(tree)
+    assert made.classes == expected.classes
+    assert torch.equal(made.train.images, expected.train.images)
+    split = where.partition("/")[0]
+    assert capfd.readouterr().err == f"data.root={tree}: {split}: left out 1 hidden\n"
+
+
+@pytest.mark.parametrize("where", ["train", "train/cat", "test/ship"])
+def test_hidden_files_are_left_out_and_counted(tree, capfd, where):
+    for name in ("._0000.png", ".DS_Store", ".hidden.png", ".png"):
+        (tree / where / name).write_bytes(b"\0\5\x16\7")
+    assert (len(load(tree).train), len(load(tree).test)) == (120, 30)
+    told = f"data.root={tree}: {where.partition('/')[0]}: left out 4 hidden\n"
+    assert capfd.readouterr().err == told
+
+
+def test_what_is_hidden_is_not_looked_at_again(tree, monkeypatch):
+    load(tree)
+    (tree / "train" / ".DS_Store").touch()
+    (tree / "train" / "cat" / ".gone.png").symlink_to("nowhere")
+    (tree / "train" / "cat" / ".loop").symlink_to(".")
+    monkeypatch.setattr(sources, "_decode_folder", lambda _: pytest.fail("decoded again"))
+    load(tree)
+
+
+def test_a_tree_below_a_hidden_folder_is_a_tree(tree, tmp_path):
+    (tmp_path / ".data").mkdir()
+    moved = tree.rename(tmp_path / ".data" / "tree")
+    assert len(load(moved).train) == 120
+
+
+def test_an_empty_class_folder_is_named_with_what_it_holds(tree):
+    (tree / "train" / "zebra").mkdir()
+    (tree / "train" / "zebra" / "a.jfif").touch()
+    (tree / "train" / "yak").mkdir()
+    with pytest.raises(UserError) as raised:
+        load(tree)
+    told = f"data.root={tree}: train: Found no valid file for the classes yak, zebra; images end in"
+    assert str(raised.value).startswith(told)
+    assert str(raised.value).endswith("left out: 1 .jfif")
+
+
+def test_an_empty_class_folder_is_seen_after_a_cache_was_written(tree):
+    load(tree)
+    (tree / "train" / "empty").mkdir()
+    with pytest.raises(UserError, match="no valid file for the classes empty"):
+        load(tree)
+
+
+def test_images_without_class_folders_are_refused(tree):
+    for folder in list((tree / "train").iterdir()):
+        for path in folder.iterdir():
+            path.rename(tree / "train" / f"{folder.name}{path.name}")
+        folder.rmdir()
+    with pytest.raises(UserError) as raised:
+        load(tree)
+    assert "train: Couldn't find any class folder; needs train/<class>/*" in str(raised.value)
+    assert "left out: 120 in no class folder" in str(raised.value)
+
+
+@pytest.mark.parametrize("where", ["train/loop", "train/cat/loop"])
+def test_a_loop_of_links_is_one_line(tree, where):
+    (tree / where).symlink_to("..")
+    with pytest.raises(UserError) as raised:
+        load(tree)
+    text = str(raised.value)
+    assert text.startswith(f"data.root={tree}: ") and "\n" not in text
+    assert " cannot be read (Too many levels of symbolic links)" in text
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_a_folder_that_may_not_be_listed_is_named(tree):
+    (tree / "train" / "cat").chmod(0)
+    with pytest.raises(UserError, match=r"train/cat: cannot be read \(Permission denied\)"):
+        load(tree)
+    (tree / "train" / "cat").chmod(0o755)
