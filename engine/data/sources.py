@@ -3,7 +3,8 @@
 Every source ends as a dictionary of classes, uint8 images [N, 32, 32, 3] and int64 labels [N] for
 each split. It is cached beside its files (or in `data.cache`) under a fingerprint of those files,
 so that a changed tree is decoded again and an unchanged one opens in a moment, without PIL or
-torchvision. Splitting it is dataset.py's.
+torchvision. Which files a tree's images are is folder.py's, one file's pixels are decode.py's, and
+dividing what was read is dataset.py's.
 """
 
 import functools
@@ -110,17 +111,24 @@ def _cached(
     config: DataConfig, folder: Path, decode: Callable[[], dict[str, Any]], keep: bool
 ) -> dict[str, Any]:
     """Return the decoded source from its cache, or decode it and write the cache."""
-    fingerprint = _fingerprint(config.name, folder)
+    found = _fingerprint(config.name, folder)
     places = [folder / f".decoded-{config.name}.pt"]
     if config.cache is not None:
-        key = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
+        key = hashlib.blake2b(os.fsencode(folder.resolve()), digest_size=8).hexdigest()
         places.append(Path(config.cache).expanduser() / f"decoded-{config.name}-{key}.pt")
+    stale = []
     for place in places:
-        decoded = _read_cache(place, fingerprint)
-        if decoded is not None:
+        decoded = _read_cache(place)
+        if decoded.get("fingerprint") not in (found.exact, found.lasting):
+            stale.append((decoded.get("lasting"), decoded.get("digest")))
+        elif _is_whole(decoded):
             return decoded
     decoded = decode()
-    decoded |= {"fingerprint": fingerprint, "digest": _digest(decoded)}
+    digest = _digest(decoded)
+    # Other inodes, nothing else, and the same images: this file system does not keep its inodes.
+    kept = (found.lasting, digest) in stale
+    fingerprint = found.lasting if kept else found.exact
+    decoded |= {"fingerprint": fingerprint, "lasting": found.lasting, "digest": digest}
     for place in places if keep else []:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -131,15 +139,20 @@ def _cached(
     return decoded
 
 
-def _read_cache(place: Path, fingerprint: str) -> dict[str, Any] | None:
-    """Return a cache's content, or None where it is absent, stale or damaged."""
+def _read_cache(place: Path) -> dict[str, Any]:
+    """Return a cache's content; nothing where it is absent or damaged."""
     try:
-        decoded = torch.load(place, weights_only=True)
-        whole = decoded["fingerprint"] == fingerprint and decoded["digest"] == _digest(decoded)
+        return dict(torch.load(place, weights_only=True))
     except Exception:
         # A damaged archive fails in as many ways as it can be damaged.
-        return None
-    return decoded if whole else None
+        return {}
+
+
+def _is_whole(decoded: dict[str, Any]) -> bool:
+    try:
+        return decoded["digest"] == _digest(decoded)
+    except Exception:
+        return False
 
 
 def _digest(decoded: dict[str, Any]) -> str:
@@ -151,25 +164,48 @@ def _digest(decoded: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(name: str, folder: Path) -> str:
-    """Digest the names, sizes and times of a source's files, or the generator's version."""
+@dataclass(frozen=True)
+class Fingerprint:
+    """What is seen of a source's files without reading them.
+
+    exact: names, sizes, times of the last change to content (mtime) and to anything (ctime), and
+    inodes; lasting: all but the inodes.
+
+    A program may put back an mtime, and tar, nix and checkouts do; none can set a ctime. Inodes see
+    folders that have changed places, whose files keep their times. On FUSE, FAT and some network
+    file systems they may be others after each mount, and nothing says so beforehand. There the
+    tree is decoded once more, to the same images, and from then on a cache counts without inodes.
+    """
+
+    exact: str
+    lasting: str
+
+
+def _fingerprint(name: str, folder: Path) -> Fingerprint:
+    """Digest what is seen of a source's files, or take the generator's version."""
     if name == "synthetic":
         from engine.data import synthetic
 
-        return f"synthetic-{synthetic.VERSION}"
-    digest = hashlib.sha256(DECODER if name == "image_folder" else b"")
+        return Fingerprint(*[f"synthetic-{synthetic.VERSION}"] * 2)
+    lasting = hashlib.sha256(DECODER if name == "image_folder" else b"")
+    inodes = hashlib.sha256()
     for top in [folder / split for split in SPLITS] if name == "image_folder" else [folder]:
         try:
             for parent, _, files, _ in walk(str(top)):
                 # A folder counts also without files: it may be a class.
                 lines = [f"{os.path.relpath(parent, folder)}\0\n"]
+                numbers = []
                 for file in files:
                     status = os.stat(os.path.join(parent, file))
-                    lines.append(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n")
-                digest.update(os.fsencode("".join(lines)))
+                    times = f"{status.st_mtime_ns}\0{status.st_ctime_ns}"
+                    lines.append(f"{file}\0{status.st_size}\0{times}\n")
+                    numbers.append(f"{status.st_ino}\n")
+                lasting.update(os.fsencode("".join(lines)))
+                inodes.update("".join(numbers).encode())
         except OSError as error:
             raise cannot_be_read(folder, error) from error
-    return digest.hexdigest()
+    inodes.update(lasting.digest())
+    return Fingerprint(inodes.hexdigest(), lasting.hexdigest())
 
 
 def _draw_synthetic() -> dict[str, Any]:
