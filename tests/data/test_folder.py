@@ -178,3 +178,25 @@ def test_a_folder_that_may_not_be_listed_is_named(tree):
     with pytest.raises(UserError, match=r"train/cat: cannot be read \(Permission denied\)"):
         load(tree)
     (tree / "train" / "cat").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("only_train", "only_test", "told"),
+    [
+        (["boat"], [], "; only train has boat"),
+        ([], ["boat"], "; only test has boat"),
+        (["a", "b"], ["c"], "; only train has a, b, only test has c"),
+        (list("abcdefgh"), [], "; only train has a, b, c, d, e, 3 more"),
+        (["a\nb"], ["a|b"], "; only train has a\\nb, only test has a|b"),
+        (["Cat"], [" cat"], "; only train has Cat, only test has ' cat'"),
+        (["caf\u00e9"], ["cafe\u0301"], "; only train has 'caf\\xe9', only test has 'cafe\\u0301'"),
+    ],
+)
+def test_class_folders_that_differ_are_named(tree, only_train, only_test, told):
+    for split, names in (("train", only_train), ("test", only_test)):
+        for name in names:
+            shutil.copytree(tree / split / "cat", tree / split / name)
+    with pytest.raises(UserError) as raised:
+        load(tree)
+    expected = f"data.root={tree}: train and test must hold the same class folders{told}"
+    assert str(raised.value) == expected
