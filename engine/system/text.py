@@ -4,23 +4,12 @@ A name on Linux is bytes, and may hold line ends, escape sequences of terminals,
 Markdown and HTML. Shown, it is one line of plain text.
 """
 
-import os
 import re
+
+from engine.errors import readable
 
 # What emoji and some scripts join letters with prints nothing of its own.
 JOINERS = "\u200c\u200d"
-
-
-def readable(text: str) -> str:
-    r"""Return a name as text that every file and stream of UTF-8 takes.
-
-    Bytes that are no UTF-8, which Python keeps as lone surrogates, become `\xe9` and the like.
-    """
-    try:
-        return os.fsencode(text).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:
-        # A surrogate that stands for no byte, as YAML or JSON can write it.
-        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def shown(text: str) -> str:
