@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from engine.errors import key_error, readable
+
 # Of a key that does not change a run's result, and so not its name.
 SAME_RESULT = {"same_result": True}
 # Of a key whose text is a path: one path, however it is typed.
@@ -48,6 +50,12 @@ def one_path(path: str) -> str:
         elif part not in ("", "."):
             parts.append(part)
     inside = parts[: len(here)] == here
-    text = "/".join(parts[len(here) :]) or "." if inside else "/" + "/".join(parts)
     # The home or working directory may have a name that is no UTF-8 text.
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
+    return readable("/".join(parts[len(here) :]) or "." if inside else "/" + "/".join(parts))
+
+
+def check_utf8(key: str, text: str | None) -> None:
+    """Raise UserError for text that configurations, tables and TensorBoard could not hold."""
+    if text is not None and readable(text) != text:
+        allowed = "must be UTF-8 text; rename the folder, or make a link to it under such a name"
+        raise key_error(key, text, allowed)

@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.config.choices import check_utf8
 from engine.config.hydra_rules import (
     explain,
     is_hydras,
@@ -139,6 +140,8 @@ def _compose(config_name: str, config_type: Any, overrides: list[str]) -> DictCo
 
 def _check_grammar(overrides: list[str]) -> None:
     for override in overrides:
+        key, _, value = override.partition("=")
+        check_utf8(key, value)
         try:
             OverridesParser.create().parse_overrides([override])
         except HydraException as error:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from engine.config.choices import PATH, SAME_RESULT, flatten
+from engine.config.choices import PATH, SAME_RESULT, check_utf8, flatten
 from engine.config.parse import Pattern, Range, parse
 from engine.errors import key_error
 
@@ -281,6 +281,7 @@ class EvaluationConfig:
         config: EvaluationConfig = parse(cls, raw)
         if config.checkpoint is None:
             raise key_error("checkpoint", None, "must be a checkpoint file or a run's directory")
+        check_utf8("data.root", config.data.root)
         return config
 
 
@@ -326,6 +327,8 @@ def check_across_keys(config: Config) -> None:
         if config.data.name == "image_folder":
             allowed += " that holds train/<class>/* and test/<class>/*"
         raise key_error("data.root", config.data.root, allowed)
+    check_utf8("data.root", config.data.root)
+    check_utf8("data.cache", config.data.cache)
 
 
 def check_group_name(group: str) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.errors import UserError, key_error
-from engine.system.text import readable, shown
+from engine.errors import UserError, key_error, readable
+from engine.system.text import shown
 
 # As torchvision.datasets.folder.IMG_EXTENSIONS; reading a cache needs no torchvision.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
