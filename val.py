@@ -10,11 +10,13 @@ from engine.config.schema import EvaluationConfig
 from engine.errors import UserError, key_error
 from engine.runs.records import CHECKPOINT
 from engine.system.files import json_line
+from engine.system.text import shown
 
 
 def validate(config: EvaluationConfig) -> dict[str, Any]:
     """Measure a checkpoint's test accuracy as the run that wrote it did."""
     from engine.data.dataset import load_data
+    from engine.data.folder import differences
     from engine.system.runtime import choose_device
     from engine.training.build import build_model
     from engine.training.checkpoint import load_checkpoint
@@ -37,7 +39,8 @@ def validate(config: EvaluationConfig) -> dict[str, Any]:
     runtime = runtime_of(run)
     data = load_data(run.data, keep=False)
     if data.classes != saved.classes:
-        allowed = f"holds classes other than the checkpoint's {', '.join(saved.classes)}"
+        differ = differences("it", data.classes, "the checkpoint", saved.classes)
+        allowed = f"must hold the checkpoint's classes; {differ}"
         raise key_error("data.root", run.data.root, allowed)
     model = build_model(run.model, len(data.classes))
     saved.restore_evaluated(model)
@@ -88,10 +91,11 @@ def describe(result: dict[str, Any]) -> str:
         lines.append(f"test accuracy  {result['test_accuracy']:.2f} %{note}")
         lines.append(f"test loss      {result['test_loss']:.4f}")
         lines.append(f"precision      {result['precision']}")
-        width = max(map(len, result["per_class_accuracy"]))
-        for name, accuracy in result["per_class_accuracy"].items():
-            shown = "no examples" if accuracy is None else f"{accuracy:6.2f} %"
-            lines.append(f"  {name:<{width}}  {shown}")
+        names = [shown(name) for name in result["per_class_accuracy"]]
+        width = max(map(len, names))
+        for name, accuracy in zip(names, result["per_class_accuracy"].values(), strict=True):
+            figure = "no examples" if accuracy is None else f"{accuracy:6.2f} %"
+            lines.append(f"  {name:<{width}}  {figure}")
     lines.append("each epoch that was the best so far (test accuracy, %):")
     best = (f"{row['epoch']}: {row['test_accuracy']:.2f}" for row in result["history"])
     lines.append("  " + (", ".join(best) or "none was evaluated"))

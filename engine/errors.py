@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +15,21 @@ def key_error(key: str, value: Any, allowed: str) -> UserError:
     """Word a user's mistake: the key, the value, what is allowed."""
     shown = "null" if value is None else json.dumps(value) if type(value) is bool else str(value)
     shown = shown.removesuffix(".0") if type(value) is float else " ".join(shown.split())
-    return UserError(f"{key}={shown}: {allowed}")
+    return UserError(readable(f"{key}={shown}: {allowed}"))
+
+
+def readable(text: str) -> str:
+    r"""Return text that every file and stream of UTF-8 takes.
+
+    Bytes of a name that are no UTF-8, which Python keeps as lone surrogates, become `\xe9`.
+    """
+    return re.sub("[\ud800-\udfff]", _escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    byte = ord(match[0]) - 0xDC00
+    # Any other surrogate stands for no byte; YAML can write one.
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else f"\\u{ord(match[0]):04x}"
 
 
 def closest(key: str, known: Iterable[str]) -> str:

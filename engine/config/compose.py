@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.config import hydra_rules
+from engine.config.choices import check_utf8
 from engine.config.parse import known_keys, text_keys
 from engine.errors import UserError
 
@@ -178,6 +179,8 @@ def _compose(config_name: str, config_type: Any, overrides: list[str]) -> DictCo
 
 def _check_grammar(overrides: list[str]) -> None:
     for override in overrides:
+        key, _, value = override.partition("=")
+        check_utf8(key, value)
         try:
             OverridesParser.create().parse_overrides([override])
         except HydraException as error:

@@ -11,10 +11,11 @@ import hashlib
 import json
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from engine.config.choices import PATH, SAME_RESULT, check_utf8, flatten
 from engine.config.parse import Pattern, Range, parse
 from engine.errors import key_error
 
@@ -29,9 +30,6 @@ Positive = Annotated[float, Range(low=0, low_open=True)]
 Fraction = Annotated[float, Range(low=0, high=1)]
 Minutes = Annotated[str, Pattern("[1-9][0-9]{0,5}min", "minutes such as 10min")]
 Percent = Annotated[float, Range(low=0, high=100, low_open=True)]
-
-# Of a key that does not change a run's result, and so not its name.
-SAME_RESULT = {"same_result": True}
 
 ModelName = Literal[
     "resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
@@ -72,7 +70,7 @@ class ImageFolderConfig(DataConfig):
     """A tree of the user's own; which one it is decides the result."""
 
     name: Literal["image_folder"]  # type: ignore[assignment]
-    root: str | None
+    root: str | None = field(metadata=PATH)
 
 
 @dataclass(frozen=True)
@@ -225,33 +223,23 @@ class Config:
         """Return plain nested dictionaries, which `from_hydra` reads back."""
         return dataclasses.asdict(self)
 
-    def choices(self) -> dict[str, Any]:
+    def choices(self, as_typed: bool = False) -> dict[str, Any]:
         """Flatten what a run's result depends on to dotted keys, in order.
 
         A key at its dataclass default is left out, so a key added later (with a default that
         changes nothing) leaves the names of earlier runs as they were.
+        as_typed: keep the spelling of a path, and the sign of a zero, which make no difference.
         """
-        return dict(_flatten(self))
+        return dict(flatten(self, as_typed))
 
-    def run_name(self) -> str:
+    def run_name(self, as_typed: bool = False) -> str:
         """Name the run's directory: what a reader looks for first, then a digest of all choices."""
-        text = json.dumps(self.choices(), sort_keys=True)
+        text = json.dumps(self.choices(as_typed), sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
         return (
             f"{self.model.name}-{self.data.name}-{self.optimizer.name}"
             f"-b{self.batch}-e{self.epochs}-s{self.seed}-{digest}"
         )
-
-
-def _flatten(config: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key in dataclasses.fields(config):
-        value = getattr(config, key.name)
-        if dataclasses.is_dataclass(value):
-            yield from _flatten(value, f"{prefix}{key.name}.")
-        elif key.metadata != SAME_RESULT and (
-            key.default is dataclasses.MISSING or value != key.default
-        ):
-            yield prefix + key.name, value
 
 
 @functools.cache
@@ -293,6 +281,7 @@ class EvaluationConfig:
         config: EvaluationConfig = parse(cls, raw)
         if config.checkpoint is None:
             raise key_error("checkpoint", None, "must be a checkpoint file or a run's directory")
+        check_utf8("data.root", config.data.root)
         return config
 
 
@@ -338,6 +327,8 @@ def check_across_keys(config: Config) -> None:
         if config.data.name == "image_folder":
             allowed += " that holds train/<class>/* and test/<class>/*"
         raise key_error("data.root", config.data.root, allowed)
+    check_utf8("data.root", config.data.root)
+    check_utf8("data.cache", config.data.cache)
 
 
 def check_group_name(group: str) -> None:

@@ -3,7 +3,8 @@
 Every source ends as a dictionary of classes, uint8 images [N, 32, 32, 3] and int64 labels [N] for
 each split. It is cached beside its files (or in `data.cache`) under a fingerprint of those files,
 so that a changed tree is decoded again and an unchanged one opens in a moment, without PIL or
-torchvision. Splitting it is dataset.py's.
+torchvision. Which files a tree's images are is folder.py's, one file's pixels are decode.py's, and
+dividing what was read is dataset.py's.
 """
 
 import functools
@@ -12,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,15 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from engine.config.schema import DataConfig, DownloadedDataConfig
 from engine.data import SIDE
+from engine.data.decode import decode_image
+from engine.data.folder import Found, cannot_be_read, class_names, find_images, walk
 from engine.errors import UserError, key_error
+from engine.system.distributed import rank
 from engine.system.files import write_atomically
 from engine.system.resources import available_cpus
+from engine.system.text import shown
 
 SPLITS = ("train", "test")
+# Changes where the same files are decoded to other pixels, so that no older cache is used.
+DECODER = b"2"
 
 
 @dataclass(frozen=True)
@@ -104,17 +111,24 @@ def _cached(
     config: DataConfig, folder: Path, decode: Callable[[], dict[str, Any]], keep: bool
 ) -> dict[str, Any]:
     """Return the decoded source from its cache, or decode it and write the cache."""
-    fingerprint = _fingerprint(config.name, folder)
+    found = _fingerprint(config.name, folder)
     places = [folder / f".decoded-{config.name}.pt"]
     if config.cache is not None:
-        key = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
+        key = hashlib.blake2b(os.fsencode(folder.resolve()), digest_size=8).hexdigest()
         places.append(Path(config.cache).expanduser() / f"decoded-{config.name}-{key}.pt")
+    stale = []
     for place in places:
-        decoded = _read_cache(place, fingerprint)
-        if decoded is not None:
+        decoded = _read_cache(place)
+        if decoded.get("fingerprint") not in (found.exact, found.lasting):
+            stale.append((decoded.get("lasting"), decoded.get("digest")))
+        elif _is_whole(decoded):
             return decoded
     decoded = decode()
-    decoded |= {"fingerprint": fingerprint, "digest": _digest(decoded)}
+    digest = _digest(decoded)
+    # Other inodes, nothing else, and the same images: this file system does not keep its inodes.
+    kept = (found.lasting, digest) in stale
+    fingerprint = found.lasting if kept else found.exact
+    decoded |= {"fingerprint": fingerprint, "lasting": found.lasting, "digest": digest}
     for place in places if keep else []:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -125,15 +139,20 @@ def _cached(
     return decoded
 
 
-def _read_cache(place: Path, fingerprint: str) -> dict[str, Any] | None:
-    """Return a cache's content, or None where it is absent, stale or damaged."""
+def _read_cache(place: Path) -> dict[str, Any]:
+    """Return a cache's content; nothing where it is absent or damaged."""
     try:
-        decoded = torch.load(place, weights_only=True)
-        whole = decoded["fingerprint"] == fingerprint and decoded["digest"] == _digest(decoded)
+        return dict(torch.load(place, weights_only=True))
     except Exception:
         # A damaged archive fails in as many ways as it can be damaged.
-        return None
-    return decoded if whole else None
+        return {}
+
+
+def _is_whole(decoded: dict[str, Any]) -> bool:
+    try:
+        return decoded["digest"] == _digest(decoded)
+    except Exception:
+        return False
 
 
 def _digest(decoded: dict[str, Any]) -> str:
@@ -145,27 +164,48 @@ def _digest(decoded: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(name: str, folder: Path) -> str:
-    """Digest the names, sizes and times of a source's files, or the generator's version."""
+@dataclass(frozen=True)
+class Fingerprint:
+    """What is seen of a source's files without reading them.
+
+    exact: names, sizes, times of the last change to content (mtime) and to anything (ctime), and
+    inodes; lasting: all but the inodes.
+
+    A program may put back an mtime, and tar, nix and checkouts do; none can set a ctime. Inodes see
+    folders that have changed places, whose files keep their times. On FUSE, FAT and some network
+    file systems they may be others after each mount, and nothing says so beforehand. There the
+    tree is decoded once more, to the same images, and from then on a cache counts without inodes.
+    """
+
+    exact: str
+    lasting: str
+
+
+def _fingerprint(name: str, folder: Path) -> Fingerprint:
+    """Digest what is seen of a source's files, or take the generator's version."""
     if name == "synthetic":
         from engine.data import synthetic
 
-        return f"synthetic-{synthetic.VERSION}"
-    digest = hashlib.sha256()
-    folders = [folder / split for split in SPLITS] if name == "image_folder" else [folder]
-    for top in folders:
-        for parent, inner, files in os.walk(top, followlinks=True):
-            inner.sort()
-            for file in sorted(file for file in files if not file.startswith(".decoded-")):
-                path = os.path.join(parent, file)
-                try:
-                    status = os.stat(path)
-                except OSError as error:
-                    allowed = f"{path} cannot be read ({error.strerror})"
-                    raise key_error("data.root", folder, allowed) from error
-                text = f"{os.path.relpath(path, folder)}\0{status.st_size}\0{status.st_mtime_ns}\n"
-                digest.update(os.fsencode(text))
-    return digest.hexdigest()
+        return Fingerprint(*[f"synthetic-{synthetic.VERSION}"] * 2)
+    lasting = hashlib.sha256(DECODER if name == "image_folder" else b"")
+    inodes = hashlib.sha256()
+    for top in [folder / split for split in SPLITS] if name == "image_folder" else [folder]:
+        try:
+            for parent, _, files, _ in walk(str(top)):
+                # A folder counts also without files: it may be a class.
+                lines = [f"{os.path.relpath(parent, folder)}\0\n"]
+                numbers = []
+                for file in files:
+                    status = os.stat(os.path.join(parent, file))
+                    times = f"{status.st_mtime_ns}\0{status.st_ctime_ns}"
+                    lines.append(f"{file}\0{status.st_size}\0{times}\n")
+                    numbers.append(f"{status.st_ino}\n")
+                lasting.update(os.fsencode("".join(lines)))
+                inodes.update("".join(numbers).encode())
+        except OSError as error:
+            raise cannot_be_read(folder, error) from error
+    inodes.update(lasting.digest())
+    return Fingerprint(inodes.hexdigest(), lasting.hexdigest())
 
 
 def _draw_synthetic() -> dict[str, Any]:
@@ -181,46 +221,42 @@ def _draw_synthetic() -> dict[str, Any]:
 
 
 def _decode_folder(source: Path) -> dict[str, Any]:
-    """Decode an ImageFolder tree with a thread for each CPU; every picture is checked."""
-    from torchvision.datasets import ImageFolder
-
-    decoded: dict[str, Any] = {}
-    for split in SPLITS:
-        try:
-            tree = ImageFolder(str(source / split))
-        except (FileNotFoundError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise key_error("data.root", source, f"{split}: {reason}") from error
-        if decoded.setdefault("classes", tree.classes) != tree.classes:
-            allowed = "train and test must hold the same class folders"
-            raise key_error("data.root", source, allowed)
-        images = torch.empty(len(tree), SIDE, SIDE, 3, dtype=torch.uint8)
-        note(f"decoding {len(tree):,} images of {source / split} (once)")
-        with ThreadPoolExecutor(available_cpus()) as pool:
-            paths = [path for path, _ in tree.samples]
-            for place, image in enumerate(pool.map(_decode_image, paths, chunksize=64)):
-                images[place] = image
-        decoded[f"{split}_images"] = images
-        decoded[f"{split}_labels"] = torch.tensor(tree.targets, dtype=torch.int64)
+    """Decode a tree with a thread for each CPU; every image is checked."""
+    found = {split: find_images(source, split) for split in SPLITS}
+    decoded: dict[str, Any] = {"classes": class_names(source, list(found.items()))}
+    framed = {}
+    for split, images in found.items():
+        note(f"decoding {len(images.images):,} images of {source / split} (once)")
+        pixels = torch.empty(len(images.images), SIDE, SIDE, 3, dtype=torch.uint8)
+        framed[split] = 0
+        # What Pillow warns of is refused or of no account, and a refusal is one line.
+        with ThreadPoolExecutor(available_cpus()) as pool, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            paths = [path for path, _ in images.images]
+            for place, (image, several) in enumerate(pool.map(decode_image, paths, chunksize=64)):
+                pixels[place] = image
+                framed[split] += several
+        if len(pixels) > 1 and all(torch.equal(image, pixels[0]) for image in pixels[1:]):
+            allowed = f"{split}: its {len(pixels):,} images are all the same; is it the right tree?"
+            raise key_error("data.root", shown(str(source)), allowed)
+        decoded[f"{split}_images"] = pixels
+        labels = [label for _, label in images.images]
+        decoded[f"{split}_labels"] = torch.tensor(labels, dtype=torch.int64)
+    _say_what_is_not_used(source, found, framed)
     return decoded
 
 
-def _decode_image(path: str) -> Tensor:
-    """Decode one picture to uint8 [32, 32, 3]; raise UserError where it is not such a picture."""
-    from PIL import Image
-
-    # Its size is looked at before anything is decoded, so that a bomb is only a wrong size.
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        with Image.open(path) as file:
-            if file.size != (SIDE, SIDE):
-                width, height = file.size
-                raise key_error("data.root", path, f"must be 32x32 pixels, is {width}x{height}")
-            pixels = file.convert("RGB").tobytes()
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise key_error("data.root", path, f"cannot be decoded ({reason})") from error
-    return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(SIDE, SIDE, 3)
+def _say_what_is_not_used(source: Path, found: dict[str, Found], framed: dict[str, int]) -> None:
+    """Say in one line, logs included, which files are no images and which are used in part."""
+    parts = []
+    for split, images in found.items():
+        left_out = [f"left out {images.describe_left_out()}"] if images.left_out else []
+        if framed[split]:
+            left_out.append(f"{framed[split]:,} files hold several frames, the first is used")
+        if left_out:
+            parts.append(f"{split}: {', '.join(left_out)}")
+    if parts and rank() == 0:
+        print(f"data.root={shown(str(source))}: {'; '.join(parts)}", file=sys.stderr)
 
 
 def _decode_downloaded(name: str, known: Known, root: Path) -> dict[str, Any]:
@@ -259,7 +295,10 @@ def _download(config: DownloadedDataConfig, known: Known, root: Path) -> Path:
             command = [sys.executable, "-c", DOWNLOAD.format(kind=known.torchvision), temporary]
             limit = config.download_seconds
             try:
-                subprocess.run(command, capture_output=True, text=True, timeout=limit, check=True)
+                subprocess.run(
+                    command, capture_output=True, encoding="utf-8", errors="replace",
+                    timeout=limit, check=True,
+                )  # fmt: skip
             except subprocess.TimeoutExpired:
                 raise _no_download(config, f"not done within {limit:g} s") from None
             except subprocess.CalledProcessError as error:

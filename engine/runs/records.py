@@ -40,6 +40,15 @@ def runs_directory(group: str) -> Path:
     return RESULTS / "runs" / group
 
 
+def name_of(config: Config) -> str:
+    """Name a run by its choices; one that was begun under the text as typed keeps that name."""
+    name, typed = config.run_name(), config.run_name(as_typed=True)
+    if typed == name:
+        return name
+    begun = os.path.lexists(runs_directory(config.group) / typed)
+    return typed if begun or typed in published_runs(config.group) else name
+
+
 def check_inside(group: str, run: str = "") -> None:
     """Raise UserError where links lead a group's folders, or a run's, out of results."""
     # Each may be a link itself, to a larger disk.

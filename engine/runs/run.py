@@ -52,7 +52,7 @@ class Run:
     def __init__(self, config: Config) -> None:
         """Name the run by its choices; nothing is made yet."""
         self.config = config
-        self.name = config.run_name()
+        self.name = records.name_of(config)
         self.directory = records.runs_directory(config.group) / self.name
         self.checkpoint = self.directory / records.CHECKPOINT
         self.log = self.directory / "error.log"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from engine.system.text import cell
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -113,9 +115,10 @@ def write_mistakes(
     lines = ["| picture | true | predicted | loss |", "|---|---|---|---|"]
     for place, example in enumerate(index.tolist()):
         row, column = divmod(place, GRID_COLUMNS)
-        true, predicted = int(split.labels[example]), int(evaluated.predictions[example])
+        labels = (int(split.labels[example]), int(evaluated.predictions[example]))
+        true, predicted = (cell(classes[label]) for label in labels)
         lines.append(
-            f"| row {row + 1}, column {column + 1} | {classes[true]} | {classes[predicted]} "
+            f"| row {row + 1}, column {column + 1} | {true} | {predicted} "
             f"| {float(evaluated.losses[example]):.2f} |"
         )
     writer.add_text("worst_mistakes", "\n".join(lines) if len(index) else "no mistakes", step)
@@ -171,4 +174,5 @@ def make_grid(images: Tensor, scale: int = 2, border: int = 2) -> Tensor:
 
 def code(text: str) -> str:
     """Write text as Markdown shows it letter by letter."""
-    return "    " + text.replace("\n", "\n    ")
+    # Each of the line ends that Markdown knows begins a line, which is code if it is indented.
+    return "\n".join(f"    {line}" for line in text.splitlines())

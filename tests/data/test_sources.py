@@ -51,6 +51,150 @@ def test_a_tree_is_decoded_once_and_again_when_it_changes(tree, monkeypatch):
     assert len(calls) == 2
 
 
+def put_back(path, content, status):
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.fixture
+def level(tree):
+    """The tree with every file of the same size and mtime, as tar --mtime and nix make one."""
+    for path in tree.rglob("*.png"):
+        with Image.open(path) as image:
+            image.load()
+        image.save(path, "BMP")
+        os.utime(path, ns=(10**9, 10**9))
+    assert len({path.stat().st_size for path in tree.rglob("*.png")}) == 1
+    return tree
+
+
+@pytest.mark.parametrize("how", ["in place", "replaced", "exchanged", "linked", "folders"])
+def test_an_image_of_equal_size_and_mtime_is_another(level, monkeypatch, how):
+    calls = count_decodes(monkeypatch)
+    first = load_data(folder_config(level)).train.images
+    left, right = (level / "train" / name / "0000.png" for name in ("cat", "dog"))
+    status = left.stat()
+    if how == "in place":
+        put_back(left, right.read_bytes(), status)
+    elif how == "replaced":
+        other = level / "other"
+        put_back(other, right.read_bytes(), status)
+        other.replace(left)
+    elif how == "linked":
+        left.unlink()
+        left.symlink_to(right)
+    else:
+        # Its folder's files keep every time of theirs.
+        ends = (left, right) if how == "exchanged" else (left.parent, right.parent)
+        ends[0].rename(level / "other")
+        ends[1].rename(ends[0])
+        (level / "other").rename(ends[1])
+    load_data.cache_clear()
+    made = load_data(folder_config(level)).train.images
+    assert len(calls) == 2
+    assert torch.equal(made[0], first[40]) and not torch.equal(first[0], first[40])
+    load_data.cache_clear()
+    load_data(folder_config(level))
+    assert len(calls) == 2
+
+
+def fixed_times(monkeypatch):
+    """Give every file the ctime of its first look, as a coarse clock or a fast machine may."""
+    stat = os.stat
+
+    class Status:
+        def __init__(self, status):
+            self.status = status
+
+        def __getattr__(self, name):
+            return 10**9 if name == "st_ctime_ns" else getattr(self.status, name)
+
+    monkeypatch.setattr(sources.os, "stat", lambda path, **more: Status(stat(path, **more)))
+
+
+def test_folders_that_changed_places_are_seen_by_their_inodes(level, monkeypatch):
+    calls = count_decodes(monkeypatch)
+    fixed_times(monkeypatch)
+    first = load_data(folder_config(level)).train.images
+    left, right = level / "train" / "cat", level / "train" / "dog"
+    left.rename(level / "other")
+    right.rename(left)
+    (level / "other").rename(right)
+    load_data.cache_clear()
+    assert torch.equal(load_data(folder_config(level)).train.images[0], first[40])
+    assert len(calls) == 2
+
+
+class Moving:
+    """A file system that gives every file another inode after each mount."""
+
+    def __init__(self, monkeypatch):
+        self.mounts = 0
+        stat = os.stat
+
+        class Status:
+            def __init__(self, status, mounts):
+                self.status, self.mounts = status, mounts
+
+            def __getattr__(self, name):
+                found = getattr(self.status, name)
+                return found + 1000 * self.mounts if name == "st_ino" else found
+
+        def moved(path, **more):
+            return Status(stat(path, **more), self.mounts)
+
+        monkeypatch.setattr(sources.os, "stat", moved)
+
+
+def test_where_inodes_do_not_last_a_tree_is_decoded_twice_and_no_more(tree, monkeypatch):
+    calls = count_decodes(monkeypatch)
+    disk = Moving(monkeypatch)
+    for mounts, expected in ((0, 1), (0, 1), (1, 2), (1, 2), (2, 2), (3, 2)):
+        disk.mounts = mounts
+        load_data.cache_clear()
+        load_data(folder_config(tree))
+        assert len(calls) == expected
+    # What changes there is seen by its times.
+    path = tree / "train" / "cat" / "0000.png"
+    put_back(path, (tree / "train" / "dog" / "0000.png").read_bytes(), path.stat())
+    load_data.cache_clear()
+    load_data(folder_config(tree))
+    assert len(calls) == 3
+
+
+def test_a_damaged_cache_does_not_say_that_inodes_do_not_last(tree, monkeypatch):
+    load_data(folder_config(tree))
+    cache = tree / ".decoded-image_folder.pt"
+    whole = torch.load(cache, weights_only=True)
+    torch.save(whole | {"train_images": whole["train_images"] ^ 1}, cache)
+    load_data.cache_clear()
+    load_data(folder_config(tree))
+    assert torch.load(cache, weights_only=True)["fingerprint"] == whole["fingerprint"]
+
+
+def test_a_copied_tree_is_decoded_once(tree, tmp_path, monkeypatch):
+    calls = count_decodes(monkeypatch)
+    load_data(folder_config(tree))
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-a", tree, copy], check=True)
+    for _ in range(2):
+        load_data.cache_clear()
+        load_data(folder_config(copy))
+    assert len(calls) == 2
+
+
+def test_a_cache_of_an_earlier_version_is_decoded_again(tree, monkeypatch):
+    calls = count_decodes(monkeypatch)
+    load_data(folder_config(tree))
+    cache = tree / ".decoded-image_folder.pt"
+    whole = torch.load(cache, weights_only=True)
+    del whole["lasting"]
+    torch.save(whole | {"fingerprint": "0" * 64}, cache)
+    load_data.cache_clear()
+    load_data(folder_config(tree))
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "foreign"])
 def test_a_damaged_cache_is_decoded_again(tree, monkeypatch, damage):
     calls = count_decodes(monkeypatch)

@@ -12,7 +12,14 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from engine.data.augment import Normalization, TrainingImages
 from engine.data.dataset import Split
-from engine.runs.tensorboard import GRID_COLUMNS, LAYOUT, MISTAKES, make_grid, worst_mistakes
+from engine.runs.tensorboard import (
+    GRID_COLUMNS,
+    LAYOUT,
+    MISTAKES,
+    code,
+    make_grid,
+    worst_mistakes,
+)
 from engine.training.evaluate import Evaluated
 from tests.helpers.runs import only_run
 from tests.helpers.training import images_of
@@ -107,6 +114,17 @@ def test_the_augmented_images_are_the_first_that_training_sees(events, tree):
         top, left = (2 + 66 * part for part in divmod(place, GRID_COLUMNS))
         cell = shown[top : top + 64 : 2, left : left + 64 : 2]
         assert np.abs(cell - pixels[place].numpy()).max() < 0.6
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_no_line_of_a_card_leaves_its_code(end):
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    page = markdown_to_safe_html(
+        code(f"python train.py 'data.root=a{end}# b{end}*c* <i>|'{end}end")
+    )
+    assert page.count("<code>") == page.count("<pre>") == 1
+    assert "<h1>" not in page and "<em>" not in page and page.rstrip().endswith("</pre>")
 
 
 def test_the_worst_mistakes_are_those_of_highest_loss():
