@@ -82,7 +82,7 @@ def test_a_run_under_the_name_of_its_text_as_typed_is_that_run(workplace, kind):
 
 def test_an_interrupted_run_of_an_earlier_name_goes_on(near, workplace, command, monkeypatch):
     with monkeypatch.context() as before:
-        before.setattr("engine.runs.run.name_of", lambda made: made.run_name(as_typed=True))
+        before.setattr("engine.runs.records.name_of", lambda made: made.run_name(as_typed=True))
         assert command("train.py", *near, "data.root=pics/", "epochs=2").status == 0
     directory = only_run(workplace)
     (directory / "summary.json").unlink()
