@@ -1,4 +1,4 @@
-"""Where pictures come from: found, drawn or downloaded, decoded once, kept in a cache.
+"""Where images come from: found, drawn or downloaded, decoded once, kept in a cache.
 
 Every source ends as a dictionary of classes, uint8 images [N, 32, 32, 3] and int64 labels [N] for
 each split. It is cached beside its files (or in `data.cache`) under a fingerprint of those files,
@@ -70,14 +70,10 @@ if hasattr(tarfile, "data_filter"):
 def read_source(config: DataConfig, keep: bool = True) -> dict[str, Any]:
     """Return a source's classes and splits; raise UserError where they cannot be had.
 
-    keep: write the decoded pictures to the cache, unless they are there.
+    keep: write the decoded images to the cache, unless they are there.
     """
-    try:
-        folder = Path(config.root or "").expanduser()
-        folder.is_dir()
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise key_error("data.root", config.root, f"must be a directory ({reason})") from error
+    folder = _directory("data.root", config.root)
+    _directory("data.cache", config.cache)
     if isinstance(config, DownloadedDataConfig):
         known = KNOWN[config.name]
         decode = functools.partial(_decode_downloaded, config.name, known, folder)
@@ -91,8 +87,19 @@ def read_source(config: DataConfig, keep: bool = True) -> dict[str, Any]:
     return _cached(config, folder, functools.partial(_decode_folder, folder), keep)
 
 
+def _directory(key: str, given: str | None) -> Path:
+    """Return the path of a directory, there or not; raise UserError where it can be none."""
+    try:
+        folder = Path(given or "").expanduser()
+        folder.is_dir()
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise key_error(key, given, f"must be a directory ({reason})") from error
+    return folder
+
+
 def blank_source(name: str) -> dict[str, Any]:
-    """Return a source of `KNOWN` with all its labels, and one blank picture in every place."""
+    """Return a source of `KNOWN` with all its labels, and one blank image in every place."""
     known = KNOWN[name]
     blank: dict[str, Any] = {"classes": [str(label) for label in range(known.classes)]}
     for split, size in zip(SPLITS, known.sizes, strict=True):
@@ -156,7 +163,7 @@ def _is_whole(decoded: dict[str, Any]) -> bool:
 
 
 def _digest(decoded: dict[str, Any]) -> str:
-    """Digest the pictures and labels, so that a damaged cache is not trained on."""
+    """Digest the images and labels, so that a damaged cache is not trained on."""
     digest = hashlib.sha256("\0".join(decoded["classes"]).encode())
     for split in SPLITS:
         digest.update(decoded[f"{split}_images"].numpy().data)

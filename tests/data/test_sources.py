@@ -254,6 +254,14 @@ def test_a_root_that_cannot_be_looked_at_is_told(root, told):
         load_data(folder_config(root))
 
 
+@pytest.mark.parametrize(
+    ("cache", "told"), [("x" * 300, "File name too long"), ("~nobody-here/x", "home directory")]
+)
+def test_a_cache_that_cannot_be_looked_at_is_told(tree, cache, told):
+    with pytest.raises(UserError, match=f"data.cache=.*: must be a directory .*{told}"):
+        load_data(folder_config(tree, cache=cache))
+
+
 def test_a_truncated_image_is_named(tree):
     path = tree / "test" / "ship" / "0001.png"
     path.write_bytes(path.read_bytes()[:700])
