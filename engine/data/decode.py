@@ -7,6 +7,10 @@ does for 16-bit RGB. Numbers of no known range are refused.
 """
 
 import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -25,6 +29,9 @@ BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, PLANES, SAMPLE_FORMAT = 258, 259, 262
 WHITE_IS_ZERO, UNSIGNED, UNCOMPRESSED, APART = 0, 1, 1, 2
 # A reason from a library may quote the file.
 LONGEST_REASON = 200
+_stderr = threading.Lock()
+# What its plugins log as an error they raise too, and a refusal is one line.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def decode_image(path: str) -> tuple[Tensor, bool]:
@@ -40,7 +47,8 @@ def decode_image(path: str) -> tuple[Tensor, bool]:
         with Image.open(path) as file:
             _check_size(path, file)
             several = _has_frames(path, file)
-            pixels = _to_pixels(path, file)
+            with _quiet() if file.format == "TIFF" else contextlib.nullcontext():
+                pixels = _to_pixels(path, file)
     except UserError:
         raise
     except Exception as error:
@@ -49,6 +57,25 @@ def decode_image(path: str) -> tuple[Tensor, bool]:
         reason = shown(text[:LONGEST_REASON])
         raise key_error("data.root", shown(path), f"cannot be decoded ({reason})") from error
     return pixels, several
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the process' stderr from libtiff, which writes there itself what Pillow then raises."""
+    with _stderr:
+        try:
+            kept = os.dup(2)
+        except OSError:
+            # It is closed, so nobody reads it.
+            yield
+            return
+        try:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _check_size(path: str, image: Any) -> None:
