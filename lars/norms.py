@@ -25,6 +25,20 @@ def norm_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+def full_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype in which a step over these tensors loses nothing: at least fp32."""
+    dtype = tensors[0].dtype
+    for tensor in tensors[1:]:
+        if tensor.dtype is not dtype:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    return norm_dtype(dtype)
+
+
+def in_full(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The tensors themselves, or copies of those that are of another dtype."""
+    return [tensor.to(dtype) for tensor in tensors]
+
+
 def stacked_norms(tensors: list[Tensor], params: list[Tensor], foreach: bool) -> Tensor:
     """2-norms of local tensors as one 1-D tensor; `params` are the parameters they belong to."""
     dtype = norm_dtype(tensors[0].dtype)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from .bucket import Bucket, stack
-from .norms import is_dtensor
+from .bucket import Bucket, gradient_of, stack
+from .norms import in_full, is_dtensor
 from .presets import check_options
 from .rule import Rule
 
@@ -133,15 +133,15 @@ class LARSWrapper(Optimizer):
             return loss
 
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        grads = [p.grad for p in params]
+        grads = [(p.grad, getattr(p, "grad_dtype", None)) for p in params]
         decays = [group.get("weight_decay") for group in self.param_groups]
         try:
             for group in self.param_groups:
                 self._scale_group(group)
             self.optimizer.step()
         finally:
-            for param, grad in zip(params, grads, strict=True):
-                param.grad = grad
+            for param, (grad, dtype) in zip(params, grads, strict=True):
+                _set_gradient(param, grad, dtype)
             for group, decay in zip(self.param_groups, decays, strict=True):
                 if decay is not None:
                     group["weight_decay"] = decay
@@ -163,24 +163,28 @@ class LARSWrapper(Optimizer):
         for param in group["params"]:
             if param.grad is None:
                 continue
-            if param.grad.layout != torch.strided:
-                raise RuntimeError("LARS does not support sparse gradients: norms need all of them")
+            grad: Any = gradient_of(param)
             if is_dtensor(param):
-                param.grad = param.grad.redistribute(param.device_mesh, param.placements)
-            param.grad = param.grad.clone()
-            kind = (param.device, param.dtype)
+                grad = grad.redistribute(param.device_mesh, param.placements)
+            # At least of the weight's precision: a ratio times a gradient in fp16 may vanish.
+            grad = grad.to(torch.promote_types(param.dtype, grad.dtype), copy=True)
+            _set_gradient(param, grad, grad.dtype)
+            kind = (param.device, param.dtype, grad.dtype)
             buckets.setdefault(kind, Bucket(group, rule, "foreach", factor=sign))
-            buckets[kind].add(param, len(buckets[kind].params), None)
+            buckets[kind].add(param, len(buckets[kind].params), grad, None)
         for bucket in buckets.values():
             grad_scale = getattr(self, "grad_scale", None)
             if grad_scale is not None:
                 bucket.scale(1.0 / grad_scale)
             ratios, decays, _, _ = bucket.trust_ratios()
             # The optimizer applies the sign of maximize to all that it is given: take it back.
-            factors = stack(sign * ratios * bucket.factor, ratios)
-            torch._foreach_mul_(bucket.grads, list(factors.unbind()))
-            factors = stack(sign * ratios * decays, ratios)
-            torch._foreach_addcmul_(bucket.grads, list(factors.unbind()), bucket.weights)
+            weights, grads = (in_full(t, bucket.full) for t in (bucket.weights, bucket.grads))
+            factors = stack(sign * ratios * bucket.factor, ratios).to(bucket.full)
+            torch._foreach_mul_(grads, list(factors.unbind()))
+            factors = stack(sign * ratios * decays, ratios).to(bucket.full)
+            torch._foreach_addcmul_(grads, list(factors.unbind()), weights)
+            if grads[0] is not bucket.grads[0]:
+                torch._foreach_copy_(bucket.grads, grads)
         if not decoupled and "weight_decay" in group:
             group["weight_decay"] = 0.0
 
@@ -188,3 +192,11 @@ class LARSWrapper(Optimizer):
 def _check(settings: dict[str, Any]) -> None:
     own = {key: value for key, value in settings.items() if key not in ("eps", "fused", "foreach")}
     check_options({**own, "eps": settings["trust_eps"]})
+
+
+def _set_gradient(param: Tensor, grad: Tensor | None, dtype: torch.dtype | None) -> None:
+    """Exchange a parameter's gradient, and the dtype that torch allows it, since 2.10, to have."""
+    if hasattr(param, "grad_dtype") and param.grad_dtype is not dtype:
+        param.grad = None
+        param.grad_dtype = dtype
+    param.grad = grad
