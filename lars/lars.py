@@ -19,7 +19,8 @@ from .bucket import (
     gradient_of,
     path_on,
 )
-from .presets import OPTIONS, complete, fill_from_preset
+from .norms import refuse_hidden_shard
+from .presets import ABOVE_ZERO, OPTIONS, complete, fill_from_preset
 from .rule import Rule
 from .values import make_plain, number
 
@@ -181,8 +182,11 @@ class LARS(Optimizer):
         rule = Rule.from_group(group)
         names = group.get("param_names")
         path = choose_path(group)
+        needs_norms = rule.adapt or self.telemetry or any(group[clip] for clip in ABOVE_ZERO)
         buckets: dict[Any, Bucket] = {}
         for index, param in enumerate(group["params"]):
+            if needs_norms:
+                refuse_hidden_shard(param)
             if param.grad is None:
                 continue
             grad = gradient_of(param)

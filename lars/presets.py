@@ -82,10 +82,10 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "fused": (True, False, None),
 }
 _NUMBERS = ("lr", "momentum", "weight_decay", "trust_coefficient", "eps")
-_ABOVE_ZERO = ("clip_norm", "clip_value")
+ABOVE_ZERO = ("clip_norm", "clip_value")
 # Every option of a group, and those that a wrapper adds.
 OPTIONS = frozenset(
-    (*_CHOICES, *_NUMBERS, *_ABOVE_ZERO, "dampening", "trust_weight_decay", "trust_eps")
+    (*_CHOICES, *_NUMBERS, *ABOVE_ZERO, "dampening", "trust_weight_decay", "trust_eps")
 )
 
 
@@ -131,7 +131,7 @@ def check_options(group: dict[str, Any]) -> None:
     for name in _NUMBERS:
         if name in group:
             check_number(name, group[name])
-    for name in _ABOVE_ZERO:
+    for name in ABOVE_ZERO:
         if group.get(name) is not None:
             check_number(name, group[name])
             if group[name] == 0:

@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer
 
 from .bucket import Bucket, gradient_of, stack
 from .lars import LARS
-from .norms import in_full, is_dtensor
+from .norms import in_full, is_dtensor, refuse_hidden_shard
 from .others import refuse, weight_decay_is_gradient
 from .presets import OPTIONS, check_options
 from .rule import Rule
@@ -217,6 +217,8 @@ class LARSWrapper(Optimizer):
         sign = -1.0 if group.get("maximize") else 1.0
         buckets: dict[Any, Bucket] = {}
         for param in group["params"]:
+            if options["adapt"]:
+                refuse_hidden_shard(param)
             if param.grad is None:
                 continue
             grad: Any = gradient_of(param)
