@@ -1,7 +1,8 @@
 """Tensors that take one step together, and the step's stages over them.
 
-A bucket is what one group has on one device in one dtype. Its lists hold local, real views: a
-DTensor's shard, a complex tensor as pairs. The stages, in order: gradient norms where clipping or
+A bucket is what one group has on one device, each of its lists in one dtype: gradients, and loaded
+buffers, may be of another than their weights. The lists hold local, real views: a DTensor's shard,
+a complex tensor as pairs. The stages, in order: gradient norms where clipping or
 telemetry asks for them early, value clipping, the update.
 """
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import fused_cpu, fused_cuda
-from .norms import host_norm, is_dtensor, norm_dtype, stacked_norms
+from .norms import full_dtype, host_norm, in_full, is_dtensor, norm_dtype, stacked_norms
 from .rule import Rule, gains, trust_ratio_of_tensors
 from .stacked import update_by_foreach, update_one_by_one
 
@@ -52,10 +53,8 @@ class Bucket:
     factor: float | Tensor = 1.0
     chunking: fused_cuda.Chunking | None = None
 
-    def add(self, param: Tensor, key: str | int, buffer: Tensor | None) -> None:
+    def add(self, param: Tensor, key: str | int, grad: Tensor, buffer: Tensor | None) -> None:
         """Take in a parameter, with its gradient and its momentum buffer where it has one."""
-        grad = param.grad
-        assert grad is not None
         tensors = [param, grad] if buffer is None else [param, grad, buffer]
         if is_dtensor(param):
             tensors = [_local(t, param) for t in tensors]
@@ -69,9 +68,9 @@ class Bucket:
         self.buffers += tensors[2:]
 
     def make_chunking(self, chunkings: dict[Any, fused_cuda.Chunking], key: Any) -> None:
-        """Find or make the Triton path's chunking; go by foreach where layouts are mixed."""
+        """Find or make the Triton path's chunking; go by foreach if layouts or dtypes are mixed."""
         for i in range(len(self.weights)):
-            if not fused_cpu.same_layout(self.weights[i], self.grads[i], self.buffers[i : i + 1]):
+            if not fused_cpu.same_memory(self.weights[i], self.grads[i], self.buffers[i : i + 1]):
                 self.path = "foreach"
                 return
         sizes = [weight.numel() for weight in self.weights]
@@ -86,6 +85,11 @@ class Bucket:
             self.factor = float(self.factor) * factor.item()
         else:
             self.factor = self.factor * factor.to(self.weights[0].device, non_blocking=True)
+
+    @property
+    def full(self) -> torch.dtype:
+        """The dtype that loses nothing of any list."""
+        return full_dtype(self.weights[0], self.grads[0], *self.buffers[:1])
 
     def _stacked_norms(self, role: str, tensors: list[Tensor]) -> Tensor:
         """2-norms of a list that runs parallel to the bucket's parameters; `role` names it."""
@@ -141,7 +145,7 @@ class Bucket:
             return ones, decay, weight_norms, gradient_norms
         other_norms = gradient_norms
         if rule.trust_norm == "decayed":
-            grads, weights = in_full(self.grads), in_full(self.weights)
+            grads, weights = (in_full(tensors, self.full) for tensors in (self.grads, self.weights))
             sums = [g * factor + w * decay for g, w in zip(grads, weights, strict=True)]
             other_norms = stacked_norms(sums, self.params, foreach=self.path != "single")
         ratios, decays = trust_ratio_of_tensors(rule, weight_norms, other_norms)
@@ -161,19 +165,40 @@ class Bucket:
         b = None if rule.momentum_scaling == "classic" else stack(rate, ratios)
         if self.chunking is not None:
             self.chunking.update(self.weights, self.grads, self.buffers, rule, a, d, b)
-        elif differentiable:
-            lists = (targets, self.weights, self.grads, self.buffers)
-            self.buffers = update_one_by_one(*lists, rule, a, d, b, differentiable=True)
+            return weight_norms, gradient_norms, ratios, ratios * rule.lr if record else ratios
+        # A factor in fp16 would lose what is below 6e-8: half types take the step in fp32.
+        dtype = self.full
+        lists = (self.weights, self.grads, self.buffers)
+        weights, grads, buffers = (in_full(tensors, dtype) for tensors in lists)
+        a, d, b = a.to(dtype), d if d is None else d.to(dtype), b if b is None else b.to(dtype)
+        if differentiable:
+            new = update_one_by_one(
+                targets, weights, grads, buffers, rule, a, d, b, differentiable=True
+            )
+            self.buffers = [n.to(old.dtype) for n, old in zip(new, self.buffers, strict=True)]
         else:
-            # A factor in fp16 would lose what is below 6e-8: half types take the step in fp32.
-            weights, grads, buffers = map(in_full, (self.weights, self.grads, self.buffers))
             if self.path == "foreach":
                 update_by_foreach(weights, grads, buffers, rule, a, d, b)
             else:
                 update_one_by_one(weights, weights, grads, buffers, rule, a, d, b)
-            if weights[0] is not self.weights[0]:
-                torch._foreach_copy_(self.weights + self.buffers, weights + buffers)
+            for own, updated in ((self.weights, weights), (self.buffers, buffers)):
+                if own and own[0] is not updated[0]:
+                    torch._foreach_copy_(own, updated)
         return weight_norms, gradient_norms, ratios, ratios * rule.lr if record else ratios
+
+
+def gradient_of(param: Tensor) -> Tensor:
+    """A parameter's gradient, in a kind of numbers that has norms and that the parameter has."""
+    grad = param.grad
+    assert grad is not None
+    if grad.layout != torch.strided:
+        raise RuntimeError("LARS does not support sparse gradients: norms need all of them")
+    if grad.dtype is not param.dtype:
+        if not (grad.is_floating_point() or grad.is_complex()):
+            return grad.to(param.dtype)
+        if param.is_complex() and not grad.is_complex():
+            return grad.to(torch.promote_types(param.dtype, grad.dtype))
+    return grad
 
 
 def _local(tensor: Any, param: Any) -> Tensor:
@@ -181,11 +206,6 @@ def _local(tensor: Any, param: Any) -> Tensor:
     if tensor.placements != param.placements:
         tensor = tensor.redistribute(param.device_mesh, param.placements)
     return tensor.to_local()
-
-
-def in_full(tensors: list[Tensor]) -> list[Tensor]:
-    """The tensors themselves, or fp32 copies of half types."""
-    return [tensor.to(norm_dtype(tensor.dtype)) for tensor in tensors]
 
 
 def as_tensor(values: Values) -> Tensor:

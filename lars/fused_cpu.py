@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from .norms import host_norm, norm_dtype
+from .norms import full_dtype, host_norm
 from .rule import Rule, gains, trust_ratio_of_numbers
 
 Columns = tuple[list[float], list[float], list[float], list[float]]
@@ -58,7 +58,7 @@ def update(
             gradient_norm = abs(factor) * host_norm(grad)
         weight_norm, other_norm = host_norm(weight), gradient_norm
         if decayed:
-            full = grad.to(norm_dtype(grad.dtype)) * factor
+            full = grad.to(full_dtype(grad, weight)) * factor
             other_norm = host_norm(full.add_(weight, alpha=rule.weight_decay))
         ratio, decay = trust_ratio_of_numbers(rule, lr, weight_norm, other_norm)
         gain, rate = gains(rule, lr, ratio)
@@ -83,7 +83,7 @@ def _apply(
     """Update tensors that share their coefficients: by the kernel, or where it cannot, in torch."""
     size, remaining = abs(a), list(range(len(weights)))
     if _kernel_can(rule, size, d, weights[0].dtype):
-        linear = [i for i in remaining if same_layout(weights[i], grads[i], buffers[i : i + 1])]
+        linear = [i for i in remaining if same_memory(weights[i], grads[i], buffers[i : i + 1])]
         if linear:
             plain = rule.momentum == 0
             torch._fused_sgd_(
@@ -100,12 +100,16 @@ def _apply(
             )
         remaining = sorted(set(remaining) - set(linear))
     for i in remaining:
-        step = grads[i].to(norm_dtype(grads[i].dtype)) * a
+        dtype = full_dtype(weights[i], grads[i], *buffers[i : i + 1])
+        step = grads[i].to(dtype) * a
         if d:
             step.add_(weights[i], alpha=d)
         if rule.momentum != 0:
-            buffers[i].mul_(rule.momentum).add_(step, alpha=1.0 - rule.dampening)
-            step = step.add_(buffers[i], alpha=rule.momentum) if rule.nesterov else buffers[i]
+            buffer = buffers[i].to(dtype)
+            buffer.mul_(rule.momentum).add_(step, alpha=1.0 - rule.dampening)
+            if buffer is not buffers[i]:
+                buffers[i].copy_(buffer)
+            step = step.add_(buffer, alpha=rule.momentum) if rule.nesterov else buffer
         weights[i].sub_(step, alpha=rate)
 
 
@@ -119,9 +123,14 @@ def _kernel_can(rule: Rule, size: float, d: float, dtype: torch.dtype) -> bool:
     return not rule.nesterov and dtype is not torch.float64 and size >= 1e-9
 
 
-def same_layout(weight: Tensor, grad: Tensor, buffers: list[Tensor]) -> bool:
-    """Whether element i in memory is the same element in all tensors, as fused kernels take it."""
+def same_memory(weight: Tensor, grad: Tensor, buffers: list[Tensor]) -> bool:
+    """Whether element i in memory is the same element in all tensors, and of one dtype.
+
+    Fused kernels take it so: they walk memory, and read all lists by the weights' dtype.
+    """
     tensors = [weight, grad, *buffers]
+    if any(t.dtype is not weight.dtype for t in tensors):
+        return False
     if all(t.is_contiguous() for t in tensors):
         return True
     return weight.dim() == 4 and all(

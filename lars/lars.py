@@ -10,9 +10,19 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
-from .bucket import Bucket, LayerStatistics, as_tensor, check_not_capturing, choose_path, path_on
-from .presets import complete, fill_from_preset
+from .bucket import (
+    Bucket,
+    LayerStatistics,
+    as_tensor,
+    check_not_capturing,
+    choose_path,
+    gradient_of,
+    path_on,
+)
+from .norms import refuse_hidden_shard
+from .presets import ABOVE_ZERO, OPTIONS, complete, fill_from_preset
 from .rule import Rule
+from .values import make_plain, number
 
 
 class LARS(Optimizer):
@@ -105,6 +115,7 @@ class LARS(Optimizer):
     ) -> None:
         """Check the options and make the groups."""
         defaults = {k: v for k, v in locals().items() if k not in ("self", "params", "__class__")}
+        make_plain(defaults, OPTIONS & defaults.keys())
         complete({**defaults, "params": []})
         super().__init__(params, defaults)
 
@@ -167,15 +178,18 @@ class LARS(Optimizer):
 
     def _init_group(self, group: dict[str, Any], position: int) -> list[Bucket]:
         """Sort a group's parameters into buckets; new momentum buffers are zeros."""
+        make_plain(group, OPTIONS & group.keys())
         rule = Rule.from_group(group)
         names = group.get("param_names")
         path = choose_path(group)
+        needs_norms = rule.adapt or self.telemetry or any(group[clip] for clip in ABOVE_ZERO)
         buckets: dict[Any, Bucket] = {}
         for index, param in enumerate(group["params"]):
+            if needs_norms:
+                refuse_hidden_shard(param)
             if param.grad is None:
                 continue
-            if param.grad.layout != torch.strided:
-                raise RuntimeError("LARS does not support sparse gradients: norms need all of them")
+            grad = gradient_of(param)
             buffer, fresh = None, False
             if rule.momentum != 0:
                 buffer = self.state[param].get("momentum_buffer")
@@ -184,7 +198,8 @@ class LARS(Optimizer):
                     buffer = self.state[param]["momentum_buffer"] = torch.zeros_like(param.detach())
             # A first gradient is not dampened, so where dampening matters it goes separately.
             alone = fresh and rule.dampening != 0
-            kind = (param.device, param.dtype, alone)
+            buffer_dtype = None if buffer is None else buffer.dtype
+            kind = (param.device, param.dtype, grad.dtype, buffer_dtype, alone)
             if kind not in buckets:
                 if not group["capturable"]:
                     check_not_capturing(param, "capturable=False")
@@ -196,7 +211,7 @@ class LARS(Optimizer):
                 sign = -1.0 if group["maximize"] else 1.0
                 own_path = path_on(param, path)
                 buckets[kind] = Bucket(group, own_rule, own_path, factor=sign)
-            buckets[kind].add(param, names[index] if names else position + index, buffer)
+            buckets[kind].add(param, names[index] if names else position + index, grad, buffer)
         for kind, bucket in buckets.items():
             if bucket.path == "triton":
                 self._chunkings = {} if self._chunkings is None else self._chunkings
@@ -213,10 +228,11 @@ class LARS(Optimizer):
         for bucket in buckets:
             if grad_scale is not None:
                 bucket.scale(1.0 / grad_scale)
-            if total is not None and bucket.group["clip_norm"]:
-                bucket.scale(torch.clamp(bucket.group["clip_norm"] / total, max=1.0))
-            if bucket.group["clip_value"]:
-                bucket.clip_by_value(bucket.group["clip_value"])
+            clip_norm, clip_value = (bucket.group[k] for k in ("clip_norm", "clip_value"))
+            if total is not None and clip_norm:
+                bucket.scale(torch.clamp(number(clip_norm) / total, max=1.0))
+            if clip_value:
+                bucket.clip_by_value(number(clip_value))
         return total
 
     def _keep_buffers(self, bucket: Bucket) -> None:

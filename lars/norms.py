@@ -20,9 +20,51 @@ def is_dtensor(tensor: Tensor) -> bool:
     return type(tensor) not in _PLAIN and hasattr(tensor, "device_mesh")
 
 
+# How libraries mark a parameter of which this process holds a part, and the part is a plain tensor:
+# torch's FSDP1 (torch/distributed/fsdp/_common_utils.py), fairscale's FSDP, Megatron's layers.
+_MARKS = {
+    "_is_flat_param": "FSDP1 has put its parameters into flat ones",
+    "_fsdp_flattened": "FSDP1 with use_orig_params=True has left a shard of it",
+    "_is_sharded": "fairscale's FSDP has left a shard of it",
+    "tensor_model_parallel": "Megatron has left a shard of it",
+}
+
+
+def refuse_hidden_shard(param: Tensor) -> None:
+    """Raise RuntimeError for a parameter whose norm is not this tensor's, and no DTensor's."""
+    marks = param.__dict__
+    if not marks:
+        return
+    for mark, why in _MARKS.items():
+        # FSDP1's shards have one dimension: with more, NO_SHARD has left the parameter whole.
+        whole = mark == "_fsdp_flattened" and param.dim() > 1
+        if mark != "_is_flat_param" and torch.distributed.is_available():
+            alone = torch.distributed.is_initialized() and torch.distributed.get_world_size() == 1
+            whole = whole or alone
+        if marks.get(mark) is True and not whole:
+            raise RuntimeError(
+                f"LARS cannot take the norm of a parameter whole: {why}. Shard by FSDP2's "
+                "fully_shard, whose DTensors it knows, or set adapt=False and no clipping"
+            )
+
+
 def norm_dtype(dtype: torch.dtype) -> torch.dtype:
     """fp16 and bf16 norms are summed in fp32: 65504 is soon squared past fp16."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def full_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype in which a step over these tensors loses nothing: at least fp32."""
+    dtype = tensors[0].dtype
+    for tensor in tensors[1:]:
+        if tensor.dtype is not dtype:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    return norm_dtype(dtype)
+
+
+def in_full(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The tensors themselves, or copies of those that are of another dtype."""
+    return [tensor.to(dtype) for tensor in tensors]
 
 
 def stacked_norms(tensors: list[Tensor], params: list[Tensor], foreach: bool) -> Tensor:

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .values import make_plain, number
+
 # The paper with zero norms made safe. Every other preset is written as its departure from this.
 _PAPER: dict[str, Any] = {
     "trust_coefficient": 0.001,
@@ -80,12 +82,17 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "fused": (True, False, None),
 }
 _NUMBERS = ("lr", "momentum", "weight_decay", "trust_coefficient", "eps")
-_ABOVE_ZERO = ("clip_norm", "clip_value")
+ABOVE_ZERO = ("clip_norm", "clip_value")
+# Every option of a group, and those that a wrapper adds.
+OPTIONS = frozenset(
+    (*_CHOICES, *_NUMBERS, *ABOVE_ZERO, "dampening", "trust_weight_decay", "trust_eps")
+)
 
 
 def complete(group: dict[str, Any]) -> None:
     """Resolve a LARS group's options by its variant, and check them."""
     fill_from_preset(group)
+    make_plain(group, OPTIONS & group.keys())
     check_options(group)
     check_combinations(group)
 
@@ -108,11 +115,10 @@ def check_choice(name: str, value: Any) -> None:
 
 
 def check_number(name: str, value: Any) -> None:
-    """Raise ValueError unless the value is a finite number of 0 or more; lr may be a tensor."""
+    """Raise ValueError unless the value is a finite number of 0 or more, or a tensor of one."""
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"Tensor {name} must be 1-element, got one of shape {tuple(value.shape)}")
-    allowed = int | float | Tensor if name == "lr" else int | float
-    is_number = isinstance(value, allowed) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float | Tensor) and not isinstance(value, bool)
     if not is_number or not 0.0 <= value < math.inf:
         title = "learning rate" if name == "lr" else f"{name} value"
         raise ValueError(f"Invalid {title}: {value!r}; {name} is a number of 0 or more")
@@ -125,19 +131,21 @@ def check_options(group: dict[str, Any]) -> None:
     for name in _NUMBERS:
         if name in group:
             check_number(name, group[name])
-    for name in _ABOVE_ZERO:
+    for name in ABOVE_ZERO:
         if group.get(name) is not None:
             check_number(name, group[name])
             if group[name] == 0:
                 raise ValueError(f"Invalid {name} value: 0; None is for no clipping")
     trust_weight_decay = group["trust_weight_decay"]
-    if trust_weight_decay not in ("weight_decay", "momentum"):
+    is_name = isinstance(trust_weight_decay, str)
+    if not is_name or trust_weight_decay not in ("weight_decay", "momentum"):
         check_number("trust_weight_decay", trust_weight_decay)
 
 
 def check_combinations(group: dict[str, Any]) -> None:
     """Raise ValueError where options of a LARS group exclude each other."""
-    if not (isinstance(group["dampening"], int | float) and math.isfinite(group["dampening"])):
+    dampening = number(group["dampening"])
+    if not (isinstance(dampening, int | float) and math.isfinite(dampening)):
         raise ValueError(f"Invalid dampening value: {group['dampening']!r}")
     if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
         raise ValueError(

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .values import number, plain
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -28,11 +30,12 @@ class Rule:
     momentum: float
     dampening: float
     nesterov: bool
-    weight_decay: float
+    # A number; a tensor only if autograd is to go through it.
+    weight_decay: Any
     trust_coefficient: float
     eps: float
     trust_norm: str
-    trust_weight_decay: float
+    trust_weight_decay: Any
     momentum_scaling: str
     zero_norm: str
     trust_clip: bool
@@ -40,25 +43,32 @@ class Rule:
 
     @classmethod
     def from_group(cls, group: dict[str, Any]) -> Rule:
-        """Resolve the options that refer to other options of the group."""
-        lr, decay = group["lr"], group["weight_decay"]
-        trust_decay = group["trust_weight_decay"]
+        """Resolve the options that refer to other options of the group, and read tensors but lr.
+
+        Only a weight decay that autograd is to go through stays a tensor.
+        """
+        lr, decay = plain(group["lr"]), group["weight_decay"]
+        is_traced = isinstance(decay, Tensor) and decay.requires_grad and group["differentiable"]
+        decay = decay.squeeze() if is_traced else number(decay)
+        trust_decay = plain(group["trust_weight_decay"])
         if isinstance(trust_decay, str):
-            trust_decay = group[trust_decay]
+            trust_decay = decay if trust_decay == "weight_decay" else group[trust_decay]
+        if trust_decay is not decay:
+            trust_decay = number(trust_decay)
         return cls(
             lr=lr.squeeze() if isinstance(lr, Tensor) and lr.dim() else lr,
-            momentum=group["momentum"],
-            dampening=group["dampening"],
+            momentum=number(group["momentum"]),
+            dampening=number(group["dampening"]),
             nesterov=group["nesterov"],
             weight_decay=decay,
-            trust_coefficient=group["trust_coefficient"],
-            eps=group["eps"],
+            trust_coefficient=number(group["trust_coefficient"]),
+            eps=number(group["eps"]),
             trust_norm=group["trust_norm"],
             trust_weight_decay=trust_decay,
             momentum_scaling=group["momentum_scaling"],
             zero_norm=group["zero_norm"],
             trust_clip=group["trust_clip"],
-            adapt=decay != 0 if group["adapt"] == "decayed" else group["adapt"],
+            adapt=bool(decay != 0 if group["adapt"] == "decayed" else group["adapt"]),
         )
 
 
@@ -94,7 +104,11 @@ def trust_ratio_of_tensors(
     """`trust_ratio_of_numbers` for stacked norms, without a word from the host."""
     denominator, decay = other_norm, rule.weight_decay
     if rule.trust_norm == "separate" and rule.trust_weight_decay:
-        denominator = denominator.add(weight_norm, alpha=rule.trust_weight_decay)
+        share = rule.trust_weight_decay
+        if isinstance(share, Tensor):
+            denominator = denominator + weight_norm * share
+        else:
+            denominator = denominator.add(weight_norm, alpha=share)
     if rule.eps:
         denominator = denominator + rule.eps
     if rule.zero_norm == "raw":
@@ -107,7 +121,7 @@ def trust_ratio_of_tensors(
     if rule.zero_norm == "one":
         return _clip(rule, ratio.masked_fill_(vanishing, 1.0)), decay
     ratio = _clip(rule, ratio).masked_fill_(vanishing, 1.0)
-    return ratio, torch.full_like(ratio, decay).masked_fill_(vanishing, 0.0) if decay else decay
+    return ratio, (torch.ones_like(ratio) * decay).masked_fill(vanishing, 0.0) if decay else decay
 
 
 def _clip(rule: Rule, ratio: Tensor) -> Tensor:

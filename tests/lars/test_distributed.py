@@ -47,15 +47,19 @@ def _train(model: torch.nn.Module, make: Any) -> list[torch.Tensor]:
     return [p.detach() for p in whole]
 
 
-def _work(rank: int, folder: str) -> None:
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import Replicate, Shard, distribute_module, distribute_tensor
-
+def _join(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(os.path.join(folder, "store"), 2)
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
+
+
+def _work(rank: int, folder: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Replicate, Shard, distribute_module, distribute_tensor
+
+    _join(rank, folder)
     mesh = dist.init_device_mesh("cpu", (2,))
 
     def place(name: str, module: torch.nn.Module, mesh: Any) -> None:
@@ -91,3 +95,77 @@ def test_norms_are_those_of_whole_tensors() -> None:
     """Every path under FSDP2 and tensor parallelism ends where one process does."""
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_work, args=(folder,), nprocs=2)
+
+
+def _work_in_fsdp1(rank: int, folder: str) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+
+    _join(rank, folder)
+    try:
+        for strategy in (ShardingStrategy.FULL_SHARD, ShardingStrategy.NO_SHARD):
+            for orig in (True, False):
+                for name, make in MAKERS.items():
+                    model = FullyShardedDataParallel(
+                        _model(),
+                        use_orig_params=orig,
+                        device_id=torch.device("cpu"),
+                        sharding_strategy=strategy,
+                    )
+                    if strategy is ShardingStrategy.NO_SHARD and orig and name != "clipped":
+                        expected = _train(_model(), make)
+                        torch.testing.assert_close(_train(model, make), expected)
+                        continue
+                    # Every rank is refused, those too that hold nothing of a parameter.
+                    with pytest.raises(RuntimeError, match=r"cannot take the norm .* fully_shard"):
+                        _train(
+                            model, lambda g, make=make: make([p for q in g for p in _tensors(q)])
+                        )
+            # Without ratios no norm is needed: the step is element by element.
+            ends = []
+            for shard in (False, True):
+                model = _model()
+                if shard:
+                    model = FullyShardedDataParallel(
+                        model, use_orig_params=True, device_id=torch.device("cpu")
+                    )
+                optimizers: list[Any] = [LARS(model.parameters(), 0.1, adapt=False)]
+                base = torch.optim.SGD(model.parameters(), 0.1)
+                optimizers.append(LARSWrapper(base, adapt=False))
+                for optimizer in optimizers:
+                    torch.manual_seed(1)
+                    optimizer.zero_grad()
+                    model(torch.randn(6, 3, dtype=torch.float64)).square().sum().backward()
+                    optimizer.step()
+                torch.manual_seed(2)
+                ends.append(model(torch.randn(6, 3, dtype=torch.float64)).detach())
+            torch.testing.assert_close(*ends)
+    finally:
+        dist.destroy_process_group()
+
+
+def _tensors(group: dict[str, Any]) -> list[Any]:
+    return [param for _, param in group["params"]]
+
+
+def test_shards_that_do_not_say_so_are_refused() -> None:
+    """FSDP1's, whose parts are plain tensors: updates differed from one process's in silence."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_work_in_fsdp1, args=(folder,), nprocs=2)
+
+
+@pytest.mark.parametrize("mark", ["_is_sharded", "tensor_model_parallel", "_is_flat_param"])
+def test_marks_of_other_libraries_count(mark: str) -> None:
+    """fairscale and Megatron set these to True on shards, and Megatron to False on the others."""
+    for value, clip, adapt in ((False, 1.0, True), (True, None, False)):
+        param = torch.nn.Parameter(torch.ones(2))
+        param.grad = torch.ones(2)
+        setattr(param, mark, value)
+        LARS([param], clip_norm=clip, adapt=adapt).step()
+        LARSWrapper(torch.optim.SGD([param]), adapt=adapt).step()
+    for optimizer in (
+        LARS([param]),
+        LARS([param], adapt=False, clip_norm=1.0),
+        LARSWrapper(torch.optim.SGD([param])),
+    ):
+        with pytest.raises(RuntimeError, match="fully_shard"):
+            optimizer.step()

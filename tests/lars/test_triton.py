@@ -113,6 +113,25 @@ def test_mixed_layouts_go_by_foreach(interpreted: None) -> None:
     assert paths == ["triton", "foreach"]
 
 
+def test_mixed_dtypes_go_by_foreach(interpreted: None) -> None:
+    """The kernels read all lists by one dtype; equal to the one-by-one path."""
+    ends = []
+    for options in ({"fused": True}, {"foreach": False}):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(20).bfloat16()) for _ in range(3)]
+        optimizer = LARS(params, 0.3, weight_decay=0.1, trust_coefficient=0.1, **options)
+        params[0].grad_dtype = torch.float32
+        optimizer.state[params[1]]["momentum_buffer"] = torch.zeros(20)
+        for _ in range(2):
+            for param, dtype in zip(params, ("float32", "bfloat16", "bfloat16"), strict=True):
+                param.grad = torch.randn(20).to(getattr(torch, dtype))
+            optimizer.step()
+        buckets = optimizer._init_group(optimizer.param_groups[0], 0)
+        ends.append(([p.detach() for p in params], [b.path for b in buckets]))
+    assert ends[0][1] == ["foreach", "foreach", "triton"]
+    torch.testing.assert_close(ends[0][0], ends[1][0], rtol=0.02, atol=0.02)
+
+
 def test_tables_follow_the_gradients(interpreted: None) -> None:
     """A gradient at another address is found there; a parameter that joins makes a new chunking."""
     params = [torch.nn.Parameter(torch.ones(20)) for _ in range(2)]

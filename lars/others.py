@@ -1,0 +1,92 @@
+"""What a wrapper must know of others: is their weight decay part of the gradient, can they step.
+
+Read from the sources of torch 2.14, timm 1.0.31, pytorch_optimizer 4.1, lion-pytorch, prodigyopt:
+most libraries have a flag in the groups or on the optimizer, each under a name of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.optim.optimizer import Optimizer
+
+_FLAGS = (
+    "decoupled_weight_decay",  # torch
+    "weight_decouple",  # pytorch_optimizer
+    "decoupled_decay",  # timm
+    "decoupled",  # timm's Adopt
+    "decouple",  # prodigyopt, dadaptation
+    "decoupled_wd",  # lion-pytorch
+)
+
+
+def _of_torch(*names: str) -> tuple[type[Optimizer], ...]:
+    return tuple(getattr(torch.optim, name) for name in names if hasattr(torch.optim, name))
+
+
+# torch's that have no flag, or had none in older releases. Muon is new.
+_DECOUPLED = _of_torch("AdamW", "Adafactor", "Muon")
+_COUPLED = _of_torch("SGD", "Adam", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "ASGD")
+_COUPLED += _of_torch("RMSprop")
+# Those whose flag, where False, does not mean that the gradient has the decay from the start: LAMB
+# and NovoGrad add it to what they have normalised, Adan divides the weights by it, and the others
+# have used the gradient, or changed it, before it is added, so that some lose it.
+_NEITHER = frozenset(
+    "Lamb NovoGrad NvNovoGrad Adan DAdaptAdan ASGD AdaGC AdamP AdamWSN BCOS Grams GrokFastAdamW "
+    "LaProp MARS RAdam Ranger Ranger21 SGDP SGDSaI TAM".split()
+)
+# What pytorch_optimizer's estimators of a Hessian have; timm's says `is_second_order`.
+_HESSIAN = ("update_period", "num_samples")
+
+
+def weight_decay_is_gradient(optimizer: Optimizer, group: dict[str, Any]) -> bool | None:
+    """True if the optimizer adds weight_decay * w to the gradient first of all; None: unknown."""
+    if _wraps_another(optimizer):
+        # What it does to a gradient before the one within adds the decay is its own affair.
+        return None
+    flags = (group.get(flag, getattr(optimizer, flag, None)) for flag in _FLAGS)
+    said = [flag for flag in flags if flag is not None]
+    if any(said) or isinstance(optimizer, _DECOUPLED):
+        return False
+    if isinstance(optimizer, _COUPLED):
+        return True
+    return type(optimizer).__name__ not in _NEITHER if said else None
+
+
+def _wraps_another(optimizer: Optimizer) -> bool:
+    return any(isinstance(value, Optimizer) for value in vars(optimizer).values())
+
+
+def refuse(optimizer: Any, with_ratios: tuple[type[Optimizer], ...]) -> None:
+    """Raise TypeError for what cannot be wrapped, or wraps what cannot; the message says why."""
+    name = type(optimizer).__name__
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch Optimizer, not {name}")
+    why = None
+    if isinstance(optimizer, with_ratios):
+        why = "has trust ratios of its own: use it alone"
+    elif isinstance(optimizer, torch.optim.LBFGS) or _evaluates(optimizer):
+        why = "evaluates the model within a step: wrap the optimizer within it if it has one"
+    elif getattr(optimizer, "is_second_order", False) or _has_all(optimizer, _HESSIAN):
+        why = "differentiates the gradients within a step, which those that are scaled do not allow"
+    elif _has_all(optimizer, ("fused_backward",)):
+        why = "steps while gradients are made: there is no time to scale them"
+    elif not _has_all(optimizer, ("param_groups", "defaults", "state")):
+        why = "keeps its parameter groups to itself: wrap the optimizer within it if it has one"
+    if why:
+        raise TypeError(f"optimizer must not be {name}, which {why}")
+    for value in vars(optimizer).values():
+        if isinstance(value, Optimizer):
+            refuse(value, with_ratios)
+
+
+def _evaluates(optimizer: Optimizer) -> bool:
+    """Whether a step calls the model: the SAMs, and AliG, which wants the loss itself."""
+    if _has_all(optimizer, ("first_step", "second_step")) or hasattr(optimizer, "perturb_weights"):
+        return True
+    return type(optimizer).__name__ == "AliG"
+
+
+def _has_all(optimizer: Optimizer, names: tuple[str, ...]) -> bool:
+    return all(hasattr(optimizer, name) for name in names)
