@@ -148,7 +148,7 @@ def _as_text(overrides: Sequence[str], keys: set[str]) -> list[str]:
         key, equals, value = override.partition("=")
         elements = value.split(",")
         if key.lstrip("+") in {*keys, "experiment"} and all(
-            re.fullmatch(r"[\w.+-]+", element) for element in elements
+            re.fullmatch(r"[\w.+-]+", element, re.ASCII) for element in elements
         ):
             value = ",".join(e if _is_text(e) else quoted(e) for e in elements)
         found.append(key + equals + value)
