@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-# On the CPU torch adds up squares one after the other, in a few lanes of fp32, so that from millions
-# of elements on a norm is too small: by 1 % at 1e8, 4 % at 3e8.
-# Above the first size the sum is taken in parts of the second, which are added up in fp64: right to
-# 2e-5, and as fast. ResNets stay below it.
+# On the CPU torch adds up squares one after the other, in a few lanes of fp32, so that the norm of
+# millions of elements is too small: by 1 % at 1e8, 4 % at 3e8. Above the first size here the sum is
+# taken in parts of the second, which are added up in fp64: right to 2e-5, and as fast. ResNets stay
+# below it.
 _LARGE, _PART = 1 << 22, 1 << 19
 
 
