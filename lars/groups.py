@@ -7,6 +7,10 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrize import ParametrizationList
+
+from .presets import check_number
+from .values import number
 
 # _NormBase: every batch and instance normalisation, synchronised and lazy ones too.
 NORM_MODULES: tuple[type[nn.Module], ...] = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -25,7 +29,9 @@ def parameter_groups(
 
     `decay` and `adapt` say which of them get `weight_decay` and which a trust ratio: "weights" or
     "all". A parameter is judged by the module that owns it, never by its shape; one that several
-    modules share counts once, with the first of them; frozen ones are left out. `bias_lr_scale` is
+    modules share counts once, with the first of them; frozen ones are left out. What makes up a
+    parametrized, pruned, weight- or spectrally normalised tensor is what that tensor was, and the
+    members of a list or dict are what its name says. `bias_lr_scale` is
     the rate of biases and normalisation parameters as a multiple of the weights'. No optimizer
     reads it: it becomes the group's `lr_scale`, which the schedulers of this project take, as
     timm's do. With another scheduler, give that group an `lr` of its own. The groups hold (name,
@@ -36,15 +42,18 @@ def parameter_groups(
     for option, value in (("decay", decay), ("adapt", adapt)):
         if value not in ("weights", "all"):
             raise ValueError(f"Invalid {option} value: {value!r}; it is 'weights' or 'all'")
-    if not weight_decay >= 0.0:
-        raise ValueError(f"Invalid weight_decay value: {weight_decay!r}")
-    if not bias_lr_scale >= 0.0:
-        raise ValueError(f"Invalid bias_lr_scale value: {bias_lr_scale!r}")
+    weight_decay, bias_lr_scale = number(weight_decay), number(bias_lr_scale)
+    check_number("weight_decay", weight_decay)
+    check_number("bias_lr_scale", bias_lr_scale)
 
+    modules = dict(model.named_modules())
     pairs: dict[bool, list[tuple[str, nn.Parameter]]] = {True: [], False: []}
     for module, attribute, name, parameter in _parameters_with_owners(model):
         if parameter.requires_grad:
-            is_weight = not (isinstance(module, norm_modules) or _is_bias(module, attribute))
+            is_weight = not any(
+                isinstance(owner, norm_modules) or _is_bias(owner, role)
+                for owner, role in _roles(modules, name, module, attribute)
+            )
             pairs[is_weight].append((name, parameter))
     return [
         {
@@ -70,7 +79,32 @@ def _parameters_with_owners(
                 yield module, attribute, f"{prefix}.{attribute}".lstrip("."), parameter
 
 
+def _roles(
+    modules: dict[str, nn.Module], name: str, module: nn.Module, attribute: str
+) -> Iterator[tuple[nn.Module, str]]:
+    """The modules and attributes by which a parameter is judged: its own, and what it stands for.
+
+    A parametrized tensor lies at `parametrizations.<tensor>.original` below its module, and what
+    a parametrization learns below `parametrizations.<tensor>` (torch.nn.utils.parametrize).
+    """
+    yield module, attribute
+    parts = name.split(".")
+    for i in range(len(parts) - 1):
+        here = modules[".".join(parts[: i + 1])]
+        above = modules[".".join(parts[:i])] if i else modules[""]
+        if isinstance(here, nn.ParameterList | nn.ParameterDict):
+            yield above, parts[i]
+        elif isinstance(here, ParametrizationList):
+            # `above` is the ModuleDict `parametrizations`, of the module that is meant.
+            yield modules[".".join(parts[: i - 1])], parts[i]
+
+
 def _is_bias(module: nn.Module, attribute: str) -> bool:
+    # Pruning, weight_norm and spectral_norm of the older kind hide `bias` behind these.
+    for suffix in ("_orig", "_g", "_v"):
+        hidden = attribute.removesuffix(suffix)
+        if hidden != attribute and hidden not in module._parameters and hasattr(module, hidden):
+            attribute = hidden
     # These have several biases each; everywhere else in torch a bias is the attribute `bias`.
     if isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention):
         return "bias" in attribute

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from .bucket import Bucket, gradient_of, stack
-from .lars import LARS
+from .lars import LARS, step_outside_graphs
 from .norms import in_full, is_dtensor, refuse_hidden_shard
 from .others import refuse, weight_decay_is_gradient
 from .presets import OPTIONS, check_options
@@ -167,10 +167,16 @@ class LARSWrapper(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if torch.compiler.is_compiling():
+            step_outside_graphs(self)
+        else:
+            self._take_step()
+        return loss
+
+    def _take_step(self) -> None:
         found_inf = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.item() != 0:
-            return loss
-
+            return
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         grads = [(p.grad, getattr(p, "grad_dtype", None)) for p in params]
         decays = [group.get("weight_decay") for group in self.param_groups]
@@ -184,7 +190,6 @@ class LARSWrapper(Optimizer):
             for group, decay in zip(self.param_groups, decays, strict=True):
                 if decay is not None:
                     group["weight_decay"] = decay
-        return loss
 
     def _folds_decay(self, group: dict[str, Any]) -> bool:
         """Whether a group's weight decay is part of its gradients; warn once if nobody says."""

@@ -3,15 +3,22 @@
 import math
 from collections.abc import Callable
 
+from schedulers.checks import check_number
+
 
 def linear_scale(batch: int, base_batch: int) -> float:
     """Return batch / base_batch: k times the batch, k times the rate (Goyal et al. 2017)."""
-    return batch / base_batch
+    return _ratio(batch, base_batch)
 
 
 def sqrt_scale(batch: int, base_batch: int) -> float:
     """Return sqrt(batch / base_batch): the update's noise keeps its size (Krizhevsky 2014)."""
-    return math.sqrt(batch / base_batch)
+    return math.sqrt(_ratio(batch, base_batch))
+
+
+def _ratio(batch: int, base_batch: int) -> float:
+    batch_size = check_number("batch", batch, above_zero=True)
+    return batch_size / check_number("base_batch", base_batch, above_zero=True)
 
 
 SCALING_RULES: dict[str, Callable[[int, int], float]] = {

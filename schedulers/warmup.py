@@ -7,14 +7,18 @@ The optimizer is made with the peak rate. For step s of S, with W warm-up steps:
 
 The first step therefore runs at `start_lr` and step W at the peak. Each rate depends on the step
 alone, never on the rate before it, so a resumed run is on the same curve to the bit. A group with
-an `lr_scale` runs at so many times these rates.
+an `lr_scale` runs at so many times these rates. A group that is added to a running optimizer joins
+with the schedule's next step; the `lr` it was added with is its peak.
 """
+
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from schedulers import decay
+from schedulers.checks import check_count, check_number
 
 
 class WarmupLR(LRScheduler):
@@ -39,36 +43,40 @@ class WarmupLR(LRScheduler):
         last_epoch: int = -1,
     ) -> None:
         """Set every group to the first step's rate; raise ValueError on a wrong argument."""
-        if total_steps < 1:
-            raise ValueError(f"total_steps={total_steps}: must be at least 1")
-        if not 0 <= warmup_steps <= total_steps:
-            raise ValueError(f"warmup_steps={warmup_steps}: must be 0 to {total_steps}")
-        if start_lr is not None and start_lr < 0:
-            raise ValueError(f"start_lr={start_lr}: must be at least 0")
-        if min_lr < 0:
-            raise ValueError(f"min_lr={min_lr}: must be at least 0")
-        self.total_steps = total_steps
-        self.warmup_steps = warmup_steps
-        self.start_lr = start_lr
-        self.min_lr = min_lr
+        self.total_steps = check_count("total_steps", total_steps, least=1)
+        self.warmup_steps = check_count("warmup_steps", warmup_steps, 0, self.total_steps)
+        self.start_lr = None if start_lr is None else check_number("start_lr", start_lr)
+        self.min_lr = check_number("min_lr", min_lr)
+        last_epoch = check_count("last_epoch", last_epoch, least=-1)
         if optimizer is None:
             return
         for group in optimizer.param_groups:
-            # Rates are written into a tensor, and the groups of an optimizer may share one.
-            if isinstance(group["lr"], Tensor):
-                group["lr"] = group["lr"].clone()
+            _check_group(group)
+        for group in optimizer.param_groups:
+            _own_rate(group)
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
         """Return every group's rate for the present step, its `lr_scale` included."""
-        pairs = zip(self.optimizer.param_groups, self.base_lrs, strict=True)
+        groups = self.optimizer.param_groups
+        for group in groups[len(self.base_lrs) :]:
+            _check_group(group)
+            _own_rate(group)
+            self.base_lrs.append(group.setdefault("initial_lr", float(group["lr"])))
+        if len(groups) < len(self.base_lrs):
+            raise ValueError(
+                f"the schedule is of {len(self.base_lrs)} parameter groups and its optimizer has "
+                f"{len(groups)}: add the missing ones to the optimizer, or make a new schedule"
+            )
         return [
-            self.lr_at(self.last_epoch, float(peak)) * group.get("lr_scale", 1.0)
-            for group, peak in pairs
+            self.lr_at(self.last_epoch, float(peak))
+            * check_number("lr_scale", group.get("lr_scale", 1.0))
+            for group, peak in zip(groups, self.base_lrs, strict=True)
         ]
 
     def lr_at(self, step: int, peak: float) -> float:
         """Return the rate of one step, counted from 0, under a given peak."""
+        peak, step = check_number("peak", peak), check_count("step", step, least=0)
         if step < self.warmup_steps:
             start = peak if self.start_lr is None else self.start_lr
             return start + (peak - start) * step / self.warmup_steps
@@ -79,6 +87,18 @@ class WarmupLR(LRScheduler):
     def decayed(self, peak: float, progress: float, step: int) -> float:
         """Return the rate after warm-up: `progress` runs from 0 to 1, `step` counts from 0."""
         raise NotImplementedError
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    """Raise ValueError if a group's peak or scale is no rate."""
+    check_number("lr", group.get("initial_lr", group["lr"]))
+    check_number("lr_scale", group.get("lr_scale", 1.0))
+
+
+def _own_rate(group: dict[str, Any]) -> None:
+    """Part a rate that is a tensor from those it is shared with: rates are written into it."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"] = group["lr"].clone()
 
 
 class WarmupConstantLR(WarmupLR):
@@ -111,9 +131,7 @@ class WarmupPolynomialLR(WarmupLR):
         last_epoch: int = -1,
     ) -> None:
         """Set every group to the first step's rate; `power` is above 0."""
-        if not power > 0:
-            raise ValueError(f"power={power}: must be above 0")
-        self.power = power
+        self.power = check_number("power", power, above_zero=True)
         super().__init__(optimizer, total_steps, warmup_steps, start_lr, min_lr, last_epoch)
 
     def decayed(self, peak: float, progress: float, step: int) -> float:
@@ -151,12 +169,8 @@ class WarmupMultiStepLR(WarmupLR):
         last_epoch: int = -1,
     ) -> None:
         """Set every group to the first step's rate; `step_size` is in optimizer steps."""
-        if not step_size > 0:
-            raise ValueError(f"step_size={step_size}: must be above 0")
-        if not 0 < gamma <= 1:
-            raise ValueError(f"gamma={gamma}: must be above 0 and at most 1")
-        self.step_size = step_size
-        self.gamma = gamma
+        self.step_size = check_number("step_size", step_size, above_zero=True)
+        self.gamma = check_number("gamma", gamma, above_zero=True, most=1.0)
         super().__init__(optimizer, total_steps, warmup_steps, start_lr, 0.0, last_epoch)
 
     def decayed(self, peak: float, progress: float, step: int) -> float:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
-from lars import LARS, parameter_groups
+from lars import LARS, LARSWrapper, parameter_groups
 
 
 class Everything(nn.Module):
@@ -119,6 +120,140 @@ def test_a_norm_of_one_s_own() -> None:
     assert [len(g["params"]) for g in parameter_groups(model, 0.1)] == [1, 2]
     (only,) = parameter_groups(model, 0.1, norm_modules=(nn.BatchNorm2d, Scale))
     assert only["adapt"] is False and len(only["params"]) == 3
+
+
+class _Shift(nn.Module):
+    """A parametrization that learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.amount = nn.Parameter(torch.zeros(1))
+
+    def forward(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Shift all elements."""
+        return tensor + self.amount
+
+
+def _parametrized(module: nn.Module, name: str) -> nn.Module:
+    return parametrize.register_parametrization(module, name, _Shift())
+
+
+def names_of(model: nn.Module) -> list[set[str]]:
+    """The names in the group of weights, and in the other."""
+    kinds: list[set[str]] = [set(), set()]
+    for group in parameter_groups(model, 0.1):
+        kinds[0 if group["adapt"] else 1] |= {name for name, _ in group["params"]}
+    return kinds
+
+
+HIDDEN: dict[str, tuple[Any, set[str], set[str]]] = {
+    "a bias": (
+        lambda: _parametrized(nn.Linear(3, 2), "bias"),
+        {"weight"},
+        {"parametrizations.bias.original", "parametrizations.bias.0.amount"},
+    ),
+    "a weight": (
+        lambda: _parametrized(nn.Linear(3, 2), "weight"),
+        {"parametrizations.weight.original", "parametrizations.weight.0.amount"},
+        {"bias"},
+    ),
+    "a norm's weight": (
+        lambda: _parametrized(nn.LayerNorm(3), "weight"),
+        set(),
+        {"bias", "parametrizations.weight.original", "parametrizations.weight.0.amount"},
+    ),
+    "weight_norm": (
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)),
+        {"parametrizations.weight.original0", "parametrizations.weight.original1"},
+        {"bias"},
+    ),
+    "weight_norm of a bias": (
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 2), "bias"),
+        {"weight"},
+        {"parametrizations.bias.original0", "parametrizations.bias.original1"},
+    ),
+    "spectral_norm": (
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 2, 3)),
+        {"parametrizations.weight.original"},
+        {"bias"},
+    ),
+    "orthogonal": (
+        lambda: nn.utils.parametrizations.orthogonal(nn.Linear(3, 3)),
+        {"parametrizations.weight.original"},
+        {"bias"},
+    ),
+    "an RNN's bias": (
+        lambda: _parametrized(nn.RNN(3, 2, bidirectional=False), "bias_ih_l0"),
+        {"weight_ih_l0", "weight_hh_l0"},
+        {
+            "bias_hh_l0",
+            "parametrizations.bias_ih_l0.original",
+            "parametrizations.bias_ih_l0.0.amount",
+        },
+    ),
+    "pruned": (
+        lambda: prune.l1_unstructured(
+            prune.l1_unstructured(nn.Linear(3, 2), "bias", 1), "weight", 1
+        ),
+        {"weight_orig"},
+        {"bias_orig"},
+    ),
+    "weight_norm, the older": (
+        lambda: nn.utils.weight_norm(nn.utils.weight_norm(nn.Linear(3, 2)), "bias"),
+        {"weight_g", "weight_v"},
+        {"bias_g", "bias_v"},
+    ),
+    "spectral_norm, the older": (
+        lambda: nn.utils.spectral_norm(nn.Linear(3, 2)),
+        {"weight_orig"},
+        {"bias"},
+    ),
+    "lists and dicts": (
+        lambda: nn.ModuleDict(
+            {
+                "bias": nn.ParameterList([nn.Parameter(torch.ones(2))]),
+                "maps": nn.ParameterDict({"a": nn.Parameter(torch.ones(2, 2))}),
+                "parametrizations": nn.Linear(2, 2, bias=False),
+            }
+        ),
+        {"maps.a", "parametrizations.weight"},
+        {"bias.0"},
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.parametrize(("make", "weights", "others"), HIDDEN.values(), ids=HIDDEN)
+def test_what_is_hidden_keeps_its_role(
+    make: Any, weights: set[str], others: set[str], depth: int
+) -> None:
+    """Parametrized, pruned and normalised tensors, and collections, at any depth of the model."""
+    model = make()
+    for _ in range(depth):
+        model = nn.Sequential(nn.ReLU(), model)
+    found = names_of(model)
+    prefix = "1." * depth
+    assert found == [{prefix + n for n in names} for names in (weights, others)]
+    assert found[0] | found[1] == {n for n, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("norm", [nn.LazyBatchNorm2d, nn.LazyInstanceNorm2d])
+def test_lazy_modules_may_be_grouped_before_their_first_batch(norm: Any) -> None:
+    """Their parameters are the same objects after it, and are trained."""
+    model = nn.Sequential(nn.LazyConv2d(4, 3), norm(affine=True), nn.Flatten(), nn.LazyLinear(2))
+    assert names_of(model) == [
+        {"0.weight", "3.weight"},
+        {"0.bias", "1.weight", "1.bias", "3.bias"},
+    ]
+    optimizer = LARS(parameter_groups(model, 0.1), 0.1, momentum=0.9)
+    wrapper = LARSWrapper(torch.optim.SGD(parameter_groups(model, 0.1), 0.1))
+    optimizer.step()
+    model(torch.randn(5, 3, 8, 8)).square().sum().backward()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.step()
+    wrapper.step()
+    assert all(not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize("make", [LARS, torch.optim.SGD, torch.optim.Adam])

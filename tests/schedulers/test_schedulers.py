@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -189,6 +190,119 @@ def test_wrong_arguments_are_named(options, named, alone):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     with pytest.raises(ValueError, match=named):
         schedulers.WarmupPolynomialLR(None if alone else optimizer, **options)
+
+
+NOT_NUMBERS = [math.nan, math.inf, -math.inf, "1", None, True, [1.0], torch.tensor(math.nan)]
+WRONG = [
+    (option, value)
+    for option in ("total_steps", "warmup_steps", "min_lr", "last_epoch")
+    for value in NOT_NUMBERS
+]
+WRONG += [("start_lr", value) for value in NOT_NUMBERS if value is not None]
+WRONG += [("total_steps", 2.5), ("warmup_steps", 0.5), ("last_epoch", -2)]
+
+
+@pytest.mark.parametrize(("option", "value"), WRONG, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (schedulers.WarmupConstantLR, {}),
+        (schedulers.WarmupCosineLR, {}),
+        (schedulers.WarmupPolynomialLR, {}),
+        (schedulers.WarmupOneCycleLR, {}),
+        (schedulers.WarmupMultiStepLR, {"step_size": 2}),
+    ],
+)
+def test_what_is_no_finite_number_is_refused_by_name(kind, options, option, value):
+    if option == "min_lr" and kind is schedulers.WarmupMultiStepLR:
+        pytest.skip("has no minimum")
+    with pytest.raises(ValueError, match=f"{option}="):
+        kind(None, **{"total_steps": 5, **options, option: value})
+
+
+@pytest.mark.parametrize("value", [*NOT_NUMBERS, 0.0, -1.0], ids=str)
+def test_the_numbers_of_one_decay_alone_are_checked_too(value):
+    with pytest.raises(ValueError, match="power="):
+        schedulers.WarmupPolynomialLR(None, 5, power=value)
+    for option in ("step_size", "gamma"):
+        with pytest.raises(ValueError, match=f"{option}="):
+            schedulers.WarmupMultiStepLR(None, **{"total_steps": 5, "step_size": 2, option: value})
+    for rule in schedulers.SCALING_RULES.values():
+        for batches in ((value, 128), (128, value)):
+            with pytest.raises(ValueError, match="batch="):
+                rule(*batches)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_a_group_s_numbers_are_checked(value):
+    for key in ("lr", "lr_scale"):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        optimizer.param_groups[0][key] = value
+        with pytest.raises(ValueError, match=f"{key}="):
+            schedulers.WarmupConstantLR(optimizer, 5)
+    with pytest.raises(ValueError, match="peak="):
+        schedulers.WarmupConstantLR(None, 5).lr_at(0, value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [np.float64, np.float32, np.array, torch.tensor],
+    ids=["float64", "float32", "array", "tensor"],
+)
+def test_numbers_of_other_libraries_make_the_same_curve(make):
+    whole = np.int64 if make in (np.float64, np.float32) else make
+    options = {"warmup_steps": whole(2), "start_lr": make(0.5), "min_lr": make(0.25)}
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    optimizer.param_groups[0]["lr_scale"] = make(0.5)
+    scheduler = schedulers.WarmupPolynomialLR(optimizer, whole(6), power=make(2.0), **options)
+    seen = []
+    for _ in range(6):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    plain = {"warmup_steps": 2, "start_lr": 0.5, "min_lr": 0.25}
+    assert seen == [0.5 * r for r in rates(schedulers.WarmupPolynomialLR, 6, power=2.0, **plain)]
+    assert all(type(rate) is float for rate in seen)
+    steps = {"total_steps": whole(6), "step_size": make(2.0), "gamma": make(0.5)}
+    curve = schedulers.WarmupMultiStepLR(None, **steps)
+    assert [curve.lr_at(whole(s), make(1.0)) for s in (0, 2, 5)] == [1.0, 0.5, 0.25]
+    assert schedulers.linear_scale(whole(256), whole(128)) == 2.0
+
+
+@pytest.mark.parametrize("lr", [2.0, torch.tensor(2.0)], ids=str)
+@pytest.mark.parametrize("own", [{}, {"lr": 4.0}, {"lr": 4.0, "lr_scale": 0.5}], ids=str)
+def test_a_group_that_joins_later_is_on_the_curve(lr, own):
+    """torch's StepLR takes such a group along; its LambdaLR raises an error of zip."""
+    params = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    optimizer = torch.optim.SGD(params[:1], lr=lr)
+    scheduler = schedulers.WarmupPolynomialLR(optimizer, 6, warmup_steps=1, min_lr=0.25)
+    curve = [schedulers.WarmupPolynomialLR(None, 6, 1, min_lr=0.25).lr_at]
+    for step in range(5):
+        if step == 2:
+            optimizer.add_param_group({"params": params[1:2], **own})
+            optimizer.add_param_group({"params": params[2:]})
+        optimizer.step()
+        scheduler.step()
+        found = [float(group["lr"]) for group in optimizer.param_groups]
+        peaks = [2.0] if step < 2 else [2.0, own.get("lr", 2.0), 2.0]
+        expected = [curve[0](step + 1, peak) for peak in peaks]
+        if step >= 2:
+            expected[1] *= own.get("lr_scale", 1.0)
+        assert found == pytest.approx(expected)
+    assert len(scheduler.get_last_lr()) == 3
+    resumed = schedulers.WarmupPolynomialLR(optimizer, 6, warmup_steps=1, min_lr=0.25)
+    resumed.load_state_dict(scheduler.state_dict())
+    assert len(resumed.get_lr()) == 3
+
+
+def test_a_group_that_is_gone_is_an_error_that_says_what_to_do():
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    scheduler = schedulers.WarmupConstantLR(optimizer, 5)
+    del optimizer.param_groups[1]
+    optimizer.step()
+    with pytest.raises(ValueError, match=r"2 parameter groups .* has 1: add the missing"):
+        scheduler.step()
 
 
 @pytest.mark.parametrize(("rule", "scale"), [("linear", 32.0), ("sqrt", math.sqrt(32.0))])
