@@ -179,6 +179,9 @@ class Run:
             write_start(
                 self.writer, records.command_of(self.arguments), plan, configuration, samples
             )
+        # TensorBoard writes from a thread of its own, which would make the directory's file again
+        # were the directory removed before it got to that.
+        self.writer.flush()
 
     def check_place(self) -> None:
         """Raise UserError where the directory was removed; one made anew is another run's."""
