@@ -37,14 +37,17 @@ def _model() -> torch.nn.Module:
 
 
 def _train(model: torch.nn.Module, make: Any) -> list[torch.Tensor]:
-    optimizer = make(parameter_groups(model, 0.1))
-    for step in range(4):
+    _steps(model, make(parameter_groups(model, 0.1)), range(4))
+    whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
+    return [p.detach() for p in whole]
+
+
+def _steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> None:
+    for step in seeds:
         torch.manual_seed(step)
         optimizer.zero_grad()
         model(torch.randn(6, 3, dtype=torch.float64)).square().sum().backward()
         optimizer.step()
-    whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
-    return [p.detach() for p in whole]
 
 
 def _join(rank: int, folder: str) -> None:
@@ -117,9 +120,7 @@ def _work_in_fsdp1(rank: int, folder: str) -> None:
                         continue
                     # Every rank is refused, those too that hold nothing of a parameter.
                     with pytest.raises(RuntimeError, match=r"cannot take the norm .* fully_shard"):
-                        _train(
-                            model, lambda g, make=make: make([p for q in g for p in _tensors(q)])
-                        )
+                        _train(model, lambda g, make=make: make(_tensors(g)))
             # Without ratios no norm is needed: the step is element by element.
             ends = []
             for shard in (False, True):
@@ -143,8 +144,8 @@ def _work_in_fsdp1(rank: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
-def _tensors(group: dict[str, Any]) -> list[Any]:
-    return [param for _, param in group["params"]]
+def _tensors(groups: list[dict[str, Any]]) -> list[Any]:
+    return [param for group in groups for _, param in group["params"]]
 
 
 def test_shards_that_do_not_say_so_are_refused() -> None:
@@ -169,3 +170,53 @@ def test_marks_of_other_libraries_count(mark: str) -> None:
     ):
         with pytest.raises(RuntimeError, match="fully_shard"):
             optimizer.step()
+
+
+def _work_with_zero_and_checkpoints(rank: int, folder: str) -> None:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import (
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    _join(rank, folder)
+    try:
+        for clip_norm in (None, 0.5):
+            options: dict[str, Any] = {"lr": 0.5, "trust_coefficient": 0.1, "clip_norm": clip_norm}
+            if clip_norm is None:  # each rank of ZeRO would clip by the norm of its own part
+                expected = _train(_model(), lambda g, o=options: LARS(_tensors(g), **o))
+                zero = _train(
+                    _model(),
+                    lambda g, o=options: ZeroRedundancyOptimizer(
+                        _tensors(g), optimizer_class=LARS, **o
+                    ),
+                )
+                torch.testing.assert_close(zero, expected)
+            for make in (
+                lambda g, o=options: LARS(g, **o),
+                lambda g: LARSWrapper(torch.optim.SGD(g, 0.5, 0.9), trust_coefficient=0.1),
+            ):
+                models = [fully_shard(_model()) for _ in range(2)]
+                optimizers = [make(parameter_groups(model, 0.1)) for model in models]
+                _steps(models[0], optimizers[0], range(2))
+                state = {"o": get_optimizer_state_dict(models[0], optimizers[0])}
+                path = os.path.join(folder, f"{clip_norm}{type(optimizers[0]).__name__}")
+                dcp.save(state, checkpoint_id=path)
+                state = {"o": get_optimizer_state_dict(models[1], optimizers[1])}
+                dcp.load(state, checkpoint_id=path)
+                set_optimizer_state_dict(models[1], optimizers[1], state["o"])
+                models[1].load_state_dict(models[0].state_dict())
+                for model, optimizer in zip(models, optimizers, strict=True):
+                    _steps(model, optimizer, range(2, 4))
+                whole = [[p.full_tensor() for p in m.parameters()] for m in models]  # type: ignore
+                torch.testing.assert_close(*whole)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_zero_and_distributed_checkpoints() -> None:
+    """ZeRO hands out whole tensors; a run under FSDP2 resumes from its checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_work_with_zero_and_checkpoints, args=(folder,), nprocs=2)

@@ -493,13 +493,20 @@ def test_bad_arguments_name_themselves(options: dict[str, Any], message: str, pl
 
 
 @pytest.fixture(scope="module")
-def sgd_inputs() -> Any:
-    """What torch's own tests give to SGD; their import would freeze torch.backends for all."""
+def inputs_of_all() -> Any:
+    """What torch's own tests give to optimizers; their import would freeze torch.backends."""
     pytest.importorskip("expecttest")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.backends, "disable_global_flags", lambda: None)
-        from torch.testing._internal.common_optimizers import optim_db
-    return next(info for info in optim_db if info.optim_cls is torch.optim.SGD)
+        # A private module, which may move.
+        private = pytest.importorskip("torch.testing._internal.common_optimizers")
+    return private.optim_db
+
+
+@pytest.fixture(scope="module")
+def sgd_inputs(inputs_of_all: Any) -> Any:
+    """What torch's own tests give to SGD."""
+    return next(info for info in inputs_of_all if info.optim_cls is torch.optim.SGD)
 
 
 def test_torch_s_own_error_inputs(sgd_inputs: Any) -> None:
@@ -532,6 +539,39 @@ def test_torch_s_own_inputs_for_sgd(path: dict[str, Any], sgd_inputs: Any) -> No
                 optimizer.step()
             ends.append(params)
         torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "options",
+    [{"adapt": False}, {"trust_coefficient": 1e12, "trust_clip": True}, {}],
+    ids=["not adapted", "a ratio of 1", "adapted"],
+)
+def test_torch_s_own_inputs_for_the_wrapper(options: dict[str, Any], inputs_of_all: Any) -> None:
+    """Each optimizer with each of its inputs: as alone at a ratio of 1, and finite at any."""
+    seen = 0
+    for info in inputs_of_all:
+        if info.optim_cls in (torch.optim.LBFGS, torch.optim.SparseAdam):
+            continue  # the wrapper refuses the one, and the sparse gradients of the other
+        for given in info.optim_inputs_func(device="cpu"):
+            ends = []
+            for wrap in (False, True):
+                torch.manual_seed(0)
+                params = [torch.nn.Parameter(torch.randn(4, n).double()) for n in (3, 2)]
+                params[0].grad, params[1].grad = (torch.randn_like(p) for p in params)
+                if given.kwargs.get("differentiable"):
+                    params = [p.requires_grad_(False) for p in params]
+                optimizer = info.optim_cls(params, **given.kwargs)
+                if wrap:
+                    optimizer = LARSWrapper(optimizer, **options)
+                for _ in range(4):
+                    optimizer.step()
+                ends.append([p.detach() for p in params])
+            if options:
+                torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-9, msg=f"{info} {given}")
+            assert all(p.isfinite().all() for p in ends[1])
+            seen += 1
+    assert seen > 80
 
 
 @all_paths
