@@ -128,9 +128,10 @@ def same_memory(weight: Tensor, grad: Tensor, buffers: list[Tensor]) -> bool:
 
     Fused kernels take it so: they walk memory, and read all lists by the weights' dtype.
     """
-    tensors = [weight, grad, *buffers]
-    if any(t.dtype is not weight.dtype for t in tensors):
+    dtype = weight.dtype
+    if grad.dtype is not dtype or (buffers and buffers[0].dtype is not dtype):
         return False
+    tensors = [weight, grad, *buffers]
     if all(t.is_contiguous() for t in tensors):
         return True
     return weight.dim() == 4 and all(
