@@ -139,20 +139,9 @@ class LARS(Optimizer):
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; `closure` evaluates the model anew and returns the loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        if torch.compiler.is_compiling():
-            step_outside_graphs(self)
-        else:
-            self._take_step()
-        return loss
+        return run_step(self, closure)
 
     def _take_step(self) -> None:
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf.item() != 0:
-            return
         buckets: list[Bucket] = []
         position = 0
         for group in self.param_groups:
@@ -246,14 +235,34 @@ class LARS(Optimizer):
             self.state[param]["momentum_buffer"] = whole
 
 
+def run_step(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
+    """Evaluate the closure, take the optimizer's step unless a gradient is inf; return the loss."""
+    loss = None
+    if closure is not None:
+        with torch.enable_grad():
+            loss = closure()
+    if torch.compiler.is_compiling():
+        _step_outside_graphs(optimizer)
+    else:
+        _step_if_finite(optimizer)
+    return loss
+
+
+def _step_if_finite(optimizer: Any) -> None:
+    # GradScaler leaves it to the step to look.
+    found_inf = getattr(optimizer, "found_inf", None)
+    if found_inf is None or found_inf.item() == 0:
+        optimizer._take_step()
+
+
 @torch._disable_dynamo
-def step_outside_graphs(optimizer: Any) -> None:
+def _step_outside_graphs(optimizer: Any) -> None:
     """Have torch.compile break its graph here, and the step run as it does without.
 
     The eager paths take as few passes over memory as a compiled step, and read the rate as it is:
     a traced step would be compiled again for each value of a rate that is a float, as torch's are.
     """
-    optimizer._take_step()
+    _step_if_finite(optimizer)
 
 
 def _global_norm(norms: list[Tensor]) -> Tensor:

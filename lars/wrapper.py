@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from .bucket import Bucket, gradient_of, stack
-from .lars import LARS, step_outside_graphs
+from .lars import LARS, run_step
 from .norms import in_full, is_dtensor, refuse_hidden_shard
 from .others import refuse, weight_decay_is_gradient
 from .presets import OPTIONS, check_options
@@ -163,20 +163,9 @@ class LARSWrapper(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Scale, step, restore; `closure` evaluates the model anew and returns the loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        if torch.compiler.is_compiling():
-            step_outside_graphs(self)
-        else:
-            self._take_step()
-        return loss
+        return run_step(self, closure)
 
     def _take_step(self) -> None:
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf.item() != 0:
-            return
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         grads = [(p.grad, getattr(p, "grad_dtype", None)) for p in params]
         decays = [group.get("weight_decay") for group in self.param_groups]

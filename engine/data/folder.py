@@ -21,7 +21,7 @@ SYSTEM_FOLDERS = (
     "@eaDir", "#recycle", "@Recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information",
     "lost+found",
 )  # fmt: skip
-# A line names so many classes or suffixes, and counts the others.
+# A line names this many classes or suffixes, and counts the others.
 NAMED = 5
 
 

@@ -7,18 +7,18 @@ import pytest
 from engine.config.choices import one_path
 from tests.helpers.runs import config
 
-HERE = "/home/me/work"
+HERE = "/home/me/desk"
 SPELLINGS = {
     "pics": ["pics", "pics/", "./pics", "pics//", ".//pics/.", "././pics", f"{HERE}/pics",
-             f"{HERE}//pics/", f"/{HERE}/pics", f"{HERE}/./pics/.", "../work/pics",
-             f"{HERE}/../work/pics", "~/work/pics", "~//work/./pics/", "../../me/work/pics",
-             "/../home/me/work/pics", "/home/me/../me/work/pics"],
+             f"{HERE}//pics/", f"/{HERE}/pics", f"{HERE}/./pics/.", "../desk/pics",
+             f"{HERE}/../desk/pics", "~/desk/pics", "~//desk/./pics/", "../../me/desk/pics",
+             "/../home/me/desk/pics", "/home/me/../me/desk/pics"],
     "a/b": ["a/b", "a//b", "a/./b/", f"{HERE}/a/b"],
-    ".": [".", "./", HERE, f"{HERE}/", "../work", "~/work"],
-    "/home/me/pics": ["../pics", "./../pics", "~/pics", "/home/me/pics/", "/home/me/work/../pics"],
+    ".": [".", "./", HERE, f"{HERE}/", "../desk", "~/desk"],
+    "/home/me/pics": ["../pics", "./../pics", "~/pics", "/home/me/pics/", "/home/me/desk/../pics"],
     "/home/me": ["..", "../", "~", "~/", "/home/me"],
     "/": ["/", "//", "/.", "/..", "../../..", "../../../../.."],
-    "/home/me/workplace": ["../workplace", "/home/me/workplace/"],
+    "/home/me/desktop": ["../desktop", "/home/me/desktop/"],
     # Whatever is no folder that the working directory lies in may be a link.
     "pics/../other": ["pics/../other", f"{HERE}/pics/..//other/"],
     "/data/current/../tree": ["/data/current/../tree", "/data/./current/..//tree/"],

@@ -64,6 +64,16 @@ class DoubleImages(TrainingImages):
         return images.double(), labels
 
 
+def rates_seen(optimizer, scheduler, steps):
+    """List the rate that the optimizer has at each step of a schedule."""
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
 def make_plain():
     torch.manual_seed(0)
     return Plain()

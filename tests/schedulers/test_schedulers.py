@@ -6,18 +6,14 @@ import torch
 
 import schedulers
 from schedulers import decay
+from tests.helpers.training import rates_seen
 
 
 def rates(scheduler_type, steps, peak=1.0, **options):
     """List the rate that each step runs at."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     scheduler = scheduler_type(optimizer, total_steps=steps, **options)
-    seen = []
-    for _ in range(steps):
-        seen.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return seen
+    return rates_seen(optimizer, scheduler, steps)
 
 
 def test_polynomial_with_warmup_is_the_expected_list():

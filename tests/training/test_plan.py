@@ -7,6 +7,7 @@ import torch
 from engine.errors import UserError
 from engine.training.plan import build_scheduler, make_plan
 from tests.helpers.runs import config
+from tests.helpers.training import rates_seen
 
 # Rates that are easy to work out, whatever the defaults are.
 LINEAR = ("optimizer.base_lr=0.1", "optimizer.lr_scaling=linear")
@@ -86,12 +87,7 @@ def planned_rates(made, overrides, steps):
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=made.peak_lr)
     scheduler = build_scheduler(config(*overrides).scheduler, made, optimizer)
-    seen = []
-    for _ in range(steps):
-        seen.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return seen
+    return rates_seen(optimizer, scheduler, steps)
 
 
 def test_one_cycle_starts_from_its_own_fraction_of_the_peak():
