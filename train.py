@@ -1,4 +1,18 @@
-"""Train a ResNet at a given batch, or with -m a sweep of them: `python train.py --help`."""
+"""Train a ResNet at a given batch; with -m, sweep over values.
+
+  python train.py batch=4096 optimizer=lars
+  python train.py -m batch=128,1024,8192 optimizer=sgd,lars seed=0,1,2 group=ladder
+  python train.py data=image_folder data.root=DIR model=resnet8 epochs=15
+  python train.py data=synthetic model=resnet8 epochs=10          no download needed
+  python train.py plan=true batch=8192                            steps, rates, memory; no training
+  torchrun --standalone --nproc-per-node=2 train.py batch=4096    one run in two processes
+
+A run's directory is results/runs/<group>/<run>. The same choices name the same run: a finished run
+is not trained again, an unfinished one resumes, a failed one is tried again. A sweep ends with
+results/<group>/README.md; `python -m scripts.status group=NAME` shows its progress. Several runs at
+once: -m ... hydra/launcher=joblib hydra.launcher.n_jobs=4; also submitit_local, slurm, ray.
+--cfg job prints the composed configuration; --hydra-help shows Hydra's own flags.
+"""
 
 import os
 import sys
@@ -105,7 +119,7 @@ def sweep_job(composed: DictConfig) -> None:
 
 def main() -> int:
     """Do what the command line asks for; return the exit status."""
-    command = read_command_line(sys.argv[1:], "train", Config, ranks=True)
+    command = read_command_line(sys.argv[1:], "train", Config, __doc__, ranks=True)
     if command.answer is not None:
         command.answer()
         return 0

@@ -1,4 +1,8 @@
-"""Evaluate a run's checkpoint on its test set: `python val.py --help`. Writes nothing."""
+"""Evaluate a checkpoint on its test set; write nothing.
+
+python val.py checkpoint=results/runs/default/RUN
+python val.py checkpoint=FILE data.root=DIR json=true
+"""
 
 import dataclasses
 import sys
@@ -104,7 +108,7 @@ def describe(result: dict[str, Any]) -> str:
 
 def main() -> int:
     """Do what the command line asks for; return the exit status."""
-    command = read_command_line(sys.argv[1:], "val", EvaluationConfig)
+    command = read_command_line(sys.argv[1:], "val", EvaluationConfig, __doc__)
     if command.answer is not None:
         command.answer()
         return 0

@@ -35,6 +35,7 @@ from engine.config.compose import (
     search_path,
 )
 from engine.config.hydra_rules import check_hydra_overrides, is_hydras, register_resolvers
+from engine.config.options import help_text
 from engine.config.parse import parse, text_keys
 from engine.errors import UserError
 from engine.system.signals import Stopped, leaving_early
@@ -109,11 +110,21 @@ def exit_status(command: Callable[[], int], resumes: bool = True) -> int:
 
 
 def read_command_line(
-    arguments: Sequence[str], config_name: str, config_type: Any, ranks: bool = False
+    arguments: Sequence[str],
+    config_name: str,
+    config_type: Any,
+    usage: str | None,
+    ranks: bool = False,
 ) -> CommandLine:
     """Compose and check every job that the arguments ask for; raise UserError on a mistake.
 
-    ranks: whether the command may be one of several ranks, which torchrun started.
+    Args:
+        arguments: the command line without the program's name.
+        config_name: the name of its file in conf/.
+        config_type: the class that reads the configuration.
+        usage: what `--help` prints before the keys.
+        ranks: True if the command may be one of several ranks, which torchrun started.
+
     """
     check_ranks(ranks)
     # Hydra prints its own errors over several lines unless it is told to raise them.
@@ -131,13 +142,16 @@ def read_command_line(
     overrides = list(flags.overrides)
     check_hydra_overrides(overrides)
     # Hydra keeps the last of several folders; an experiment may build upon another folder's.
+    if flags.help:
+        text = help_text(usage or "", config_type, config_name)
+        return CommandLine([], False, [], functools.partial(print, text))
     folders, flags.config_dir = flags.config_dir, None
     for folder in folders:
         if not os.path.isdir(folder):
             raise UserError(f"--config-dir={folder}: must be a directory")
     if folders:
         overrides.append(search_path(folders))
-    if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.cfg:
+    if flags.hydra_help or flags.info or flags.shell_completion or flags.cfg:
         if flags.cfg:
             check_overrides(config_name, config_type, overrides)
         flags.overrides = overrides
@@ -193,7 +207,7 @@ def _make_parser() -> argparse.ArgumentParser:
 def _let_hydra_answer(
     config_name: str, parser: argparse.ArgumentParser, flags: argparse.Namespace
 ) -> None:
-    """Let Hydra answer --help, --cfg and the like."""
+    """Let Hydra answer --cfg, --info and the like."""
 
     def nothing(composed: DictConfig) -> None:
         """Stand for the task, which these flags never reach."""

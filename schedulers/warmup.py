@@ -22,7 +22,9 @@ from schedulers.checks import check_count, check_number
 
 
 class WarmupLR(LRScheduler):
-    """Linear warm-up from `start_lr`, then a decay that a subclass gives by `decayed`.
+    """Linear warm-up from `start_lr`, then a decay, which a subclass gives by `decayed`.
+
+    A subclass says the same as text by `factor`, or by `formula` if there is no minimum.
 
     Args:
         optimizer: its groups' rates are their peaks; None is the curve alone, for `lr_at`.
@@ -88,6 +90,20 @@ class WarmupLR(LRScheduler):
         """Return the rate after warm-up: `progress` runs from 0 to 1, `step` counts from 0."""
         raise NotImplementedError
 
+    def formula(self) -> str:
+        """Return the rate after warm-up as text, in `peak`, `final`, `step` and the factor's t."""
+        last = self.total_steps - 1
+        if self.warmup_steps >= last:
+            return "none"
+        return (
+            f"final + (peak - final) {self.factor()}, t = (step - {self.warmup_steps}) "
+            f"/ {last - self.warmup_steps}"
+        )
+
+    def factor(self) -> str:
+        """Return the factor of a decay as text, in t, which runs from 0 to 1."""
+        raise NotImplementedError
+
 
 def _check_group(group: dict[str, Any]) -> None:
     """Raise ValueError if a group's peak or scale is no rate."""
@@ -108,6 +124,10 @@ class WarmupConstantLR(WarmupLR):
         """Return the peak."""
         return peak
 
+    def formula(self) -> str:
+        """Return that there is no decay."""
+        return "none"
+
 
 class WarmupCosineLR(WarmupLR):
     """Warm-up, then half a cosine down to `min_lr`."""
@@ -115,6 +135,10 @@ class WarmupCosineLR(WarmupLR):
     def decayed(self, peak: float, progress: float, step: int) -> float:
         """Return the rate on the cosine."""
         return self.min_lr + (peak - self.min_lr) * decay.cosine(progress)
+
+    def factor(self) -> str:
+        """Return half a cosine."""
+        return "(1 + cos(pi t)) / 2"
 
 
 class WarmupPolynomialLR(WarmupLR):
@@ -138,6 +162,10 @@ class WarmupPolynomialLR(WarmupLR):
         """Return the rate on the polynomial."""
         return self.min_lr + (peak - self.min_lr) * decay.polynomial(progress, self.power)
 
+    def factor(self) -> str:
+        """Return the power of what is left of the way."""
+        return f"(1 - t)^{self.power:g}"
+
 
 class WarmupOneCycleLR(WarmupLR):
     """One triangle: up in a straight line to the peak, down in another to `min_lr`.
@@ -149,6 +177,10 @@ class WarmupOneCycleLR(WarmupLR):
     def decayed(self, peak: float, progress: float, step: int) -> float:
         """Return the rate on the way down."""
         return self.min_lr + (peak - self.min_lr) * (1.0 - progress)
+
+    def factor(self) -> str:
+        """Return a straight line."""
+        return "(1 - t)"
 
 
 class WarmupMultiStepLR(WarmupLR):
@@ -176,3 +208,7 @@ class WarmupMultiStepLR(WarmupLR):
     def decayed(self, peak: float, progress: float, step: int) -> float:
         """Return the rate on the staircase."""
         return peak * decay.multistep(step, self.step_size, self.gamma)
+
+    def formula(self) -> str:
+        """Return the staircase, which counts from the run's first step."""
+        return f"peak x {self.gamma:g} ^ floor(step / {self.step_size:.6g})"

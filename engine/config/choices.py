@@ -5,12 +5,8 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from engine.config.keys import PATH, SAME_RESULT
 from engine.errors import key_error, readable
-
-# Of a key that does not change a run's result, and so not its name.
-SAME_RESULT = {"same_result": True}
-# Of a key whose text is a path: one path, however it is typed.
-PATH = {"path": True}
 
 
 def flatten(config: Any, as_typed: bool, prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -19,14 +15,14 @@ def flatten(config: Any, as_typed: bool, prefix: str = "") -> Iterable[tuple[str
         value = getattr(config, key.name)
         if dataclasses.is_dataclass(value):
             yield from flatten(value, as_typed, f"{prefix}{key.name}.")
-        elif key.metadata != SAME_RESULT and (
+        elif not key.metadata.get(SAME_RESULT) and (
             key.default is dataclasses.MISSING or value != key.default
         ):
             yield prefix + key.name, value if as_typed else _in_one_spelling(key, value)
 
 
 def _in_one_spelling(key: dataclasses.Field[Any], value: Any) -> Any:
-    if key.metadata == PATH and value:
+    if key.metadata.get(PATH) and value:
         return one_path(value)
     # Zero has two signs, and no rate or bound is another for it.
     return 0.0 if isinstance(value, float) and value == 0 else value

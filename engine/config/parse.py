@@ -16,6 +16,7 @@ from engine.errors import UserError, closest, key_error
 
 # The largest number that float32 has: torch refuses to compute with one beyond it.
 LARGEST = (2 - 2**-23) * 2.0**127
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,16 @@ class Pattern:
     words: str
 
 
+def key_types(cls: Any) -> dict[str, Any]:
+    """Return the type of each key of a configuration class, bounds included."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
 def known_keys(cls: Any, prefix: str = "") -> set[str]:
     """List every dotted key of a configuration class, over all members of each group."""
     keys = set()
-    for name, hint in get_type_hints(cls, include_extras=True).items():
+    for name, hint in key_types(cls).items():
         members = [m for m in (get_args(hint) or (hint,)) if _is_group(m)]
         keys |= {prefix + name} if not members else set()
         keys = keys.union(*(known_keys(member, f"{prefix}{name}.") for member in members))
@@ -63,7 +70,7 @@ def known_keys(cls: Any, prefix: str = "") -> set[str]:
 def text_keys(cls: Any, prefix: str = "") -> set[str]:
     """List every dotted key whose value is text, a group's choice among them."""
     keys = set()
-    for name, hint in get_type_hints(cls, include_extras=True).items():
+    for name, hint in key_types(cls).items():
         members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         groups = [m for m in members if _is_group(m)]
         if str in members or groups:
@@ -72,9 +79,30 @@ def text_keys(cls: Any, prefix: str = "") -> set[str]:
     return keys
 
 
+def allowed_values(hint: Any) -> str:
+    """Write in words what values a key's type allows.
+
+    >>> allowed_values(Annotated[int, Range(low=1)] | None)
+    'a whole number at least 1, or null'
+    """
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    words = []
+    for member in members:
+        base, *rest = get_args(member) if get_origin(member) is Annotated else (member,)
+        pattern = next((part.words for part in rest if isinstance(part, Pattern)), None)
+        bounds = next((part for part in rest if isinstance(part, Range)), Range())
+        if base is type(None):
+            words.append("null")
+        elif get_origin(base) is Literal:
+            words.append(f"one of {', '.join(get_args(base))}")
+        else:
+            words.append(pattern or f"{KINDS[base]} {bounds}".rstrip())
+    return ", or ".join(words)
+
+
 def parse(cls: Any, raw: Any, prefix: str = "") -> Any:
     """Build dataclass `cls` from a mapping, every value checked; raise UserError on a mistake."""
-    hints = get_type_hints(cls, include_extras=True)
+    hints = key_types(cls)
     for key in raw:
         if key not in hints:
             names = closest(f"{prefix}{key}", (prefix + name for name in hints))
@@ -122,7 +150,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     finite = not isinstance(value, float) or abs(value) <= LARGEST
     if type(value) is base and finite and (base in (bool, str) or value in bounds):
         return value
-    kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[base]
+    kind = KINDS[base]
     too_large = " and within float32" if base is float and not finite else ""
     if base is int and isinstance(value, float) and value.is_integer():
         # YAML reads 1e3 as a float.

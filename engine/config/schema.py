@@ -1,8 +1,9 @@
 """What each configuration key may be, and the checks across keys.
 
-Owns the typed configuration and the name that its choices give a run. Leaves to others: composing
-YAML and command line (compose.py), reading values (parse.py), checks that need the data and every
-derived number (training/plan.py). Imports no torch, so that `--help` and mistakes answer at once.
+Owns the typed configuration and the name that its choices give a run. Leaves to others: the keys of
+each optimizer and schedule (optimizers.py, schedules.py), composing YAML and command line
+(compose.py), reading values (parse.py), checks that need the data and every derived number
+(training/plan.py). Imports no torch, so that `--help` and mistakes answer at once.
 """
 
 import dataclasses
@@ -12,205 +13,174 @@ import json
 import re
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from engine.config.choices import PATH, SAME_RESULT, check_utf8, flatten
-from engine.config.parse import Pattern, Range, parse
+from engine.config.choices import check_utf8, flatten
+from engine.config.keys import (
+    Count,
+    Device,
+    Minutes,
+    Momentum,
+    NotNegativeCount,
+    Percent,
+    Positive,
+    PositiveFraction,
+    Seed,
+    Threads,
+    configuration,
+    key,
+)
+from engine.config.optimizers import Optimizers
+from engine.config.parse import Range, parse
+from engine.config.schedules import Schedules
 from engine.errors import key_error
-
-Count = Annotated[int, Range(low=1)]
-NotNegativeCount = Annotated[int, Range(low=0)]
-# No machine gains by more, and torch dies where the system grants no more threads.
-Threads = Annotated[int, Range(low=1, high=1024)]
-# Seeds enter a 64-bit hash; the bound keeps them printable and exact in JSON readers.
-Seed = Annotated[int, Range(low=0, high=2**53)]
-NotNegative = Annotated[float, Range(low=0)]
-Positive = Annotated[float, Range(low=0, low_open=True)]
-Fraction = Annotated[float, Range(low=0, high=1)]
-Minutes = Annotated[str, Pattern("[1-9][0-9]{0,5}min", "minutes such as 10min")]
-Percent = Annotated[float, Range(low=0, high=100, low_open=True)]
 
 ModelName = Literal[
     "resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
     "resnet18", "resnet34", "resnet50", "resnet50_imagenet_stem",
 ]  # fmt: skip
-Which = Literal["all", "weights"]
-Variant = Literal[
-    "paper", "blog", "quadra", "torchlars", "braintools", "pytorch-lars", "pytorch-lars-v1",
-    "timm", "larc",
-]  # fmt: skip
 
 
-@dataclass(frozen=True)
+ROOT = "directory of the images; image_folder: DIR/train/<class>/*, DIR/test/<class>/*"
+
+
+@configuration
 class ModelConfig:
     """The network and how its weights start."""
 
     name: ModelName
-    init: Literal["default", "he"]
-    ghost_batch: Count | None
-    zero_init_residual: bool = False
-    bn_momentum: Annotated[float, Range(low=0, high=1, low_open=True)] = 0.1
+    init: Literal["default", "he"] = key(
+        "initial weights: default (torch's and torchvision's own) or he (kaiming_uniform_ on every "
+        "convolution and linear weight)"
+    )
+    ghost_batch: Count | None = key("examples per batch-norm group; null: the whole micro-batch")
+    zero_init_residual: bool = key(
+        "start each block as its shortcut: its last batch norm's weight is 0", default=False
+    )
+    bn_momentum: PositiveFraction = key(
+        "how far one step moves batch norm's running statistics", default=0.1
+    )
 
 
-@dataclass(frozen=True)
+@configuration
 class DataConfig:
-    """Where the pictures come from and how many are used."""
+    """Where the images come from and how many are used."""
 
     name: Literal["synthetic"]
-    root: str | None = field(metadata=SAME_RESULT)
-    cache: str | None = field(metadata=SAME_RESULT)
-    holdout: NotNegativeCount
-    train_size: Count | None
-    test_size: NotNegativeCount | None
+    root: str | None = key(ROOT, same_result=True)
+    cache: str | None = key(
+        "where decoded images are kept if root cannot be written", same_result=True
+    )
+    holdout: NotNegativeCount = key("training images set aside to choose settings on")
+    train_size: Count | None = key(
+        "images of a class-balanced subset of the training split; null: all"
+    )
+    test_size: NotNegativeCount | None = key(
+        "images of a class-balanced subset of the test split; 0: never evaluate it; null: all"
+    )
 
 
-@dataclass(frozen=True)
+@configuration
 class ImageFolderConfig(DataConfig):
     """A tree of the user's own; which one it is decides the result."""
 
     name: Literal["image_folder"]  # type: ignore[assignment]
-    root: str | None = field(metadata=PATH)
+    root: str | None = key(ROOT, path=True)
 
 
-@dataclass(frozen=True)
+@configuration
 class DownloadedDataConfig(DataConfig):
     """A data set that torchvision downloads on first use."""
 
     name: Literal["cifar10", "cifar100"]  # type: ignore[assignment]
-    download_seconds: Positive = field(metadata=SAME_RESULT)
+    download_seconds: Positive = key("time limit of a download, in seconds", same_result=True)
 
 
-@dataclass(frozen=True)
-class SGDConfig:
-    """torch.optim.SGD and the rule that scales its rate with the batch."""
-
-    name: Literal["sgd"]
-    base_lr: Positive
-    lr_scaling: Literal["linear", "sqrt", "none"]
-    base_batch: Count
-    momentum: Annotated[float, Range(low=0, high=1, high_open=True)]
-    dampening: Fraction
-    nesterov: bool
-    weight_decay: NotNegative
-    decay: Which
-    bias_lr_scale: NotNegative = field(default=1.0, kw_only=True)
-
-
-@dataclass(frozen=True)
-class LARSConfig(SGDConfig):
-    """lars.LARS and the rule that scales its rate with the batch."""
-
-    name: Literal["lars"]  # type: ignore[assignment]
-    adapt: Which
-    variant: Variant = "paper"
-    # Null is the variant's own value.
-    trust_coefficient: NotNegative | None = None
-    eps: NotNegative | None = None
-    trust_norm: Literal["separate", "decayed"] | None = None
-    trust_weight_decay: NotNegative | Literal["weight_decay", "momentum"] | None = None
-    momentum_scaling: Literal["trust", "classic", "none"] | None = None
-    zero_norm: Literal["one", "skip", "raw"] | None = None
-    trust_clip: bool | None = None
-
-
-@dataclass(frozen=True)
-class ConstantConfig:
-    """Warm-up, then the peak rate to the end."""
-
-    name: Literal["constant"]
-    warmup_epochs: NotNegative | None
-    warmup_fraction: Fraction
-    warmup_multiplier: Positive | None
-    warmup_steps: NotNegativeCount | None = field(default=None, kw_only=True)
-
-
-@dataclass(frozen=True)
-class CosineConfig(ConstantConfig):
-    """Warm-up, then half a cosine down to `min_lr`, or to `final_fraction` of the peak."""
-
-    name: Literal["cosine"]  # type: ignore[assignment]
-    min_lr: NotNegative
-    final_fraction: Fraction | None = field(default=None, kw_only=True)
-
-
-@dataclass(frozen=True)
-class PolynomialConfig(CosineConfig):
-    """Warm-up, then polynomial decay down to `min_lr`."""
-
-    name: Literal["polynomial"]  # type: ignore[assignment]
-    power: Positive
-
-
-@dataclass(frozen=True)
-class OneCycleConfig(CosineConfig):
-    """Up in a line from `start_fraction` of the peak, then down in a line."""
-
-    name: Literal["onecycle"]  # type: ignore[assignment]
-    start_fraction: Fraction | None
-
-
-@dataclass(frozen=True)
-class MultistepConfig(ConstantConfig):
-    """Warm-up, then the rate times `gamma` after every `step_size` epochs."""
-
-    name: Literal["multistep"]  # type: ignore[assignment]
-    step_size: Annotated[float, Range(low=1e-6)] | None
-    step_fraction: Annotated[float, Range(low=1e-6, high=1)]
-    gamma: Annotated[float, Range(low=0, high=1, low_open=True)]
-
-
-@dataclass(frozen=True)
+@configuration
 class ClipConfig:
     """Bounds on the gradient, applied to the whole batch's mean before the update."""
 
-    norm: Positive | None
-    value: Positive | None
+    norm: Positive | None = key("bound on the norm of all gradients together; null: none")
+    value: Positive | None = key("bound on each element of the gradients; null: none")
 
 
-@dataclass(frozen=True)
+@configuration
 class LossConfig:
-    """What training minimises; evaluation's loss is the plain cross-entropy."""
+    """What training minimizes; evaluation's loss is the plain cross-entropy."""
 
-    label_smoothing: Annotated[float, Range(low=0, high=1, high_open=True)] = 0.0
+    label_smoothing: Momentum = key(
+        "share of each label that is spread over all classes, in training only", default=0.0
+    )
 
 
-@dataclass(frozen=True)
+@configuration
 class EMAConfig:
-    """The moving average of the weights that is evaluated; null: none."""
+    """The moving average of the weights that is evaluated."""
 
-    decay: Annotated[float, Range(low=0, high=1, low_open=True, high_open=True)] | None = None
+    decay: Annotated[float, Range(low=0, high=1, low_open=True, high_open=True)] | None = key(
+        "evaluate an average of the weights over about 1 / (1 - decay) steps; null: the weights "
+        "themselves",
+        default=None,
+    )
 
 
-@dataclass(frozen=True)
+@configuration
 class Config:
-    """One run of the main job; `python train.py --help` says what each key means."""
+    """One run of the main job."""
 
-    batch: Count
-    micro_batch: Count
-    epochs: Annotated[int, Range(low=1, high=10**9)]
-    eval_every: Count
-    seed: Seed
-    group: str = field(metadata=SAME_RESULT)
-    device: Literal["auto", "cpu", "cuda", "mps"] = field(metadata=SAME_RESULT)
-    threads: Threads | None = field(metadata=SAME_RESULT)
-    precision: Literal["auto", "fp32", "bf16"]
-    compile: bool
-    deterministic: bool
-    resume: bool = field(metadata=SAME_RESULT)
-    target_accuracy: Percent | None = field(metadata=SAME_RESULT)
-    log_layers_every: Count | None = field(metadata=SAME_RESULT)
-    plan: bool = field(metadata=SAME_RESULT)
+    batch: Count = key("examples per optimizer step, over all ranks")
+    micro_batch: Count = key(
+        "most examples in one forward pass of a rank; gradients accumulate over the rest"
+    )
+    epochs: Annotated[int, Range(low=1, high=10**9)] = key("passes over the training split")
+    eval_every: Count = key("epochs between evaluations; the last epoch is always evaluated")
+    seed: Seed = key("seeds weights, order and augmentation")
+    group: str = key(
+        "the table that the run belongs to: letters, digits, '.', '_', '-'", same_result=True
+    )
+    device: Device = key("where to compute: auto, cpu, cuda or mps", same_result=True)
+    threads: Threads | None = key(
+        "CPU threads of a rank; null: what the machine or container gives, shared among its ranks",
+        same_result=True,
+    )
+    precision: Literal["auto", "fp32", "bf16"] = key(
+        "number format of the network: fp32, bf16 (autocast), or auto: bf16 if the hardware has it"
+    )
+    compile: bool = key("torch.compile the model")
+    deterministic: bool = key(
+        "make a rerun bit-equal on the same machine, torch version and threads"
+    )
+    resume: bool = key(
+        "resume from the run's own checkpoint; false: start from scratch", same_result=True
+    )
+    target_accuracy: Percent | None = key(
+        "accuracy, %, whose time the tables report; null: the baseline's less 0.5", same_result=True
+    )
+    log_layers_every: Count | None = key(
+        "steps between TensorBoard's trust ratio, norms and effective rate of each layer under "
+        "LARS; null: none",
+        same_result=True,
+    )
+    plan: bool = key("print the plan (steps, rates, memory) and stop", same_result=True)
     clip: ClipConfig
     model: ModelConfig
-    data: DataConfig | ImageFolderConfig | DownloadedDataConfig
-    optimizer: SGDConfig | LARSConfig
-    scheduler: PolynomialConfig | MultistepConfig | OneCycleConfig | CosineConfig | ConstantConfig
+    data: DownloadedDataConfig | ImageFolderConfig | DataConfig
+    optimizer: Optimizers
+    scheduler: Schedules
     loss: LossConfig = LossConfig()
     ema: EMAConfig = EMAConfig()
-    noise_scale: bool = False
-    checkpoint_every: Count | Minutes = field(default=1, metadata=SAME_RESULT)
-    sync_bn: bool = False
+    noise_scale: bool = key(
+        "estimate the gradient noise scale; a batch then takes at least two passes", default=False
+    )
+    checkpoint_every: Count | Minutes = key(
+        "epochs, or minutes such as 10min, between checkpoints; the last epoch always has one",
+        default=1,
+        same_result=True,
+    )
+    sync_bn: bool = key(
+        "take batch-norm statistics over all ranks' passes; needs several ranks on CUDA",
+        default=False,
+    )
 
     @classmethod
     def from_hydra(cls, raw: Mapping[str, Any]) -> "Config":
@@ -242,37 +212,59 @@ class Config:
         )
 
 
+def default_choices(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `Config.choices` leaves out: keys at their default, by dotted key.
+
+    Members of a group have defaults of their own: those of the members that `choices` names count.
+    """
+    return {
+        dotted: default
+        for (group, member), defaults in _defaults().items()
+        if member is None or choices.get(f"{group}name") == member
+        for dotted, default in defaults.items()
+    }
+
+
 @functools.cache
-def default_choices(kind: Any = Config, prefix: str = "") -> dict[str, Any]:
-    """Return the values that `Config.choices` leaves out, by dotted key."""
-    found: dict[str, Any] = {}
-    hints = typing.get_type_hints(kind)
-    for key in dataclasses.fields(kind):
-        parts = [hints[key.name], *typing.get_args(hints[key.name])]
-        groups = [p for p in parts if isinstance(p, type) and dataclasses.is_dataclass(p)]
-        if not groups and key.default is not dataclasses.MISSING:
-            found[prefix + key.name] = key.default
-        for group in groups:
-            found |= default_choices(group, f"{prefix}{key.name}.")
+def _defaults(config: Any = Config, prefix: str = "") -> dict[tuple[str, str | None], Any]:
+    """Return the defaults of a class's keys, by prefix and by member's name if it is one."""
+    hints = typing.get_type_hints(config)
+    names = typing.get_args(hints.get("name")) or (None,)
+    found: dict[tuple[str, str | None], Any] = {(prefix, name): {} for name in names}
+    for entry in dataclasses.fields(config):
+        members = [
+            part
+            for part in (hints[entry.name], *typing.get_args(hints[entry.name]))
+            if isinstance(part, type) and dataclasses.is_dataclass(part)
+        ]
+        for member in members:
+            found |= _defaults(member, f"{prefix}{entry.name}.")
+        if not members and entry.default is not dataclasses.MISSING:
+            for name in names:
+                found[prefix, name][prefix + entry.name] = entry.default
     return found
 
 
-@dataclass(frozen=True)
+@configuration
 class EvaluationDataConfig:
-    """Where val.py finds the pictures; null: where the run found them."""
+    """Where val.py finds the images."""
 
-    root: str | None
-    cache: str | None
+    root: str | None = key("directory of the images; null: where the run found them")
+    cache: str | None = key(
+        "where decoded images are kept if data.root cannot be written; null: as the run"
+    )
 
 
-@dataclass(frozen=True)
+@configuration
 class EvaluationConfig:
     """One evaluation by val.py."""
 
-    checkpoint: str | None
-    device: Literal["auto", "cpu", "cuda", "mps"]
-    threads: Threads | None
-    json: bool
+    checkpoint: str | None = key("a checkpoint file, or a run's directory")
+    device: Device = key("where to compute: auto, cpu, cuda or mps")
+    threads: Threads | None = key("CPU threads; null: as the run")
+    json: bool = key(
+        "print one line of JSON: test_accuracy, test_loss, per_class_accuracy, history"
+    )
     data: EvaluationDataConfig
 
     @classmethod
@@ -286,22 +278,11 @@ class EvaluationConfig:
 
 
 def check_across_keys(config: Config) -> None:
-    """Refuse values that are fine alone and wrong together."""
+    """Raise UserError for values that are valid alone and wrong together."""
     check_group_name(config.group)
     optimizer, scheduler = config.optimizer, config.scheduler
-    if optimizer.nesterov and (optimizer.momentum == 0 or optimizer.dampening != 0):
-        allowed = "needs optimizer.momentum above 0 and optimizer.dampening=0"
-        raise key_error("optimizer.nesterov", True, allowed)
-    if scheduler.warmup_epochs is not None and scheduler.warmup_epochs > config.epochs:
-        allowed = f"must be at most epochs={config.epochs}"
-        raise key_error("scheduler.warmup_epochs", scheduler.warmup_epochs, allowed)
-    if scheduler.warmup_epochs is not None and scheduler.warmup_steps is not None:
-        allowed = f"must be null where scheduler.warmup_epochs={scheduler.warmup_epochs:g} is given"
-        raise key_error("scheduler.warmup_steps", scheduler.warmup_steps, allowed)
-    if isinstance(scheduler, CosineConfig) and scheduler.min_lr:
-        if scheduler.final_fraction is not None:
-            allowed = f"must be null where scheduler.min_lr={scheduler.min_lr:g} sets the last rate"
-            raise key_error("scheduler.final_fraction", scheduler.final_fraction, allowed)
+    optimizer.check()
+    scheduler.check(config.epochs)
     if scheduler.warmup_multiplier is not None and optimizer.lr_scaling != "none":
         allowed = (
             f"needs optimizer.lr_scaling=none (optimizer.lr_scaling={optimizer.lr_scaling} "
@@ -317,10 +298,10 @@ def check_across_keys(config: Config) -> None:
         allowed = f"needs a batch of two groups{ghosts} or more, not batch={config.batch}"
         raise key_error("noise_scale", True, allowed)
     if config.sync_bn and ghost is not None:
-        allowed = f"must be false where model.ghost_batch={ghost} sets the groups"
+        allowed = f"must be false if model.ghost_batch={ghost} sets the groups"
         raise key_error("sync_bn", True, allowed)
     if config.data.test_size == 0 and config.data.holdout == 0:
-        allowed = "must be above 0 where data.test_size=0 leaves nothing else to evaluate on"
+        allowed = "must be above 0, since data.test_size=0 leaves nothing else to evaluate on"
         raise key_error("data.holdout", 0, allowed)
     if not config.data.root:
         allowed = f"{config.data.name} needs a directory"

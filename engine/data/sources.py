@@ -9,18 +9,21 @@ dividing what was read is dataset.py's.
 
 import functools
 import hashlib
+import importlib
 import os
 import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from engine.config.schema import DataConfig, DownloadedDataConfig
 from engine.data import SIDE
@@ -39,22 +42,65 @@ DECODER = b"2"
 
 @dataclass(frozen=True)
 class Known:
-    """A source that is the same wherever it is.
+    """A data set that is the same everywhere.
 
-    classes: how many; torchvision, folder: the class that downloads it, if one does, and the folder
-    that this makes; sizes: images of each split.
+    classes: how many it has.
+    sizes: images of the training and of the test split.
+    read: reads one split from the data set's directory.
+    torchvision: the class of torchvision.datasets that downloads it, if one does.
+    folder: the folder that this class makes in the directory.
     """
 
     classes: int
+    sizes: tuple[int, int]
+    read: Callable[[Path, str], "Decoded"]
     torchvision: str = ""
     folder: str = ""
-    sizes: tuple[int, int] = (50_000, 10_000)
 
 
+class Decoded(NamedTuple):
+    """One split: the names of its classes, uint8 images [N, 32, 32, 3], int64 labels [N]."""
+
+    classes: Sequence[str]
+    images: Tensor
+    labels: Tensor
+
+
+def read_cifar10(root: Path, split: str) -> Decoded:
+    """Read CIFAR-10 from torchvision's copy."""
+    return from_torchvision(datasets().CIFAR10(str(root), train=split == "train"))
+
+
+def read_cifar100(root: Path, split: str) -> Decoded:
+    """Read CIFAR-100, with its fine labels, from torchvision's copy."""
+    return from_torchvision(datasets().CIFAR100(str(root), train=split == "train"))
+
+
+def from_torchvision(source: Any) -> Decoded:
+    """Take images and labels from a data set of torchvision's that keeps them as CIFAR-10 does."""
+    labels = torch.tensor(source.targets, dtype=torch.int64)
+    return Decoded(source.classes, torch.from_numpy(source.data).contiguous(), labels)
+
+
+def datasets() -> ModuleType:
+    """Import torchvision's data sets, which a cached data set does without."""
+    return importlib.import_module("torchvision.datasets")
+
+
+def draw_synthetic(root: Path, split: str) -> Decoded:
+    """Draw the synthetic data set; nothing is read from `root`."""
+    from engine.data import synthetic
+
+    is_train = split == "train"
+    images, labels = synthetic.make_split(is_train, SYNTHETIC_SIZES[0 if is_train else 1])
+    return Decoded(synthetic.CLASSES, torch.from_numpy(images), torch.from_numpy(labels))
+
+
+SYNTHETIC_SIZES = (50_000, 10_000)
 KNOWN = {
-    "cifar10": Known(10, "CIFAR10", "cifar-10-batches-py"),
-    "cifar100": Known(100, "CIFAR100", "cifar-100-python"),
-    "synthetic": Known(10),
+    "cifar10": Known(10, (50_000, 10_000), read_cifar10, "CIFAR10", "cifar-10-batches-py"),
+    "cifar100": Known(100, (50_000, 10_000), read_cifar100, "CIFAR100", "cifar-100-python"),
+    "synthetic": Known(10, SYNTHETIC_SIZES, draw_synthetic),
 }
 # torchvision checks an archive's MD5 and then unpacks whatever is in it. The filter, Python's own
 # since 3.12 and 3.11.4, refuses members that lie outside of the folder or link there.
@@ -74,12 +120,11 @@ def read_source(config: DataConfig, keep: bool = True) -> dict[str, Any]:
     """
     folder = _directory("data.root", config.root)
     _directory("data.cache", config.cache)
-    if isinstance(config, DownloadedDataConfig):
-        known = KNOWN[config.name]
-        decode = functools.partial(_decode_downloaded, config.name, known, folder)
-        return _cached(config, _download(config, known, folder), decode, keep)
-    if config.name == "synthetic":
-        return _cached(config, folder, _draw_synthetic, keep)
+    if config.name in KNOWN:
+        known, kept = KNOWN[config.name], folder
+        if isinstance(config, DownloadedDataConfig):
+            kept = _download(config, known, folder)
+        return _cached(config, kept, lambda: _read_known(config.name, known, folder), keep)
     for split in SPLITS:
         if not (folder / split).is_dir():
             allowed = f"{folder / split} is not a directory; needs train/<class>/*, test/<class>/*"
@@ -215,18 +260,6 @@ def _fingerprint(name: str, folder: Path) -> Fingerprint:
     return Fingerprint(inodes.hexdigest(), lasting.hexdigest())
 
 
-def _draw_synthetic() -> dict[str, Any]:
-    from engine.data import synthetic
-
-    note("drawing the synthetic data set (once)")
-    decoded: dict[str, Any] = {"classes": list(synthetic.CLASSES)}
-    for split, size in zip(SPLITS, KNOWN["synthetic"].sizes, strict=True):
-        images, labels = synthetic.make_split(split == "train", size)
-        decoded[f"{split}_images"] = torch.from_numpy(images)
-        decoded[f"{split}_labels"] = torch.from_numpy(labels)
-    return decoded
-
-
 def _decode_folder(source: Path) -> dict[str, Any]:
     """Decode a tree with a thread for each CPU; every image is checked."""
     found = {split: find_images(source, split) for split in SPLITS}
@@ -266,20 +299,23 @@ def _say_what_is_not_used(source: Path, found: dict[str, Found], framed: dict[st
         print(f"data.root={shown(str(source))}: {'; '.join(parts)}", file=sys.stderr)
 
 
-def _decode_downloaded(name: str, known: Known, root: Path) -> dict[str, Any]:
-    """Read a source through torchvision, which checks each file's MD5 before it opens one."""
-    from torchvision import datasets
+def _read_known(name: str, known: Known, root: Path) -> dict[str, Any]:
+    """Read both splits of a known data set.
 
+    torchvision checks the MD5 of each file before it opens it.
+    """
+    if not known.torchvision:
+        note(f"drawing the {name} data set (once)")
     decoded: dict[str, Any] = {}
     for split in SPLITS:
         try:
-            source = getattr(datasets, known.torchvision)(str(root), train=split == "train")
+            read = known.read(root, split)
         except RuntimeError as error:
             allowed = f"its copy of {name} is incomplete or damaged; remove it to download it again"
             raise key_error("data.root", root, allowed) from error
-        decoded["classes"] = source.classes
-        decoded[f"{split}_images"] = torch.from_numpy(source.data).contiguous()
-        decoded[f"{split}_labels"] = torch.tensor(source.targets, dtype=torch.int64)
+        assert read.images.shape == (len(read.labels), SIDE, SIDE, 3), read.images.shape
+        decoded["classes"] = list(read.classes)
+        decoded[f"{split}_images"], decoded[f"{split}_labels"] = read.images, read.labels
     return decoded
 
 
@@ -296,7 +332,7 @@ def _download(config: DownloadedDataConfig, known: Known, root: Path) -> Path:
     if root.exists() and not root.is_dir():
         raise key_error("data.root", config.root, "must be a directory")
     existing = next(parent for parent in (root, *root.absolute().parents) if parent.is_dir())
-    note(f"downloading {known.torchvision} to {root} (170 MB, once)")
+    note(f"downloading {known.torchvision} to {root} (once)")
     try:
         with tempfile.TemporaryDirectory(dir=existing, prefix=".download-") as temporary:
             command = [sys.executable, "-c", DOWNLOAD.format(kind=known.torchvision), temporary]

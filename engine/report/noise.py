@@ -49,7 +49,7 @@ def noise_section(rows: Sequence[Row]) -> str:
         scale = statistics.median(known) if len(known) > len(every) / 2 else None
         ratio = None if scale is None else row.batch / scale
         cells = [
-            escaped(row.optimizer.upper()),
+            escaped(row.optimizer_title),
             escaped(row.title),
             _examples([scales[0] for scales in runs]),
             _examples([scale]),
@@ -90,7 +90,7 @@ def write_noise_plot(path: Path, group: str, rows: Sequence[Row]) -> list[Path]:
     def draw(figure: Any) -> None:
         axes = figure.subplots()
         for number, row in enumerate(measured(rows)):
-            label: str | None = f"{row.optimizer.upper()} {row.title}"
+            label: str | None = f"{row.optimizer_title} {row.title}"
             for record in row.records:
                 epochs, scales = noise_scales(record)
                 # Where there is none the line has a gap.

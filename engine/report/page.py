@@ -47,7 +47,7 @@ def page(group: str, rows: Sequence[Row], target: Target, plots: Iterable[str]) 
 def question(rows: Sequence[Row]) -> str:
     """Word the question that these rows answer."""
     batches = sorted({row.batch for row in rows})
-    names = dict.fromkeys(row.optimizer.upper() for row in rows)
+    names = dict.fromkeys(row.optimizer_title for row in rows)
     optimizers = tables.escaped(" and with ".join(names))
     if len(batches) == 1:
         return f"**What is the final accuracy at batch {batches[0]} with {optimizers}?**"
@@ -122,7 +122,7 @@ def history_cells(row: Row, target: Target, both: bool) -> dict[str, str]:
     best, epoch = row.mean("best_test_accuracy"), row.mean("best_epoch")
     first = row.first_at(target.of(row))
     cells = {
-        "Optimizer": tables.escaped(row.optimizer.upper()),
+        "Optimizer": tables.escaped(row.optimizer_title),
         "Batch": tables.escaped(row.title),
         "Final, %": tables.accuracy_cell(row),
         "Training, %": "-" if train is None else f"{train:.2f}",

@@ -1,6 +1,7 @@
 """Plots of groups: accuracy and time against batch, epochs or settings, and over training."""
 
 import io
+import itertools
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -8,11 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from engine.config.optimizers import TITLES
 from engine.report.rows import Axis, Row, Target, baseline_row, gather_lines
 from engine.runs.records import COMPLETED, DIVERGED, FINISHED
 from engine.system.files import write_atomically
 
-COLOURS = {"SGD": "#1f6f8b", "LARS": "#d1495b"}
+# A colour for each optimizer, in the order of the configuration's union.
+PALETTE = ("#1f6f8b", "#d1495b", "#e09f3e", "#5b8e5a", "#7d5ba6", "#6c757d")
+COLOURS = dict(zip(TITLES.values(), itertools.cycle(PALETTE), strict=False))
 # After ten lines the colours begin again.
 LINESTYLES = ("-", "--", "-.", ":")
 MARKERS = {COMPLETED: "o", DIVERGED: "x"}
@@ -191,7 +195,7 @@ def draw_settings(group: str, rows: Sequence[Row], figure: Any) -> None:
     axes = figure.subplots()
     ranked = sorted(rows, key=lambda row: row.accuracy() or 0.0)
     for place, row in enumerate(ranked):
-        colour = COLOURS.get(row.optimizer.upper(), "C0")
+        colour = COLOURS.get(row.optimizer_title, "C0")
         for status, value in row.results():
             axes.scatter(value, place, 18, color=colour, marker=MARKERS[status])
         mean = row.accuracy()
@@ -199,7 +203,7 @@ def draw_settings(group: str, rows: Sequence[Row], figure: Any) -> None:
             axes.plot(mean, place, "|", color=colour, markersize=12)
     # A key is known without these, and the tables have it whole.
     groups = r"\b(?:optimizer|model|loss|scheduler)\.(?!name)"
-    titles = [re.sub(groups, "", f"{row.optimizer.upper()} {row.title}") for row in ranked]
+    titles = [re.sub(groups, "", f"{row.optimizer_title} {row.title}") for row in ranked]
     axes.set_yticks(range(len(ranked)), titles, fontsize=7)
     axes.set_ylim(-1, len(ranked))
     axes.set(xlabel=f"Final {SPLITS[rows[0].split]}, %", title=group)
@@ -208,7 +212,7 @@ def draw_settings(group: str, rows: Sequence[Row], figure: Any) -> None:
 def panel_titles(lines: Lines) -> dict[str, str]:
     """Choose the panel that each line's learning curves go to."""
     many = len(lines) > MOST_PANELS
-    return {label: rows[0].optimizer.upper() if many else label for label, rows in lines.items()}
+    return {label: rows[0].optimizer_title if many else label for label, rows in lines.items()}
 
 
 def draw_curves(group: str, lines: Lines, figure: Any) -> None:

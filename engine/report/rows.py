@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from engine.config.optimizers import title_of
 from engine.errors import key_error
 from engine.report import titles
 from engine.runs.records import (
@@ -38,6 +39,11 @@ class Row:
     def optimizer(self) -> str:
         """Return the name of the optimizer as in the configuration."""
         return self.choices["optimizer.name"]
+
+    @property
+    def optimizer_title(self) -> str:
+        """Return the name of the optimizer as people write it."""
+        return title_of(self.optimizer)
 
     @property
     def batch(self) -> int:
@@ -85,7 +91,7 @@ class Row:
         """Name what the row has in common with rows that differ along the axis alone."""
         fixed = [key for key in titles.SCOPE if key != axis]
         return _joined(
-            self.optimizer.upper(),
+            self.optimizer_title,
             "" if axis == "batch" else str(self.batch),
             titles.differences(self.choices, self.group, fixed),
             titles.line_setting(self.choices, self.group),
@@ -98,6 +104,11 @@ class Row:
     def of(self, *statuses: str) -> list[Record]:
         """Return the row's runs of the given statuses."""
         return [record for record in self.records if record.status in statuses]
+
+    def first(self, key: str) -> float | None:
+        """Return a summary's figure of the first run that has it."""
+        figures = [record.summary.get(key) for record in self.records]
+        return next((figure for figure in figures if figure is not None), None)
 
     def mean(self, key: str) -> float | None:
         """Return the mean of a summary's figure over the completed runs, else the diverged ones."""

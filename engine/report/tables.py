@@ -4,48 +4,42 @@ import csv
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from engine.config.optimizers import title_of
 from engine.report.rows import Row, Target, baseline_row
 from engine.runs.records import DIVERGED, FAILED, INTERRUPTED, MISSING
 
-COLUMNS = (
-    "optimizer,batch,settings,model,data,epochs,base_lr,peak_lr,runs,diverged,failed,missing,"
-    "accuracy_mean,accuracy_std,best_accuracy_mean,train_seconds_mean,seconds_to_target_mean,"
-    "images_per_second_mean"
-).split(",")
+# The columns of table.csv, in order: name to a row's figure, given the group's target.
+COLUMNS: dict[str, Callable[[Row, Target], object]] = {
+    "optimizer": lambda row, target: row.optimizer,
+    "batch": lambda row, target: row.batch,
+    "settings": lambda row, target: row.settings_column,
+    "model": lambda row, target: row.records[0].summary["model"],
+    "data": lambda row, target: row.records[0].summary["data"],
+    "epochs": lambda row, target: row.epochs,
+    "base_lr": lambda row, target: row.first("base_lr"),
+    "peak_lr": lambda row, target: row.first("peak_lr"),
+    "runs": lambda row, target: len(row.records),
+    "diverged": lambda row, target: len(row.of(DIVERGED)),
+    "failed": lambda row, target: len(row.of(FAILED)),
+    "missing": lambda row, target: len(row.of(MISSING, INTERRUPTED)),
+    "accuracy_mean": lambda row, target: row.accuracy() if row.split == "test" else None,
+    "accuracy_std": lambda row, target: row.spread() if row.split == "test" else None,
+    "best_accuracy_mean": lambda row, target: row.mean("best_test_accuracy"),
+    "train_seconds_mean": lambda row, target: row.mean("train_seconds"),
+    "seconds_to_target_mean": lambda row, target: (row.first_at(target.of(row)) or (0, None))[1],
+    "images_per_second_mean": lambda row, target: row.mean("images_per_second"),
+}
 
 
 def csv_text(rows: Sequence[Row], target: Target) -> str:
     """Write the table with one line for each row and a column for each figure."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
     for row in rows:
-        first, first_at = row.records[0].summary, row.first_at(target.of(row))
-        rated = next((r.summary for r in row.records if r.summary.get("peak_lr") is not None), {})
-        writer.writerow(
-            {
-                "optimizer": row.optimizer,
-                "batch": row.batch,
-                "settings": row.settings_column,
-                "model": first["model"],
-                "data": first["data"],
-                "epochs": first["epochs"],
-                "base_lr": rated.get("base_lr"),
-                "peak_lr": rated.get("peak_lr"),
-                "runs": len(row.records),
-                "diverged": len(row.of(DIVERGED)),
-                "failed": len(row.of(FAILED)),
-                "missing": len(row.of(MISSING, INTERRUPTED)),
-                "accuracy_mean": row.accuracy() if row.split == "test" else None,
-                "accuracy_std": row.spread() if row.split == "test" else None,
-                "best_accuracy_mean": row.mean("best_test_accuracy"),
-                "train_seconds_mean": row.mean("train_seconds"),
-                "seconds_to_target_mean": first_at[1] if first_at else None,
-                "images_per_second_mean": row.mean("images_per_second"),
-            }
-        )
+        writer.writerow([figure(row, target) for figure in COLUMNS.values()])
     return buffer.getvalue()
 
 
@@ -76,7 +70,7 @@ def markdown_tables(rows: Sequence[Row]) -> str:
     lines = []
     baseline = baseline_row(rows)
     for optimizer in dict.fromkeys(row.optimizer for row in rows):
-        lines += ["", f"## {escaped(optimizer.upper())}", ""]
+        lines += ["", f"## {escaped(title_of(optimizer))}", ""]
         lines += ["| Batch | Base LR | top-1 Accuracy, % | Time to train |", "|---|---|---|---|"]
         for row in rows:
             if row.optimizer != optimizer:

@@ -133,7 +133,7 @@ def _varied(rows: Sequence[Choices]) -> list[str]:
 
 def _named(own: Choices, keys: Iterable[str]) -> str:
     """Write the row's value of each key; another schedule may have keys that it has not."""
-    known = {**default_choices(), **own}
+    known = {**default_choices(own), **own}
     values = {key: known[key] for key in keys if key in known}
     return " ".join(
         f"{key}={value if isinstance(value, str) else json.dumps(value)}"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.config.optimizers import title_of
 from engine.errors import key_error
 from engine.report.page import facts, fenced
 from engine.report.plots import COLOURS, save
@@ -193,7 +194,7 @@ def tuning_page(
         edges = [name for key, name in zip(keys, names, strict=True) if cell.edge(key)]
         note = f"best still on the edge of {', '.join(edges)}" if edges else ""
         cells_text = [
-            cell.optimizer.upper(), str(cell.batch), *(f"{value:g}" for value in best),
+            title_of(cell.optimizer), str(cell.batch), *(f"{value:g}" for value in best),
             shown(cell.scores[best]), str(len(cell.points())), note,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells_text)} |")
@@ -205,7 +206,7 @@ def tuning_page(
         for point in cell.points():
             values = " | ".join(f"{value:g}" for value in point)
             score = shown(cell.scores[point])
-            lines.append(f"| {cell.optimizer.upper()} | {cell.batch} | {values} | {score} |")
+            lines.append(f"| {title_of(cell.optimizer)} | {cell.batch} | {values} | {score} |")
     return "\n".join(lines) + "\n"
 
 
@@ -233,7 +234,7 @@ def draw_rates(path: Path, cells: Sequence[Cell]) -> Path:
 
 def draw_cell(axes: Any, cell: Cell) -> None:
     """Draw a cell's accuracy against its rate, a line for each value of the other keys."""
-    name = cell.optimizer.upper()
+    name = title_of(cell.optimizer)
     colour = COLOURS.get(name)
     # Points that lie on no grid make no line for each value of the other keys.
     others = [()] if cell.asked else sorted({point[1:] for point in cell.points()})

@@ -1,13 +1,14 @@
 """Name to model, optimizer, average: plain dictionaries, nothing imported by name."""
 
+import inspect
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any, get_args
 
 from torch import nn
 from torch.optim import SGD, Optimizer
 
 import models
+from engine.config import optimizers as o
 from engine.config import schema as c
 from engine.training.ema import Average
 from lars import LARS, parameter_groups
@@ -16,10 +17,6 @@ from lars import LARS, parameter_groups
 MODELS: dict[str, Callable[..., nn.Module]] = {
     name: getattr(models, name) for name in get_args(c.ModelName)
 }
-OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "lars": LARS}
-# LARS takes under their own names the keys that it adds; `adapt` is its groups'.
-LARS_OPTIONS = {f.name for f in fields(c.LARSConfig)} - {f.name for f in fields(c.SGDConfig)}
-LARS_OPTIONS -= {"adapt"}
 
 
 def build_model(config: c.ModelConfig, num_classes: int, sync_bn: bool = False) -> nn.Module:
@@ -48,34 +45,47 @@ def initialize_he(model: nn.Module) -> None:
 
 
 def build_optimizer(
-    config: c.SGDConfig, clip: c.ClipConfig, model: nn.Module, peak_lr: float
+    config: o.OptimizerConfig, clip: c.ClipConfig, model: nn.Module, peak_lr: float
 ) -> Optimizer:
-    """Make the optimizer over the model's groups; its rate is the schedule's peak.
-
-    LARS clips by itself, from the norms that it needs anyway; the loop clips for SGD.
-    """
-    adapt = config.adapt if isinstance(config, c.LARSConfig) else "weights"
+    """Make the optimizer over the model's parameter groups; its rate is the schedule's peak."""
     groups = parameter_groups(
         model,
         config.weight_decay,
         decay=config.decay,
-        adapt=adapt,
+        adapt=getattr(config, "adapt", "weights"),
         bias_lr_scale=config.bias_lr_scale,
     )
-    options: dict[str, Any] = {
-        "lr": peak_lr,
-        "momentum": config.momentum,
-        "dampening": config.dampening,
-        "nesterov": config.nesterov,
-    }
-    if isinstance(config, c.LARSConfig):
-        options |= {key: getattr(config, key) for key in LARS_OPTIONS}
-        options |= {"clip_norm": clip.norm, "clip_value": clip.value}
-    else:
-        options |= {"fused": next(model.parameters()).device.type in ("cpu", "cuda", "mps")}
-    return OPTIMIZERS[config.name](groups, **options)
+    # torch's own fused kernels; other devices have none.
+    fused = next(model.parameters()).device.type in ("cpu", "cuda", "mps")
+    return OPTIMIZERS[config.name](groups, config, peak_lr, clip, fused)
+
+
+def build_sgd(
+    groups: list[dict[str, Any]], config: o.SGDConfig, lr: float, clip: c.ClipConfig, fused: bool
+) -> Optimizer:
+    """Make torch's SGD."""
+    return SGD(groups, lr, **same_options(SGD, config), fused=fused)
+
+
+def build_lars(
+    groups: list[dict[str, Any]], config: o.LARSConfig, lr: float, clip: c.ClipConfig, fused: bool
+) -> Optimizer:
+    """Make LARS, which clips by itself, from norms that it computes anyway."""
+    options = same_options(LARS, config) | {"clip_norm": clip.norm, "clip_value": clip.value}
+    return LARS(groups, lr, **options)
+
+
+# Each is called with the groups, the keys, the peak rate, the bounds on the gradient and whether
+# torch's fused kernels can be had.
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": build_sgd, "lars": build_lars}
+
+
+def same_options(optimizer: Callable[..., Optimizer], config: o.OptimizerConfig) -> dict[str, Any]:
+    """Return the keys that an optimizer takes under their own names; the groups have the rest."""
+    options = inspect.signature(optimizer).parameters.keys() & vars(config).keys()
+    return {name: getattr(config, name) for name in sorted(options - {"weight_decay", "adapt"})}
 
 
 def build_ema(config: c.EMAConfig, model: nn.Module) -> Average | None:
-    """Make the moving average of a model's weights and buffers, or None where it is off."""
+    """Make the moving average of a model's weights and buffers; None if it is off."""
     return None if config.decay is None else Average(model, config.decay)

@@ -87,9 +87,9 @@ def estimate(setup: Setup, model: nn.Module, examples: int) -> Estimate:
     config, plan, data = setup.config, setup.plan, setup.data
     images = largest_pass(plan)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    # Weights and gradients; where there are any, momentum, an average of the weights, and the
-    # gradients' copies that cross between ranks.
-    copies = 2 + bool(config.optimizer.momentum) + (config.ema.decay is not None)
+    # Weights and gradients; the optimizer's state; if there is one, an average of the weights, and
+    # the gradients' copies that cross between ranks.
+    copies = 2 + config.optimizer.state_tensors + (config.ema.decay is not None)
     copies += plan.world_size > 1
     bordered = ((SIDE + 2 * PADDING) / SIDE) ** 2
     return Estimate(

@@ -1,39 +1,33 @@
 """Batch and epochs to steps, accumulation and rates: every derived number's one home.
 
-The schedule of a run is made from its plan here, since its formula gives the last rate.
+A run's schedule is made from its plan here, since the schedule's formula gives the last rate.
 """
 
 import dataclasses
 import itertools
 import math
 from collections import Counter
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch.optim import Optimizer
 
 import schedulers
 from engine.config import schema as c
 from engine.config.parse import LARGEST
+from engine.config.schedules import OneCycleConfig
 from engine.data.dataset import known_training_size
-from engine.errors import UserError, key_error
+from engine.errors import key_error
+from engine.training.schedule import SCHEDULES, Length, count_warmup_steps, warmup_error
 from models.batch_norm import group_sizes
-
-SCHEDULERS: dict[str, type[schedulers.WarmupLR]] = {
-    "constant": schedulers.WarmupConstantLR,
-    "cosine": schedulers.WarmupCosineLR,
-    "polynomial": schedulers.WarmupPolynomialLR,
-    "multistep": schedulers.WarmupMultiStepLR,
-    "onecycle": schedulers.WarmupOneCycleLR,
-}
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a run will do. Rates are per optimizer step; `final_lr` is the last step's.
 
-    min_lr: where the decay ends; decay_interval: steps between a multistep schedule's falls;
-    decay: the rate after warm-up as a formula; bias_lr_scale: the rate of biases and normalisation
+    schedule: the options of the schedule's class; decay: the rate after warm-up as a formula;
+    bias_lr_scale: the rate of biases and normalisation
     parameters over these; min_passes: forward passes that a batch is split into at least, where it
     has the examples; world_size: ranks that share each batch.
     """
@@ -49,8 +43,7 @@ class Plan:
     base_lr: float
     peak_lr: float
     final_lr: float
-    min_lr: float = 0.0
-    decay_interval: float = math.inf
+    schedule: Mapping[str, float] = field(default_factory=dict)
     decay: str = ""
     bias_lr_scale: float = 1.0
     min_passes: int = 1
@@ -157,22 +150,7 @@ def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Pla
     if peak_lr > LARGEST:
         allowed = f"gives a peak rate of {peak_lr:.6g}, which float32 cannot hold"
         raise key_error("optimizer.base_lr", config.optimizer.base_lr, allowed)
-    min_lr, decay_interval = 0.0, math.inf
-    if isinstance(scheduler, c.CosineConfig):
-        min_lr = scheduler.min_lr
-        if scheduler.final_fraction is not None:
-            min_lr = scheduler.final_fraction * peak_lr
-        if min_lr > peak_lr:
-            allowed = f"must be at most the peak rate {peak_lr:.6g}"
-            raise key_error("scheduler.min_lr", min_lr, allowed)
-    if isinstance(scheduler, c.MultistepConfig):
-        epochs = scheduler.step_size
-        if epochs is None:
-            epochs = scheduler.step_fraction * config.epochs
-        decay_interval = epochs * steps_per_epoch
-        if warmup_steps >= decay_interval:
-            allowed = f"below the {decay_interval:g} steps after which the rate falls"
-            raise warmup_error(scheduler, warmup_steps, allowed)
+    length = Length(config.epochs, steps_per_epoch, warmup_steps, peak_lr)
     plan = Plan(
         train_examples=train_examples,
         batch=config.batch,
@@ -185,8 +163,7 @@ def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Pla
         base_lr=base_lr if warmup_steps else peak_lr,
         peak_lr=peak_lr,
         final_lr=peak_lr,
-        min_lr=min_lr,
-        decay_interval=decay_interval,
+        schedule=SCHEDULES[scheduler.name].options(scheduler, length),
         bias_lr_scale=config.optimizer.bias_lr_scale,
         # The noise scale compares the first pass with the whole batch.
         min_passes=2 if config.noise_scale else 1,
@@ -198,27 +175,22 @@ def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Pla
         groups = "examples" if plan.ghost_batch is None else "groups of model.ghost_batch"
         allowed = f"needs two {groups} on a rank, more than batch={plan.batch} gives {world_size}"
         raise key_error("noise_scale", True, allowed)
-    # The schedule's own formula gives the last rate.
-    final_lr = build_scheduler(scheduler, plan, None).lr_at(plan.total_steps - 1, peak_lr)
-    return dataclasses.replace(plan, final_lr=final_lr, decay=describe_decay(scheduler, plan))
+    schedule = build_scheduler(scheduler, plan, None)
+    final_lr = schedule.lr_at(plan.total_steps - 1, peak_lr)
+    return dataclasses.replace(plan, final_lr=final_lr, decay=schedule.formula())
 
 
 def build_scheduler(
-    config: c.ConstantConfig, plan: Plan, optimizer: Optimizer | None
+    config: c.Schedules, plan: Plan, optimizer: Optimizer | None
 ) -> schedulers.WarmupLR:
     """Make the schedule of a whole run for an optimizer made with the peak rate, or for none."""
-    options: dict[str, Any] = {
-        "total_steps": plan.total_steps,
-        "warmup_steps": plan.warmup_steps,
-        "start_lr": plan.base_lr,
-    }
-    if isinstance(config, c.CosineConfig):
-        options |= {"min_lr": plan.min_lr}
-    if isinstance(config, c.PolynomialConfig):
-        options |= {"power": config.power}
-    if isinstance(config, c.MultistepConfig):
-        options |= {"step_size": plan.decay_interval, "gamma": config.gamma}
-    return SCHEDULERS[config.name](optimizer, **options)
+    return SCHEDULES[config.name].make(
+        optimizer,
+        total_steps=plan.total_steps,
+        warmup_steps=plan.warmup_steps,
+        start_lr=plan.base_lr,
+        **plan.schedule,
+    )
 
 
 def check_passes(plan: Plan) -> None:
@@ -229,43 +201,6 @@ def check_passes(plan: Plan) -> None:
     for examples in (plan.batch, plan.last_batch):
         if 1 in itertools.chain(*plan.rank_passes(examples)):
             raise key_error("batch", plan.batch, alone)
-
-
-def count_warmup_steps(scheduler: c.ConstantConfig, epochs: int, steps_per_epoch: int) -> int:
-    """Return the optimizer steps of warm-up: as given, from epochs, or from the fraction."""
-    if scheduler.warmup_steps is not None:
-        return scheduler.warmup_steps
-    warmup_epochs = scheduler.warmup_epochs
-    if warmup_epochs is None:
-        warmup_epochs = scheduler.warmup_fraction * epochs
-    return round(warmup_epochs * steps_per_epoch)
-
-
-def warmup_error(scheduler: c.ConstantConfig, steps: int, allowed: str) -> UserError:
-    """Word the error of a warm-up of so many steps, by the key that made it as long."""
-    if scheduler.warmup_steps is not None:
-        return key_error("scheduler.warmup_steps", steps, f"must be {allowed}")
-    key = "warmup_fraction" if scheduler.warmup_epochs is None else "warmup_epochs"
-    made = f"is {steps} steps, and must be {allowed}"
-    return key_error(f"scheduler.{key}", getattr(scheduler, key), made)
-
-
-def describe_decay(scheduler: c.ConstantConfig, plan: Plan) -> str:
-    """Write the rate after warm-up as a formula in the numbers of the plan."""
-    if isinstance(scheduler, c.MultistepConfig):
-        return f"peak x {scheduler.gamma:g} ^ floor(step / {plan.decay_interval:.6g})"
-    last = plan.total_steps - 1
-    if not isinstance(scheduler, c.CosineConfig) or plan.warmup_steps >= last:
-        return "none"
-    factor = "(1 + cos(pi t)) / 2"
-    if isinstance(scheduler, c.OneCycleConfig):
-        factor = "(1 - t)"
-    if isinstance(scheduler, c.PolynomialConfig):
-        factor = f"(1 - t)^{scheduler.power:g}"
-    return (
-        f"final + (peak - final) {factor}, t = (step - {plan.warmup_steps}) "
-        f"/ {last - plan.warmup_steps}"
-    )
 
 
 def first_and_peak_rate(config: c.Config) -> tuple[float, float]:
@@ -283,7 +218,7 @@ def first_and_peak_rate(config: c.Config) -> tuple[float, float]:
         scale = schedulers.SCALING_RULES[optimizer.lr_scaling](config.batch, optimizer.base_batch)
         peak = optimizer.base_lr * scale
         first = min(optimizer.base_lr, peak)
-    if isinstance(scheduler, c.OneCycleConfig) and scheduler.start_fraction is not None:
+    if isinstance(scheduler, OneCycleConfig) and scheduler.start_fraction is not None:
         first = scheduler.start_fraction * peak
     return first, peak
 

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from engine.config.compose import make_jobs
-from engine.config.schema import Config, ConstantConfig, SGDConfig
+from engine.config.optimizers import SGDConfig
+from engine.config.schedules import ConstantConfig
+from engine.config.schema import Config
 from engine.data import SIDE
 from engine.data.augment import TrainingImages
 from engine.data.dataset import Dataset, Split
@@ -17,7 +19,10 @@ from engine.training.setup import Setup, runtime_of
 
 BATCH = 128
 MICRO_BATCH = 1024
-SGD = SGDConfig("sgd", 0.05, "none", BATCH, 0.9, 0.0, False, 5e-4, "all")
+SGD = SGDConfig(
+    name="sgd", base_lr=0.05, lr_scaling="none", base_batch=BATCH, momentum=0.9, dampening=0.0,
+    nesterov=False, weight_decay=5e-4, decay="all",
+)  # fmt: skip
 CLASSES = tuple(str(label) for label in range(10))
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from engine.config.schema import LARSConfig
+from engine.config.optimizers import LARSConfig
 from engine.training.build import MODELS
 from scripts.bench import report
 from scripts.bench.ceilings import Ceilings, count_flops, measure_ceilings

@@ -136,7 +136,7 @@ def generated(workplace, monkeypatch):
         return drawn
 
     drawn = draw()
-    monkeypatch.setattr(sources, "_draw_synthetic", lambda: dict(drawn))
+    monkeypatch.setattr(sources, "_read_known", lambda *_: dict(drawn))
     monkeypatch.setenv("HOME", str(workplace))
     return Counter()
 

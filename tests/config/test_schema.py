@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-import yaml
 
 from engine.config.compose import CONF
-from engine.config.parse import known_keys
-from engine.config.schema import Config, Variant
+from engine.config.optimizers import Variant
+from engine.config.schema import Config
 from engine.errors import UserError
 from lars import PRESETS
 from tests.helpers.runs import composed, config
@@ -54,14 +53,6 @@ def test_defaults_are_the_contract():
     assert {key: getattr(made, key) for key in expected} == expected
     names = (made.model.name, made.data.name, made.optimizer.name, made.scheduler.name)
     assert names == ("resnet18", "cifar10", "sgd", "polynomial")
-
-
-def test_help_explains_every_key():
-    text = yaml.safe_load((CONF / "hydra" / "help" / "train.yaml").read_text())["template"]
-    words = set(text.split())
-    for key in known_keys(Config):
-        leaf = key.rpartition(".")[2]
-        assert key in words or leaf in words or leaf == "name", key
 
 
 @pytest.mark.parametrize(
@@ -154,11 +145,11 @@ def test_every_variant_of_the_package_can_be_chosen():
     [
         (
             ["scheduler.warmup_epochs=5", "scheduler.warmup_steps=20"],
-            "scheduler.warmup_steps=20: must be null where scheduler.warmup_epochs=5 is given",
+            "scheduler.warmup_steps=20: must be null if scheduler.warmup_epochs=5 is given",
         ),
         (
             ["scheduler.min_lr=1e-5", "scheduler.final_fraction=0"],
-            "scheduler.final_fraction=0: must be null where scheduler.min_lr=1e-05 sets the",
+            "scheduler.final_fraction=0: must be null if scheduler.min_lr=1e-05 sets the",
         ),
     ],
 )

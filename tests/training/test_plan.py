@@ -269,7 +269,7 @@ def test_the_plan_tells_each_ranks_passes():
 def test_what_needs_other_ranks_is_told():
     with pytest.raises(UserError, match="sync_bn=true: needs several ranks, as torchrun"):
         make_plan(config("sync_bn=true"), 1000)
-    with pytest.raises(UserError, match="sync_bn=true: must be false where"):
+    with pytest.raises(UserError, match="sync_bn=true: must be false if"):
         config("sync_bn=true", "model.ghost_batch=8")
     ghosts = ["noise_scale=true", "batch=64", "model.ghost_batch=16"]
     make_plan(config(*ghosts), 1000, 2)

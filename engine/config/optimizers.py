@@ -1,0 +1,128 @@
+"""The keys of each optimizer. What they build is training/build.py's."""
+
+from typing import ClassVar, Literal, get_args, get_type_hints
+
+from engine.config.keys import (
+    Count,
+    Fraction,
+    Momentum,
+    NotNegative,
+    Positive,
+    Which,
+    configuration,
+    key,
+)
+from engine.errors import key_error
+
+Variant = Literal[
+    "paper", "blog", "quadra", "torchlars", "braintools", "pytorch-lars", "pytorch-lars-v1",
+    "timm", "larc",
+]  # fmt: skip
+
+
+@configuration
+class OptimizerConfig:
+    """What every optimizer has: its rate, how that grows with the batch, and its weight decay.
+
+    title: what tables and plots call it.
+    """
+
+    title: ClassVar[str]
+
+    name: str
+    base_lr: Positive = key("learning rate at base_batch, where warm-up starts")
+    lr_scaling: Literal["linear", "sqrt", "none"] = key(
+        "how the peak rate grows with the batch: linear, sqrt or none"
+    )
+    base_batch: Count = key("the batch that base_lr is for")
+    weight_decay: NotNegative = key("weight decay; an L2 penalty unless the optimizer decouples it")
+    decay: Which = key("parameters that decay: all, or weights (no biases or normalization)")
+    bias_lr_scale: NotNegative = key(
+        "rate of biases and normalization parameters, as a multiple of the weights'",
+        default=1.0,
+        kw_only=True,
+    )
+
+    @property
+    def state_tensors(self) -> int:
+        """Return how many tensors of a parameter's size the optimizer keeps for each parameter."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise UserError for values that are valid alone and wrong together."""
+
+
+@configuration
+class SGDConfig(OptimizerConfig):
+    """torch.optim.SGD."""
+
+    title = "SGD"
+
+    name: Literal["sgd"]
+    momentum: Momentum = key("momentum; 0 for none")
+    dampening: Fraction = key("share of each gradient that momentum leaves out")
+    nesterov: bool = key("use Nesterov momentum")
+
+    @property
+    def state_tensors(self) -> int:
+        """Return 1 with momentum, else 0."""
+        return int(self.momentum > 0)
+
+    def check(self) -> None:
+        """Raise UserError if Nesterov momentum has no momentum, or a dampened one."""
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            allowed = "needs optimizer.momentum above 0 and optimizer.dampening=0"
+            raise key_error("optimizer.nesterov", True, allowed)
+
+
+@configuration
+class LARSConfig(SGDConfig):
+    """lars.LARS. A null is the variant's own value."""
+
+    title = "LARS"
+
+    name: Literal["lars"]  # type: ignore[assignment]
+    adapt: Which = key("parameters that get a trust ratio: all or weights")
+    variant: Variant = key(
+        "whose rule to follow; a key below that is null has its value", default="paper"
+    )
+    trust_coefficient: NotNegative | None = key("eta in the paper", default=None)
+    eps: NotNegative | None = key("added to the trust ratio's denominator", default=None)
+    trust_norm: Literal["separate", "decayed"] | None = key(
+        "denominator of the trust ratio: |g| + decay |w| (separate) or |g + decay w| (decayed)",
+        default=None,
+    )
+    trust_weight_decay: NotNegative | Literal["weight_decay", "momentum"] | None = key(
+        "decay in the trust ratio: the value of weight_decay, of momentum, or a number",
+        default=None,
+    )
+    momentum_scaling: Literal["trust", "classic", "none"] | None = key(
+        "what the momentum buffer holds: gradients times rate and trust ratio (classic), times "
+        "trust ratio (trust), or as they are (none)",
+        default=None,
+    )
+    zero_norm: Literal["one", "skip", "raw"] | None = key(
+        "if a norm is 0: ratio 1 (one), also no weight decay (skip), or the formula as it is (raw)",
+        default=None,
+    )
+    trust_clip: bool | None = key(
+        "bound the trust ratio: min(ratio / rate, 1), as LARC does", default=None
+    )
+
+
+# One row of this for each optimizer; its builder is a row of training/build.py's OPTIMIZERS.
+Optimizers = SGDConfig | LARSConfig
+TITLES: dict[str, str] = {
+    name: member.title
+    for member in get_args(Optimizers)
+    for name in get_args(get_type_hints(member)["name"])
+}
+
+
+def title_of(name: str) -> str:
+    """Return what tables and plots call an optimizer: `adamw` is AdamW.
+
+    >>> title_of("sgd"), title_of("one of a later version")
+    ('SGD', 'ONE OF A LATER VERSION')
+    """
+    return TITLES.get(name, name.upper())

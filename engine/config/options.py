@@ -1,0 +1,218 @@
+"""Every configuration key with its meaning, allowed values and defaults, as text for people.
+
+Meanings and allowed values are those of the configuration's classes; defaults are the values in
+conf/. `--help` prints them, and scripts/options.py writes docs/options.md and the comments in
+conf/ from them, so that each is said once. Imports no torch.
+"""
+
+import dataclasses
+import re
+import textwrap
+import typing
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.config.compose import CONF
+from engine.config.keys import MEANING
+from engine.config.parse import allowed_values, key_types
+
+WIDTH = 100
+# The column of `--help` in which meanings begin.
+INDENT = 24
+
+
+@dataclass(frozen=True)
+class Option:
+    """One key.
+
+    group: of its keys (`optimizer`), or "" at the root; name: the key inside it.
+    allowed: the values it may have, in words.
+    defaults: by the members of the group that have the key (`{"sgd": 0.1, "lars": 4.0}`); by ""
+        if the group has no members.
+    members: how many the group has.
+    """
+
+    group: str
+    name: str
+    meaning: str
+    allowed: str
+    defaults: Mapping[str, Any]
+    members: int = 1
+
+    @property
+    def key(self) -> str:
+        """Return the key as it is typed."""
+        return f"{self.group}.{self.name}" if self.group else self.name
+
+    def describe_defaults(self) -> str:
+        """Write the default, or the members': one that several have goes without their names.
+
+        >>> Option("data", "root", "", "", {"a": "x", "b": "x", "c": "y"}).describe_defaults()
+        'x, c y'
+        """
+        texts = {member: as_typed(value) for member, value in self.defaults.items()}
+        if len(set(texts.values())) > 1:
+            counts = Counter(texts.values()).most_common(1)
+            common = [text for text, count in counts if count > 1]
+            others = [f"{name} {text}" for name, text in texts.items() if text not in common]
+            return ", ".join([*common, *others])
+        return next(iter(texts.values()))
+
+    def describe_members(self) -> str:
+        """Name the members that have the key, unless all have it."""
+        return ", ".join(self.defaults) if len(self.defaults) < self.members else ""
+
+
+def list_options(config: Any, config_name: str) -> list[Option]:
+    """List the keys of a configuration class, those of the root first, then group by group."""
+    root = yaml.safe_load((CONF / f"{config_name}.yaml").read_text(encoding="utf-8"))
+    return [*_root_options(config, root), *_group_options(config, root)]
+
+
+def group_members(config: Any) -> dict[str, list[str]]:
+    """List the members of each group that has several: `{"optimizer": ["sgd", "lars"], ...}`."""
+    hints = key_types(config)
+    return {
+        field.name: [name for member in _classes(hints[field.name]) for name in _names(member)]
+        for field in dataclasses.fields(config)
+        if any(map(_names, _classes(hints[field.name])))
+    }
+
+
+def help_text(usage: str, config: Any, config_name: str) -> str:
+    """Write what `--help` prints: how the command is used, then every key."""
+    options = list_options(config, config_name)
+    root = yaml.safe_load((CONF / f"{config_name}.yaml").read_text(encoding="utf-8"))
+    chosen = {
+        k: v for entry in root["defaults"] if isinstance(entry, dict) for k, v in entry.items()
+    }
+    lines = [usage.strip(), ""]
+    if members := group_members(config):
+        lines.append("Groups (group=member)")
+        for group, names in members.items():
+            lines += _entry(group, f"{' '.join(names)} [{chosen[group]}]")
+        if experiments := sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")):
+            lines += _entry("+experiment", f"{' '.join(experiments)} (conf/experiment)")
+    sections: dict[str, list[Option]] = {}
+    for option in options:
+        sections.setdefault(option.group if option.group in members else "", []).append(option)
+    for group, section in sections.items():
+        lines += ["", f"Keys of {group} ({group}.key=value)" if group else "Keys (key=value)"]
+        for option in section:
+            name = option.name if group else option.key
+            lines += _entry(name, _help_line(option))
+    return "\n".join(lines)
+
+
+def markdown_table(options: Sequence[Option]) -> str:
+    """Write keys as a Markdown table."""
+    lines = ["| Key | Meaning | Values | Default |", "|---|---|---|---|"]
+    for option in options:
+        meaning = option.meaning
+        if members := option.describe_members():
+            meaning = f"{meaning} ({members})"
+        cells = (f"`{option.key}`", meaning, option.allowed, option.describe_defaults())
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def as_typed(value: Any) -> str:
+    """Write a value as one would type it.
+
+    >>> as_typed(None), as_typed(True), as_typed(0.1)
+    ('null', 'true', '0.1')
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def values_of(group: str, member: str) -> dict[str, Any]:
+    """Read the values of a group's member from conf/, with those of the files it builds upon."""
+    folder = CONF / group
+    values = yaml.safe_load((folder / f"{member}.yaml").read_text(encoding="utf-8"))
+    below = [name.partition("@")[0] for name in values.pop("defaults", ()) if name != "_self_"]
+    for name in below:
+        values = values_of(group, name) | values
+    return dict(values)
+
+
+def _root_options(config: Any, root: Mapping[str, Any], group: str = "") -> Iterator[Option]:
+    """List the keys at the root, and those of groups that have no members (`clip.norm`)."""
+    hints = key_types(config)
+    for field in dataclasses.fields(config):
+        hint = hints[field.name]
+        classes = _classes(hint)
+        if not classes:
+            defaults = {"": root[field.name]}
+            meaning = field.metadata[MEANING]
+            yield Option(group, field.name, meaning, allowed_values(hint), defaults)
+        elif not any(map(_names, classes)):
+            yield from _root_options(classes[0], root[field.name], field.name)
+
+
+def _group_options(config: Any, root: Mapping[str, Any]) -> Iterator[Option]:
+    """List the keys of the groups that have members, each key once."""
+    hints = key_types(config)
+    for group, members in group_members(config).items():
+        found: dict[str, Option] = {}
+        for member in _classes(hints[group]):
+            member_hints = key_types(member)
+            for field in dataclasses.fields(member):
+                if field.name == "name":
+                    continue
+                option = found.setdefault(
+                    field.name,
+                    Option(
+                        group, field.name, field.metadata[MEANING],
+                        allowed_values(member_hints[field.name]), {}, len(members),
+                    ),
+                )  # fmt: skip
+                defaults = {n: values_of(group, n)[field.name] for n in _names(member)}
+                found[field.name] = dataclasses.replace(
+                    option, defaults={**option.defaults, **defaults}
+                )
+        yield from found.values()
+
+
+def _classes(hint: Any) -> list[Any]:
+    """Return the configuration classes that a key's type names."""
+    parts = typing.get_args(hint) or (hint,)
+    return [part for part in parts if isinstance(part, type) and dataclasses.is_dataclass(part)]
+
+
+def _names(member: Any) -> tuple[str, ...]:
+    """Return the names of a group's member, none if the class is no member."""
+    return typing.get_args(typing.get_type_hints(member).get("name"))
+
+
+def _help_line(option: Option) -> str:
+    parts = [option.meaning]
+    # A meaning that names every value needs no list of them.
+    words = re.findall(r"[\w-]+", option.allowed.partition("one of ")[2].removesuffix(", or null"))
+    if not set(words) <= set(re.findall(r"[\w-]+", option.meaning)):
+        parts.append(f"({', '.join(words)})")
+    if members := option.describe_members():
+        parts.append(f"({members})")
+    return f"{' '.join(parts)} [{option.describe_defaults()}]"
+
+
+def _entry(name: str, text: str) -> Iterable[str]:
+    """Write a name and its text in two columns."""
+    first = f"  {name:<{INDENT - 4}}  "
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=" " * INDENT,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def conf_files() -> list[Path]:
+    """List the files in conf/ whose keys have meanings."""
+    groups = ("data", "model", "optimizer", "scheduler")
+    members = [path for group in groups for path in (CONF / group).rglob("*.yaml")]
+    return [CONF / "train.yaml", CONF / "val.yaml", *sorted(members)]

@@ -1,0 +1,107 @@
+"""The keys of each learning-rate schedule. The steps and rates they give are training/plan.py's."""
+
+from typing import Annotated, Literal
+
+from engine.config.keys import (
+    Fraction,
+    NotNegative,
+    NotNegativeCount,
+    Positive,
+    PositiveFraction,
+    configuration,
+    key,
+)
+from engine.config.parse import Range
+from engine.errors import key_error
+
+
+@configuration
+class WarmupConfig:
+    """A linear warm-up, which every schedule begins with."""
+
+    name: str
+    warmup_epochs: NotNegative | None = key(
+        "epochs of linear warm-up; null: warmup_steps, or else warmup_fraction"
+    )
+    warmup_fraction: Fraction = key("warm-up as a fraction of the epochs")
+    warmup_multiplier: Positive | None = key("peak rate / base_lr with lr_scaling=none; null: 1")
+    warmup_steps: NotNegativeCount | None = key(
+        "warm-up in optimizer steps, if warmup_epochs is null", default=None, kw_only=True
+    )
+
+    def check(self, epochs: int) -> None:
+        """Raise UserError for values that are valid alone and wrong together, or too many."""
+        given = self.warmup_epochs
+        if given is not None and given > epochs:
+            raise key_error("scheduler.warmup_epochs", given, f"must be at most epochs={epochs}")
+        if given is not None and self.warmup_steps is not None:
+            allowed = f"must be null if scheduler.warmup_epochs={given:g} is given"
+            raise key_error("scheduler.warmup_steps", self.warmup_steps, allowed)
+
+
+@configuration
+class ConstantConfig(WarmupConfig):
+    """Warm-up, then the peak rate to the end."""
+
+    name: Literal["constant"]
+
+
+@configuration
+class DecayConfig(WarmupConfig):
+    """Warm-up, then a decay to a last rate."""
+
+    min_lr: NotNegative = key("the last step's rate")
+    final_fraction: Fraction | None = key(
+        "the last step's rate as a fraction of the peak, with min_lr=0: 0.01 ends at 1 % of it",
+        default=None,
+        kw_only=True,
+    )
+
+    def check(self, epochs: int) -> None:
+        """Raise UserError also if both keys set the last rate."""
+        super().check(epochs)
+        if self.min_lr and self.final_fraction is not None:
+            allowed = f"must be null if scheduler.min_lr={self.min_lr:g} sets the last rate"
+            raise key_error("scheduler.final_fraction", self.final_fraction, allowed)
+
+
+@configuration
+class CosineConfig(DecayConfig):
+    """Warm-up, then half a cosine."""
+
+    name: Literal["cosine"]
+
+
+@configuration
+class PolynomialConfig(DecayConfig):
+    """Warm-up, then polynomial decay."""
+
+    name: Literal["polynomial"]
+    power: Positive = key("exponent of the decay; 1: a straight line")
+
+
+@configuration
+class OneCycleConfig(DecayConfig):
+    """A straight line up from `start_fraction` of the peak, then a straight line down."""
+
+    name: Literal["onecycle"]
+    start_fraction: Fraction | None = key(
+        "the first step's rate as a fraction of the peak; null: base_lr"
+    )
+
+
+@configuration
+class MultistepConfig(WarmupConfig):
+    """Warm-up, then the rate times `gamma` after every `step_size` epochs."""
+
+    name: Literal["multistep"]
+    step_size: Annotated[float, Range(low=1e-6)] | None = key(
+        "epochs between two drops of the rate; null: step_fraction"
+    )
+    step_fraction: Annotated[float, Range(low=1e-6, high=1)] = key(
+        "the same as a fraction of the epochs"
+    )
+    gamma: PositiveFraction = key("factor of each drop")
+
+
+Schedules = PolynomialConfig | MultistepConfig | OneCycleConfig | CosineConfig | ConstantConfig
