@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?=
 BIN := .venv/bin
 
-.PHONY: help setup check test stress audit demo bench clean
+.PHONY: help setup check test stress package audit demo bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -28,6 +28,16 @@ test: check  ## lint, types and tests
 stress: setup  ## kill, stop and damage runs until something gives
 	$(BIN)/python -m pytest -m stress -v
 
+package: setup  ## build wheel and sdist, check them, try the wheel in a bare environment
+	rm -rf dist .bare
+	$(BIN)/python -m pip install --quiet build twine
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv .bare
+	.bare/bin/python -m pip install --quiet dist/*.whl
+	cd dist && ../.bare/bin/python -I ../tests/lars/try_installed.py
+	rm -rf .bare
+
 audit: setup  ## look for known vulnerabilities in what is installed
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --skip-editable
@@ -39,4 +49,4 @@ bench: setup  ## measure speed beside a reference loop
 	$(BIN)/python -m scripts.bench
 
 clean:  ## remove .venv and caches; results stay
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .bare dist .mypy_cache .pytest_cache .ruff_cache *.egg-info

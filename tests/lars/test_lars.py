@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from lars import LARS, PRESETS
+from lars.reference import lars_step
 
 PATHS = {
     "single": {"foreach": False},
@@ -42,6 +43,9 @@ def reference_step(
     b, m, damp = h["weight_decay"], h["momentum"], h["dampening"]
     if h["maximize"]:
         g = -g
+    if system is TABLE["paper"]:
+        options = {key: h[key] for key in ("momentum", "weight_decay", "dampening", "nesterov")}
+        return lars_step(w, g, v, y, **options)
     u = g + b * w
     ratio = torch.ones((), dtype=torch.float64)
     if b != 0 or not system.get("only_decayed"):

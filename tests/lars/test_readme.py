@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 
@@ -37,6 +38,14 @@ def test_the_snippet_trains_a_stranger_s_model() -> None:
         torch.set_num_threads(threads)
     after = torch.nn.functional.cross_entropy(model(images), labels).item()
     assert after < before / 2
+
+
+def test_the_reference_imports_nothing_of_the_package() -> None:
+    """It is what the package is tested against."""
+    tree = ast.parse((PROJECT / "lars" / "reference.py").read_text(encoding="utf-8"))
+    names = [n.names[0].name for n in ast.walk(tree) if isinstance(n, ast.Import)]
+    names += [n.module or "." * n.level for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    assert set(names) == {"__future__", "torch"}
 
 
 def test_lars_imports_torch_alone() -> None:
