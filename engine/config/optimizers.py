@@ -35,7 +35,9 @@ class OptimizerConfig:
         "how the peak rate grows with the batch: linear, sqrt or none"
     )
     base_batch: Count = key("the batch that base_lr is for")
-    weight_decay: NotNegative = key("weight decay; an L2 penalty unless the optimizer decouples it")
+    weight_decay: NotNegative = key(
+        "weight decay: an L2 penalty; decoupled from the gradient under adamw"
+    )
     decay: Which = key("parameters that decay: all, or weights (no biases or normalization)")
     bias_lr_scale: NotNegative = key(
         "rate of biases and normalization parameters, as a multiple of the weights'",
@@ -87,7 +89,9 @@ class LARSConfig(SGDConfig):
         "whose rule to follow; a key below that is null has its value", default="paper"
     )
     trust_coefficient: NotNegative | None = key("eta in the paper", default=None)
-    eps: NotNegative | None = key("added to the trust ratio's denominator", default=None)
+    eps: NotNegative | None = key(
+        "added to the denominator: the trust ratio's (lars), the update's (adamw)", default=None
+    )
     trust_norm: Literal["separate", "decayed"] | None = key(
         "denominator of the trust ratio: |g| + decay |w| (separate) or |g + decay w| (decayed)",
         default=None,
@@ -110,8 +114,25 @@ class LARSConfig(SGDConfig):
     )
 
 
+@configuration
+class AdamWConfig(OptimizerConfig):
+    """torch.optim.AdamW, whose weight decay is decoupled from the gradient."""
+
+    title = "AdamW"
+
+    name: Literal["adamw"]
+    beta1: Momentum = key("decay of the average of gradients")
+    beta2: Momentum = key("decay of the average of squared gradients")
+    eps: Positive = key("added to the denominator: the trust ratio's (lars), the update's (adamw)")
+
+    @property
+    def state_tensors(self) -> int:
+        """Return 2: both averages."""
+        return 2
+
+
 # One row of this for each optimizer; its builder is a row of training/build.py's OPTIMIZERS.
-Optimizers = SGDConfig | LARSConfig
+Optimizers = SGDConfig | LARSConfig | AdamWConfig
 TITLES: dict[str, str] = {
     name: member.title
     for member in get_args(Optimizers)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 import models
 from engine.config import optimizers as o
@@ -75,9 +75,20 @@ def build_lars(
     return LARS(groups, lr, **options)
 
 
+def build_adamw(
+    groups: list[dict[str, Any]], config: o.AdamWConfig, lr: float, clip: c.ClipConfig, fused: bool
+) -> Optimizer:
+    """Make torch's AdamW."""
+    return AdamW(groups, lr, (config.beta1, config.beta2), config.eps, fused=fused)
+
+
 # Each is called with the groups, the keys, the peak rate, the bounds on the gradient and whether
 # torch's fused kernels can be had.
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": build_sgd, "lars": build_lars}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": build_sgd,
+    "lars": build_lars,
+    "adamw": build_adamw,
+}
 
 
 def same_options(optimizer: Callable[..., Optimizer], config: o.OptimizerConfig) -> dict[str, Any]:

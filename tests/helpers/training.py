@@ -18,6 +18,7 @@ from tests.helpers.runs import config
 SETTINGS = {
     "sgd": ["optimizer=sgd"],
     "lars": ["optimizer=lars"],
+    "adamw": ["optimizer=adamw"],
     "lars, nesterov": ["optimizer=lars", "optimizer.nesterov=true"],
     "lars, as timm": ["optimizer=lars", "optimizer.variant=timm"],
     "clipping": ["optimizer=sgd", "clip.norm=0.5", "clip.value=0.1"],
