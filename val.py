@@ -48,7 +48,7 @@ def validate(config: EvaluationConfig) -> dict[str, Any]:
         raise key_error("data.root", run.data.root, allowed)
     model = build_model(run.model, len(data.classes))
     saved.restore_evaluated(model)
-    model.to(runtime.device, memory_format=runtime.memory_format)
+    runtime.place(model)
     result: dict[str, Any] = {
         "checkpoint": str(path),
         "epoch": saved.epoch,

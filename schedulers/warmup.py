@@ -58,7 +58,7 @@ class WarmupLR(LRScheduler):
             _own_rate(group)
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float | Tensor]:
+    def get_lr(self) -> list[Any]:
         """Return every group's rate for the present step, its `lr_scale` included."""
         groups = self.optimizer.param_groups
         for group in groups[len(self.base_lrs) :]:

@@ -46,6 +46,12 @@ class Runtime:
         """Return how pictures and weights lie in memory: channels last."""
         return torch.channels_last
 
+    def place(self, model: nn.Module) -> None:
+        """Move a model's weights to the device, in its memory format."""
+        model.to(self.device)
+        # torch 2.6 takes the memory format, and its annotations leave it out.
+        cast(Any, model).to(memory_format=self.memory_format)
+
     def compile(self, model: nn.Module) -> nn.Module:
         """Return the compiled model; its parameters are the model's own.
 

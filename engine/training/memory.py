@@ -65,7 +65,7 @@ def check_memory(setup: Setup) -> None:
     # Its weights must not change those that the run is about to draw.
     with torch.random.fork_rng(devices=[]):
         model = build_model(setup.config.model, len(setup.data.classes))
-        model.to(memory_format=runtime.memory_format)
+        runtime.place(model)
         needed = estimate(setup, model, min(MEASURED, largest_pass(setup.plan)))
     ranks = ranks_here()
     if needed.total * ranks > available:

@@ -45,7 +45,7 @@ class Setup:
         config = self.config
         if model is None:
             model = build_model(config.model, len(self.data.classes), config.sync_bn)
-        model.to(self.runtime.device).to(memory_format=self.runtime.memory_format)
+        self.runtime.place(model)
         optimizer = build_optimizer(config.optimizer, config.clip, model, self.plan.peak_lr)
         return State(
             model,
