@@ -113,7 +113,7 @@ def read_command_line(
     arguments: Sequence[str],
     config_name: str,
     config_type: Any,
-    usage: str | None,
+    usage: str | None = None,
     ranks: bool = False,
 ) -> CommandLine:
     """Compose and check every job that the arguments ask for; raise UserError on a mistake.
