@@ -69,7 +69,7 @@ def train(config: Config, arguments: list[str]) -> None:
         saved = ranks.first_does(run.latest)
         if saved is not None:
             progress = saved.resume(setup, state)
-            print(f"going on {saved.describe()}")
+            print(f"resuming  {saved.describe()}")
         run.history = progress.history
         images = setup.make_images()
         run.start(plan.describe(), images.samples(config.seed, 64), resumed=saved is not None)

@@ -108,7 +108,7 @@ def test_a_disk_that_fills_up(small, workplace, command):
         assert not [*directory.glob(".checkpoint*")]
         remount("size=20m")
         outcome = command("train.py", *small, "epochs=4")
-        assert outcome.status == 0 and "going on after epoch" in outcome.out
+        assert outcome.status == 0 and "resuming  after epoch" in outcome.out
         assert json.loads((directory / "summary.json").read_text())["status"] == "completed"
 
 
@@ -151,7 +151,7 @@ def test_a_save_that_fails_costs_no_checkpoint(
     assert summary["status"] == "failed" and os.strerror(number) in summary["error"]
     assert not [*directory.glob(".checkpoint*")]
     outcome = command("train.py", *small, "epochs=3")
-    assert outcome.status == 0 and "going on after epoch 1 of 3" in outcome.out
+    assert outcome.status == 0 and "resuming  after epoch 1 of 3" in outcome.out
 
 
 def test_any_other_error_of_torch_keeps_its_own_words(tmp_path):
