@@ -19,7 +19,7 @@ from engine.report.write import write_report
 from engine.runs.records import check_inside
 from tests.helpers import PROJECT, files_below
 
-LAUNCHER = "hydra/launcher=NAME and hydra.launcher.KEY=VALUE are"
+LAUNCHER = "only hydra/launcher=NAME and hydra.launcher.KEY=VALUE can be set"
 REFUSED = [
     ("hydra.launcher._target_=os.getcwd", "no key may name code"),
     ("++hydra.launcher._target_=os.getcwd", "no key may name code"),
@@ -305,7 +305,7 @@ MISTAKEN = {
     "x: !!python/object/apply:os.system [exit]": "could not determine a constructor",
     "3": "Invalid loaded object type",
     "defaults: [shared]": "a configuration that includes itself",
-    f"{GLOBAL}# \xff": "a file of it is no UTF-8 text",
+    f"{GLOBAL}# \xff": "one of its files is not UTF-8 text",
     "epochs: 1": "the first line of its file must be '# @package _global_'",
     f"{GLOBAL}epochs: ${{times_k:abc}}": "error: ${times_k:abc}: must be a number",
     f"{GLOBAL}epochs: ${{by_batch:3}}": "error: ${by_batch:3}: must be pairs, ${by_batch:{a: 1,",
