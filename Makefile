@@ -1,6 +1,6 @@
-# Everything runs in .venv, which `make setup` makes; no target needs more than Python, pip, make.
+# Everything runs in .venv, which `make setup` creates. The targets need only Python, pip and make.
 PYTHON ?= python3
-# Another torch than the newest: make check TORCH=2.6
+# To use a torch version other than the newest: make check TORCH=2.6
 TORCH ?=
 BIN := .venv/bin
 
@@ -25,7 +25,7 @@ check: setup  ## lint, formatting and types
 test: check  ## lint, types and tests
 	$(BIN)/python -m pytest
 
-stress: setup  ## kill, stop and damage runs until something gives
+stress: setup  ## kill, stop and damage runs for ten minutes
 	$(BIN)/python -m pytest -m stress -v
 
 package: setup  ## build wheel and sdist, check them, try the wheel in a bare environment
@@ -38,14 +38,14 @@ package: setup  ## build wheel and sdist, check them, try the wheel in a bare en
 	cd dist && ../.bare/bin/python -I ../tests/lars/try_installed.py
 	rm -rf .bare
 
-audit: setup  ## look for known vulnerabilities in what is installed
+audit: setup  ## check the installed packages for known vulnerabilities
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --skip-editable
 
-demo: setup  ## sweep three batch sizes with both optimizers on generated data; shows the table
+demo: setup  ## sweep three batch sizes with both optimizers on synthetic data and print the table
 	$(BIN)/python train.py -m +experiment=demo batch=128,512,2048 optimizer=sgd,lars
 
-bench: setup  ## measure speed beside a reference loop
+bench: setup  ## measure speed, compared with a reference loop
 	$(BIN)/python -m scripts.bench
 
 clean:  ## remove .venv and caches; results stay

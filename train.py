@@ -1,4 +1,4 @@
-"""Train a ResNet at a given batch; with -m, sweep over values.
+"""Train a ResNet with a given batch size; with -m, sweep over values.
 
   python train.py batch=4096 optimizer=lars
   python train.py -m batch=128,1024,8192 optimizer=sgd,lars seed=0,1,2 group=ladder
@@ -7,11 +7,12 @@
   python train.py plan=true batch=8192                            steps, rates, memory; no training
   torchrun --standalone --nproc-per-node=2 train.py batch=4096    one run in two processes
 
-A run's directory is results/runs/<group>/<run>. The same choices name the same run: a finished run
-is not trained again, an unfinished one resumes, a failed one is tried again. A sweep ends with
-results/<group>/README.md; `python -m scripts.status group=NAME` shows its progress. Several runs at
-once: -m ... hydra/launcher=joblib hydra.launcher.n_jobs=4; also submitit_local, slurm, ray.
---cfg job prints the composed configuration; --hydra-help shows Hydra's own flags.
+A run's directory is results/runs/<group>/<run>. The same keys and values name the same run: a
+finished run is not trained again, an unfinished one resumes, a failed one is trained again. A sweep
+writes its report to results/<group>/README.md; `python -m scripts.status group=NAME` shows its
+progress. For several runs at once, use -m ... hydra/launcher=joblib hydra.launcher.n_jobs=4; other
+launchers are submitit_local, slurm and ray. --cfg job prints the composed configuration;
+--hydra-help shows Hydra's own flags.
 """
 
 import os
@@ -27,11 +28,16 @@ from engine.config.schema import Config
 
 
 def train(config: Config, arguments: list[str]) -> None:
-    """Train one run to its summary: from its seed, from its checkpoint, or not at all if done.
+    """Train one run and write its summary; do nothing if the run is finished.
 
-    arguments: those of the command that trains this run alone.
+    Resumes from the run's checkpoint if there is one. Raises UserError if it cannot be trained.
+
+    Args:
+        config: the run's configuration.
+        arguments: the arguments of train.py that train this run by itself.
+
     """
-    # Imported here, so that --help and a mistyped key answer before torch is loaded.
+    # Imported here, so that --help and errors in the command appear before torch is loaded.
     from engine.runs.records import COMPLETED, DIVERGED
     from engine.runs.run import Follower, Run, finish_epoch
     from engine.system import distributed as ranks
@@ -44,7 +50,7 @@ def train(config: Config, arguments: list[str]) -> None:
     from engine.training.memory import check_memory, describe_memory
     from engine.training.setup import prepare
 
-    # Rank 0 alone writes and prints.
+    # Only rank 0 writes and prints.
     run = Run(config) if ranks.rank() == 0 else Follower(config)
     if config.resume and not config.plan and ranks.first_does(run.finished):
         print(f"finished already: {run.describe()}\nresume=false trains it again")
@@ -59,7 +65,7 @@ def train(config: Config, arguments: list[str]) -> None:
 
     with pausing(config.checkpoint_every) as pauses, run.open(arguments), ranks.ended_by_others():
         if config.resume and ranks.first_does(run.finished):
-            # Another process had it until a moment ago.
+            # Another process finished the run while this one was starting.
             print(run.describe())
             return
         ranks.check_alike("data.root", (classes, setup.normalization))
@@ -69,7 +75,7 @@ def train(config: Config, arguments: list[str]) -> None:
         saved = ranks.first_does(run.latest)
         if saved is not None:
             progress = saved.resume(setup, state)
-            print(f"going on {saved.describe()}")
+            print(f"resuming  {saved.describe()}")
         run.history = progress.history
         images = setup.make_images()
         run.start(plan.describe(), images.samples(config.seed, 64), resumed=saved is not None)
@@ -105,11 +111,14 @@ def train(config: Config, arguments: list[str]) -> None:
 
 
 def sweep_job(composed: DictConfig) -> None:
-    """Train one run of a sweep, where its launcher put it; what stops it stops no other run."""
+    """Train one run of a sweep in its launcher's process.
+
+    An exception is written to the run's log, so that other runs continue.
+    """
     from engine.sweeps.sweep import report_failure
 
     hydra_config = HydraConfig.get()
-    # Workers of some launchers start in a folder of their own.
+    # Some launchers start their workers in another directory.
     os.chdir(hydra_config.runtime.cwd)
     config = Config.from_hydra(plain_config(composed))
     arguments = [*config_dir_flags(hydra_config.overrides.hydra), *hydra_config.overrides.task]
@@ -118,7 +127,7 @@ def sweep_job(composed: DictConfig) -> None:
 
 
 def main() -> int:
-    """Do what the command line asks for; return the exit status."""
+    """Run the command in `sys.argv`; return the exit status."""
     command = read_command_line(sys.argv[1:], "train", Config, __doc__, ranks=True)
     if command.answer is not None:
         command.answer()

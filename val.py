@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on its test set; write nothing.
+"""Evaluate a checkpoint on its test split; write no file.
 
 python val.py checkpoint=results/runs/default/RUN
 python val.py checkpoint=FILE data.root=DIR json=true
@@ -18,7 +18,11 @@ from engine.system.text import shown
 
 
 def validate(config: EvaluationConfig) -> dict[str, Any]:
-    """Measure a checkpoint's test accuracy as the run that wrote it did."""
+    """Evaluate a checkpoint as its run did; return the values that `json=true` prints.
+
+    Raises UserError if the checkpoint cannot be read, the data has other classes, or there is no
+    test split.
+    """
     from engine.data.dataset import load_data
     from engine.data.folder import differences
     from engine.system.runtime import choose_device
@@ -75,7 +79,7 @@ def validate(config: EvaluationConfig) -> dict[str, Any]:
 
 
 def best_epochs(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the epochs whose test accuracy was above every one before."""
+    """Return the epochs whose test accuracy exceeds that of every earlier epoch."""
     best, epochs = -1.0, []
     for row in history:
         if row["test_accuracy"] is not None and row["test_accuracy"] > best:
@@ -85,10 +89,11 @@ def best_epochs(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def describe(result: dict[str, Any]) -> str:
-    """Write an evaluation for a reader."""
+    """Return the result of `validate` as text."""
     lines = [f"{result['checkpoint']}: {result['saved']}"]
     if result["diverged"]:
-        lines.append(f"diverged: its accuracy counts as chance, {result['test_accuracy']:.2f} %")
+        chance_text = f"{result['test_accuracy']:.2f} %"
+        lines.append(f"diverged: its accuracy counts as chance level, {chance_text}")
     else:
         decay = result["ema_decay"]
         note = "" if decay is None else f" (weights averaged, ema.decay={decay:g})"
@@ -107,7 +112,7 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Do what the command line asks for; return the exit status."""
+    """Run the command in `sys.argv`; return the exit status."""
     command = read_command_line(sys.argv[1:], "val", EvaluationConfig, __doc__)
     if command.answer is not None:
         command.answer()

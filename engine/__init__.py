@@ -1,6 +1,7 @@
-"""What a run is made of: configuration, plan, data, loop, records and report."""
+"""The training harness: configuration, data, training loop, run records, reports and sweeps."""
 
 import os
 
-# Large tensors on huge pages, a few percent faster on the CPU; torch reads it before its first one.
+# Huge pages for large tensors make CPU training a few percent faster. torch reads this variable
+# before it allocates its first tensor.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -1,8 +1,8 @@
-"""From the command line to checked configurations, and a user's mistake to one line.
+"""Reads command lines into checked configurations, and turns exceptions into exit statuses.
 
-Hydra composes and sweeps; what it does wrong for a user is put right here, before it starts: every
-job of a sweep is composed and checked first, its errors are put on one line with exit status 2,
-and nothing is made by then. Imports no torch: `--help` and mistakes answer at once.
+Hydra composes configurations and sweeps. Every job of a sweep is composed and checked here before
+anything is written. A mistake is printed in one line, with exit status 2. Imports no torch, so that
+`--help` and error messages appear at once.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from engine.errors import UserError
 from engine.system.signals import Stopped, leaving_early
 
 T = TypeVar("T")
-# A disk that is full, gone, read-only, or no longer ours; a directory in a file's place.
+# The disk is full, missing, read-only or not permitted, or a directory has the name of a file.
 DISK_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
     errno.ESTALE, errno.ENOTCONN, errno.EISDIR, errno.ENOTDIR,
@@ -50,10 +50,15 @@ DISK_ERRORS = (
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What the command line asks for: jobs, or an answer of Hydra's own (--help, --cfg).
+    """What the command line asks for: jobs, or printed information (--help, --cfg).
 
-    hydra_overrides: those of Hydra's own keys, such as the launcher's, which name no run.
-    answer: lets Hydra print it; there are no jobs then.
+    Attributes:
+        jobs: the runs; empty if `answer` is set.
+        multirun: True for a sweep (-m).
+        hydra_overrides: overrides of Hydra's own keys, such as the launcher's. They do not change a
+            run's name.
+        answer: prints the requested information.
+
     """
 
     jobs: list[Job]
@@ -64,48 +69,54 @@ class CommandLine:
 
 @dataclass(frozen=True)
 class Groups:
-    """group: names of groups, separated by commas."""
+    """The argument `group`: one or more group names, separated by commas."""
 
     group: str = "default"
 
     @property
     def names(self) -> list[str]:
-        """Return the groups' names, each once."""
+        """Return the distinct group names in order."""
         return list(dict.fromkeys(self.group.split(",")))
 
 
 def exit_status(command: Callable[[], int], resumes: bool = True) -> int:
-    """Run a command to its exit status: a user's mistake is one line on stderr and status 2.
+    """Run a command and return its exit status.
 
-    resumes: whether the command, given again, goes on where it was stopped.
+    A UserError is printed to stderr in one line and gives status 2.
+
+    Args:
+        command: returns the exit status.
+        resumes: True if the same command, run again after an interruption, resumes.
+
     """
     for stream in (sys.stdout, sys.stderr):
-        # A class may have a name that the terminal's encoding lacks.
+        # A class name may have characters that the terminal's encoding lacks.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        # A rank that waits for others in native code would not hear of a signal.
+        # A Python handler would not run in a rank that waits for other ranks in native code.
         with leaving_early() if _world_size() == "1" else contextlib.nullcontext():
             return command()
     except UserError as error:
-        # Every rank knows of it, by itself or from the one that it stopped.
+        # Every rank has the error, its own or that of another rank.
         if _is_first_rank():
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader of our output left, as `| head` does; there is nobody left to tell.
+        # The reader of the output closed it, as `| head` does, so nothing more can be printed.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
         return 141
     except OSError as error:
-        # A disk that is full or gone is nobody's mistake, and no traceback helps.
+        # A full or missing disk is not a bug, so a traceback would not help.
         if error.errno not in DISK_ERRORS:
             raise
-        print(f"error: {error}; the same command goes on once that is mended", file=sys.stderr)
+        advice = "fix this, then run the same command again to resume"
+        print(f"error: {error}; {advice}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, Stopped) as error:
         if _is_first_rank():
-            then = "; the same command goes on from the last checkpoint" if resumes else ""
-            print(f"interrupted{then}", file=sys.stderr)
+            advice = "; run the same command again to resume from the last checkpoint"
+            print(f"interrupted{advice if resumes else ''}", file=sys.stderr)
         return error.status if isinstance(error, Stopped) else 130
 
 
@@ -120,16 +131,16 @@ def read_command_line(
 
     Args:
         arguments: the command line without the program's name.
-        config_name: the name of its file in conf/.
-        config_type: the class that reads the configuration.
-        usage: what `--help` prints before the keys.
-        ranks: True if the command may be one of several ranks, which torchrun started.
+        config_name: name of the configuration's file in conf/, without `.yaml`.
+        config_type: configuration class.
+        usage: text that `--help` prints before the keys.
+        ranks: True if torchrun may start several ranks of the command.
 
     """
     check_ranks(ranks)
-    # Hydra prints its own errors over several lines unless it is told to raise them.
+    # With this variable Hydra raises its errors instead of printing them over several lines.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # Hydra's own --cfg job --resolve needs them too.
+    # Hydra needs them for --cfg job --resolve.
     register_resolvers()
     parser = _make_parser()
     # Intermixed: the flags may stand anywhere among the overrides.
@@ -141,7 +152,7 @@ def read_command_line(
         raise UserError(f"--{'resolve' if flags.resolve else 'package'}: is for --cfg")
     overrides = list(flags.overrides)
     check_hydra_overrides(overrides)
-    # Hydra keeps the last of several folders; an experiment may build upon another folder's.
+    # Hydra itself uses only the last --config-dir, but an experiment may extend one in another.
     if flags.help:
         text = help_text(usage or "", config_type, config_name)
         return CommandLine([], False, [], functools.partial(print, text))
@@ -169,9 +180,9 @@ def read_command_line(
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    """Make the parser of Hydra's flags, those that are refused here among them.
+    """Return a parser of Hydra's flags, including those that `read_command_line` refuses.
 
-    Hydra's own has a help text that is no string, which argparse refuses since Python 3.14.
+    One help text of Hydra's own parser is not a string, which argparse refuses since Python 3.14.
     """
     parser = argparse.ArgumentParser(add_help=False, description="Hydra")
     parser.error = refuse_flags  # type: ignore[method-assign]
@@ -207,19 +218,22 @@ def _make_parser() -> argparse.ArgumentParser:
 def _let_hydra_answer(
     config_name: str, parser: argparse.ArgumentParser, flags: argparse.Namespace
 ) -> None:
-    """Let Hydra answer --cfg, --info and the like."""
+    """Let Hydra print what --cfg, --info and similar flags ask for."""
 
-    def nothing(composed: DictConfig) -> None:
-        """Stand for the task, which these flags never reach."""
+    def task(composed: DictConfig) -> None:
+        """Do nothing: with these flags Hydra never calls its task."""
 
-    # Hydra names its job by the task's module.
-    nothing.__module__ = config_name
+    # Hydra names its job after the task's module.
+    task.__module__ = config_name
     version.setbase("1.3")
-    _run_hydra(flags, parser, nothing, str(CONF), config_name)
+    _run_hydra(flags, parser, task, str(CONF), config_name)
 
 
 def read_arguments(arguments: Sequence[str], config_type: type[T], usage: str | None) -> T:
-    """Read a script's key=value arguments into its dataclass; `--help` prints `usage`."""
+    """Read a script's `key=value` arguments into its dataclass; raise UserError on a mistake.
+
+    `--help` prints `usage` and exits.
+    """
     check_ranks(False)
     if {"--help", "-h"} & set(arguments):
         print((usage or "").strip())
@@ -240,7 +254,7 @@ def read_arguments(arguments: Sequence[str], config_type: type[T], usage: str | 
 
 
 def _read_dotlist(arguments: Sequence[str], texts: set[str]) -> dict[str, Any]:
-    """Read key=value as YAML does, but a text key's value as it was typed."""
+    """Parse `key=value` arguments as YAML, except the values of text keys, which stay as typed."""
     typed = []
     for argument in arguments:
         key, _, value = argument.partition("=")
@@ -250,7 +264,10 @@ def _read_dotlist(arguments: Sequence[str], texts: set[str]) -> dict[str, Any]:
 
 
 def read_own_keys(given: Sequence[str], prefix: str, config_type: type[T]) -> T:
-    """Read a script's own keys, `prefix.key=value`, from among those of train.py."""
+    """Read a script's own arguments, `prefix.key=value`; ignore all others, which are train.py's.
+
+    Raises UserError on a mistake.
+    """
     own = [argument for argument in given if argument.startswith(f"{prefix}.")]
     try:
         raw = _read_dotlist(own, set()).get(prefix, {})
@@ -269,7 +286,7 @@ def _is_first_rank() -> bool:
 
 
 def check_ranks(several: bool) -> None:
-    """Refuse several ranks where a command is for one; let only the first print."""
+    """Raise UserError if there are several ranks and `several` is False; silence all but rank 0."""
     if _world_size() == "1":
         return
     if not _is_first_rank():
@@ -284,5 +301,5 @@ def check_ranks(several: bool) -> None:
 
 
 def refuse_flags(message: str) -> NoReturn:
-    """Raise UserError in place of argparse's usage."""
+    """Raise UserError with argparse's message, instead of printing its usage."""
     raise UserError(f"{message}; see --help")

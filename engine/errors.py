@@ -1,4 +1,4 @@
-"""A user's mistake, and how it is worded in one line: the key, the value, what is allowed."""
+"""Errors that a user can fix, each worded in one line: `key=value: what is allowed`."""
 
 import difflib
 import json
@@ -8,32 +8,33 @@ from typing import Any
 
 
 class UserError(Exception):
-    """A user's mistake; its text is the one line to print before exit status 2."""
+    """A mistake of the user. Its text is printed in one line, then the exit status is 2."""
 
 
 def key_error(key: str, value: Any, allowed: str) -> UserError:
-    """Word a user's mistake: the key, the value, what is allowed."""
+    """Return a UserError that reads `key=value: allowed`, the value spelled as a user types it."""
     shown = "null" if value is None else json.dumps(value) if type(value) is bool else str(value)
     shown = shown.removesuffix(".0") if type(value) is float else " ".join(shown.split())
     return UserError(readable(f"{key}={shown}: {allowed}"))
 
 
 def readable(text: str) -> str:
-    r"""Return text that every file and stream of UTF-8 takes.
+    r"""Return text that can be encoded as UTF-8.
 
-    Bytes of a name that are no UTF-8, which Python keeps as lone surrogates, become `\xe9`.
+    Python keeps the bytes of a file name that are not valid UTF-8 as lone surrogates. They become
+    escapes such as `\xe9`.
     """
     return re.sub("[\ud800-\udfff]", _escape, text)
 
 
 def _escape(match: re.Match[str]) -> str:
     byte = ord(match[0]) - 0xDC00
-    # Any other surrogate stands for no byte; YAML can write one.
+    # Any other surrogate stands for no byte. YAML can contain one.
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else f"\\u{ord(match[0]):04x}"
 
 
 def closest(key: str, known: Iterable[str]) -> str:
-    """Name the known keys nearest to a mistyped one, or all of them."""
+    """Return the advice for a mistyped key: the most similar known keys, or all if none is."""
     known = sorted(known)
     matches = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     leaf = key.rpartition(".")[2]

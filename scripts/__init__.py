@@ -1,1 +1,1 @@
-"""Commands beside train.py and val.py, each run as `python -m scripts.NAME`."""
+"""Further commands, each run as `python -m scripts.NAME`."""

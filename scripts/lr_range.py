@@ -1,17 +1,17 @@
-"""Find a learning rate by a range test: one short run whose rate grows at every step.
+"""Find a learning rate with a range test: one short run whose rate grows at every step.
 
     python -m scripts.lr_range optimizer=lars batch=4096 model=resnet20
 
-Takes the keys of train.py, and prints the rate at which the loss is lowest, as the
-optimizer.base_lr that has it for its peak under the scaling in force. Its own keys:
+Takes the keys of train.py. Prints the optimizer.base_lr whose peak rate, under the chosen
+optimizer.lr_scaling, is the rate at which the loss is lowest. Its own keys:
 
-    range.low      the first rate; null: the recipe's peak / 1000          [null]
-    range.high     the last rate; null: the recipe's peak x 100            [null]
+    range.low      the first rate; null: the configured peak / 1000        [null]
+    range.high     the last rate; null: the configured peak x 100          [null]
     range.steps    optimizer steps from low to high                        [100]
-    range.most     stop where the smoothed loss is so many times its best  [4]
+    range.most     stop if the running loss is this many times its minimum [4]
 
-group is lr_range unless it is given: results/<group> gets <run>.png and <run>.json. The test split
-is never looked at, and nothing is kept of the weights.
+The default group is lr_range. The plot <run>.png and the numbers <run>.json are written to
+results/<group>. The test split is not used, and no checkpoint is written.
 """
 
 import shlex
@@ -27,13 +27,13 @@ from engine.errors import UserError, key_error
 if TYPE_CHECKING:
     from engine.sweeps.lr_range import RangeTest
 
-# A curve of fewer points has no shape.
+# A curve with fewer points does not show where the loss falls.
 FEWEST_STEPS = 10
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """The test's own keys."""
+    """The range test's own keys."""
 
     low: Positive | None = None
     high: Positive | None = None
@@ -42,18 +42,18 @@ class Arguments:
 
 
 def main() -> int:
-    """Run the test, write and tell what it found; return the exit status."""
+    """Run the range test, write and print its result; return the exit status."""
     given = sys.argv[1:]
     if {"--help", "-h"} & set(given):
         print((__doc__ or "").strip())
         return 0
     arguments = read_own_keys(given, "range", Arguments)
     asked = [g for g in given if not g.startswith(("range.", "group="))]
-    # An experiment's own group is for its results.
+    # An experiment's group is for its own results, so it is overridden.
     group = next((g for g in given if g.startswith("group=")), "group=lr_range")
     command = read_command_line([group, *asked], "train", Config)
     if command.answer is not None or command.multirun:
-        raise UserError("scripts.lr_range: tests one choice of keys at a time; see --help")
+        raise UserError("scripts.lr_range: tests one configuration at a time; see --help")
     config = command.jobs[0].config
     if config.plan:
         raise key_error("plan", True, "scripts.lr_range has no dry run")
@@ -62,7 +62,16 @@ def main() -> int:
 
 
 def search(config: Config, arguments: Arguments, command: str) -> None:
-    """Run the test of one configuration, and write and tell what it found."""
+    """Run the range test of one configuration, and write and print its result.
+
+    Raises UserError if the rates are too high or too low to show where the loss falls.
+
+    Args:
+        config: the configuration.
+        arguments: the range test's own keys.
+        command: the command, which is written with the result.
+
+    """
     from engine.sweeps.lr_range import growing_rates, run_range_test
     from engine.system.runtime import facts
     from engine.training.setup import prepare
@@ -80,12 +89,23 @@ def search(config: Config, arguments: Arguments, command: str) -> None:
         raise key_error("range.low", low, allowed)
     peak = made.suggested()
     if peak is None:
-        raise key_error("range.high", high, f"must be higher: the loss never fell from {low:g} on")
+        allowed = f"must be higher: the loss never falls above range.low={low:g}"
+        raise key_error("range.high", high, allowed)
     print(suggest(config, made, peak, {"command": command} | facts(setup.runtime)))
 
 
 def suggest(config: Config, made: "RangeTest", peak: float, facts: dict[str, Any]) -> str:
-    """Write plot and numbers; return what to print, the line to paste last."""
+    """Write the plot and the numbers; return the text to print.
+
+    The last line is the override to use. Raises UserError if the files cannot be written.
+
+    Args:
+        config: the configuration.
+        made: the result of the range test.
+        peak: the suggested peak rate.
+        facts: the command and the facts that a result is cited with.
+
+    """
     from engine.runs.records import RESULTS, cannot_write, check_inside
     from engine.sweeps.lr_range import write_range
     from engine.training.plan import base_lr_for
@@ -115,7 +135,7 @@ def suggest(config: Config, made: "RangeTest", peak: float, facts: dict[str, Any
         f"{made.stopped}",
         f"loss      falls fastest at {steepest:.3g}, is lowest at {peak:.3g}",
         *(
-            ["          and was still falling there: try a higher range.high"]
+            ["          and is still falling there: try a higher range.high"]
             * made.falls_to_the_end()
         ),
         *(f"written   {path}" for path in paths),

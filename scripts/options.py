@@ -1,8 +1,8 @@
-"""Write what every key means into docs/options.md and conf/: `python -m scripts.options`.
+"""Write the meanings of all keys to docs/options.md and conf/: `python -m scripts.options`.
 
-The meanings stand beside the keys in engine/config; run this after changing one. It rewrites the
-comments of keys in conf/ (not those of conf/experiment) and the table of docs/options.md, and
-prints the files that changed.
+Each key is declared with its meaning in engine/config. Run this after you change one. It rewrites
+the keys' comments in conf/ (except conf/experiment) and the tables of docs/options.md, and prints
+the files that changed.
 """
 
 import re
@@ -34,7 +34,7 @@ class Arguments:
 
 
 def render() -> dict[Path, str]:
-    """Return the text of each file that is made from the keys' meanings, by path."""
+    """Return the new text of each file that contains meanings, by path."""
     training, evaluation = list_options(Config, "train"), list_options(EvaluationConfig, "val")
     parts = [
         TITLE, "## train.py\n", markdown_table(training) + "\n", "## val.py\n",
@@ -50,7 +50,12 @@ def render() -> dict[Path, str]:
 
 
 def commented(text: str, meanings: Mapping[str, str], group: str) -> str:
-    """Put each key's meaning behind its value in the text of a YAML file.
+    """Return the text of a YAML file with each key's meaning as a comment after its value.
+
+    Args:
+        text: the YAML file's text.
+        meanings: meanings by dotted key.
+        group: prefix of the file's keys in `meanings`, such as `optimizer.`.
 
     >>> print(commented("batch: 128  # old\\nclip:\\n  norm: null\\n",
     ...                 {"batch": "examples", "clip.norm": "bound"}, ""), end="")
@@ -77,7 +82,7 @@ def commented(text: str, meanings: Mapping[str, str], group: str) -> str:
 
 
 def main() -> int:
-    """Write the files that differ; return the exit status."""
+    """Write the files that changed; return the exit status."""
     read_arguments(sys.argv[1:], Arguments, __doc__)
     for path, text in render().items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:

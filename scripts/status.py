@@ -1,4 +1,7 @@
-"""Show how far groups' sweeps are: `python -m scripts.status group=NAME,NAME`. It only reads."""
+"""Print the progress of groups' sweeps: `python -m scripts.status group=NAME,NAME`.
+
+It writes no file.
+"""
 
 import sys
 
@@ -7,7 +10,7 @@ from engine.report.status import describe_progress
 
 
 def main() -> int:
-    """Print the overviews; return the exit status."""
+    """Print each group's progress; return the exit status."""
     groups = read_arguments(sys.argv[1:], Groups, __doc__).names
     print("\n\n".join(map(describe_progress, groups)))
     return 0

@@ -1,8 +1,8 @@
 """Rebuild groups' pages, tables and plots from their runs: `python -m scripts.tables group=NAME`.
 
-With group=A,B it also draws the groups in one plot, results/A+B.png. target_accuracy=85 tells the
-time to 85 %, whatever the runs were given. It only reads the runs, so it may be used while a sweep
-is under way.
+With group=A,B it also draws both groups in one plot, results/A+B.png. With target_accuracy=85 the
+reports show the time to reach 85 %, whatever target the runs had. It only reads the runs, so it can
+be used while a sweep runs.
 """
 
 import sys
@@ -15,13 +15,18 @@ from engine.report.write import compare, load_rows, write_report
 
 @dataclass(frozen=True)
 class Arguments(Groups):
-    """The groups, and the accuracy in % whose time their reports tell."""
+    """The arguments.
+
+    Attributes:
+        target_accuracy: accuracy in %; the reports show the time to reach it.
+
+    """
 
     target_accuracy: Percent | None = None
 
 
 def main() -> int:
-    """Write the tables; return the exit status."""
+    """Write the groups' reports; return the exit status."""
     arguments = read_arguments(sys.argv[1:], Arguments, __doc__)
     groups = arguments.names
     for group in groups:

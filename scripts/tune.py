@@ -1,21 +1,21 @@
-"""Choose rates for several optimizers and batches, fairly, on held-out training images.
+"""Search learning rates fairly for several optimizers and batches, on held-out training images.
 
     python -m scripts.tune optimizer=sgd,lars batch=128,4096 model=resnet8 epochs=15 group=tune8
 
-Each optimizer at each batch gets the same number of trials on a geometric grid of
-optimizer.base_lr around the recipe's own; the grid widens while the best lies on its edge. Other
-keys go to train.py as they are; with several seeds a trial is their mean. The same command again
-runs only what is missing. Its own keys:
+Each optimizer at each batch gets the same number of trials, on a geometric grid of
+optimizer.base_lr around the configured value. The grid widens while the best value is on its edge.
+Other keys are passed to train.py. With several seeds, a trial's score is the mean over them. The
+same command, run again, trains only the missing trials. Its own keys:
 
-    tune.points        rates in the first grid                              [5]
+    tune.points        learning rates in the first grid                     [5]
     tune.decay_points  weight decays in the first grid; 1: not tuned        [1]
-    tune.factor        ratio of neighbours                                  [2]
-    tune.most          most values of a key in a grid                       [13]
-    tune.trials        a budget: so many trials for each optimizer and batch, chosen by Optuna
-                       inside the first grid's bounds; null: the grid       [null]
+    tune.factor        ratio between neighboring values                     [2]
+    tune.most          largest number of values of a key                    [13]
+    tune.trials        number of trials for each optimizer and batch, chosen by Optuna inside
+                       the first grid's bounds; null: search the grid       [null]
 
-data.holdout is 5000 and group is tune unless they are given. results/<group> gets a page,
-rates.png, runs.jsonl and experiment/<group>.yaml, which the final sweep trains with.
+The default data.holdout is 5000 and the default group is tune. A page, rates.png, runs.jsonl and
+experiment/<group>.yaml, which the final sweep uses, are written to results/<group>.
 """
 
 import shlex
@@ -46,13 +46,13 @@ from engine.sweeps.tune import (
 )
 from engine.system.files import write_text_atomically
 
-# The tuner launches the very job that train.py -m launches; nothing in engine may import it.
+# The search launches the same job as train.py -m. No module of engine may import train.py.
 from train import sweep_job
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """The tuner's own keys."""
+    """The search's own keys."""
 
     points: Annotated[int, Range(low=3)] = 5
     decay_points: Count = 1
@@ -62,7 +62,7 @@ class Arguments:
 
 
 def main() -> int:
-    """Search, then write what was found; return the exit status."""
+    """Run the search and write its result; return the exit status."""
     given = sys.argv[1:]
     if {"--help", "-h"} & set(given):
         print((__doc__ or "").strip())
@@ -76,11 +76,11 @@ def main() -> int:
         raise UserError(f"{size}: a search never evaluates the test split")
     asked = [g for g in given if not g.startswith(("tune.", *own))]
     held = next((g for g in given if g.startswith("data.holdout=")), "data.holdout=5000")
-    # An experiment's own group is for its results on the test split, not for trials.
+    # An experiment's group is for its results on the test split, so it is overridden.
     group = next((g for g in given if g.startswith("group=")), "group=tune")
     command = read_command_line(["-m", *asked, group, held, "data.test_size=0"], "train", Config)
     if command.answer is not None:
-        raise UserError("scripts.tune: shows no configuration; train.py does")
+        raise UserError("scripts.tune: cannot show a configuration; use train.py")
     cells, seeds = make_cells(command.jobs, arguments)
     config = command.jobs[0].config
 
@@ -96,7 +96,10 @@ def main() -> int:
 
 
 def make_cells(jobs: Sequence[Job], arguments: Arguments) -> tuple[list[Cell], list[int]]:
-    """Make a cell of each optimizer at each batch, its grid around the recipe's own values."""
+    """Return a cell for each optimizer and batch, with a grid around its configured values.
+
+    Returns the seeds as well. Raises UserError if any other key has several values.
+    """
     cells: dict[tuple[str, int], Cell] = {}
     for job in jobs:
         optimizer = job.config.optimizer
@@ -119,9 +122,15 @@ def make_cells(jobs: Sequence[Job], arguments: Arguments) -> tuple[list[Cell], l
 
 
 def measure(cells: Sequence[Cell], seeds: Sequence[int], command: CommandLine) -> None:
-    """Train the trials that have no score, and score them by their hold-out accuracy.
+    """Train the trials that have no score, and set their scores to the hold-out accuracy.
 
-    Leaves with status 1 where any failed: a choice among fewer trials would not be fair.
+    Exits with status 1 if any trial failed: a choice among fewer trials would not be fair.
+
+    Args:
+        cells: the cells, whose scores are set.
+        seeds: the seeds of each trial.
+        command: the command line, which chooses the launcher.
+
     """
     trials = [
         (cell, point) for cell in cells for point in cell.points() if point not in cell.scores
@@ -133,7 +142,8 @@ def measure(cells: Sequence[Cell], seeds: Sequence[int], command: CommandLine) -
     train_missing(claim_missing(jobs), command.hydra_overrides, sweep_job)
     failures = [text for job in jobs if (text := failure(Run(job.config)))]
     if failures:
-        print(*failures, "the same command tries them again", sep="\n", file=sys.stderr)
+        advice = "run the same command again to retry the failed trials"
+        print(*failures, advice, sep="\n", file=sys.stderr)
         raise SystemExit(1)
     summaries = iter([Run(job.config).summary() or {} for job in jobs])
     for cell, point in trials:
@@ -144,7 +154,7 @@ def measure(cells: Sequence[Cell], seeds: Sequence[int], command: CommandLine) -
 
 
 def trial_overrides(cell: Cell, point: Sequence[float], seed: int) -> list[str]:
-    """Write a trial's overrides."""
+    """Return the overrides of a trial with one seed."""
     values = [f"{key}={value!r}" for key, value in zip(cell.axes, point, strict=True)]
     return [*cell.overrides, *values, f"seed={seed}"]
 
@@ -152,14 +162,24 @@ def trial_overrides(cell: Cell, point: Sequence[float], seed: int) -> list[str]:
 def write(
     cells: Sequence[Cell], seeds: Sequence[int], config: Config, given: Sequence[str]
 ) -> None:
-    """Write the experiment file, the page and the plot; show the page's table."""
+    """Write the experiment, the page and the plot; print the page's table and what to run next.
+
+    Raises UserError if the files cannot be written.
+
+    Args:
+        cells: the cells, with scores.
+        seeds: the seeds of each trial.
+        config: the configuration of any trial.
+        given: the command's arguments.
+
+    """
     folder = RESULTS / config.group
     searched = shlex.join(["python", "-m", "scripts.tune", *given])
     scored = f"{config.data.holdout} held-out training images"
     if len(seeds) > 1:
         scored += f", the mean of {len(seeds)} seeds"
     recipe = next((g.partition("=")[2] for g in given if g.startswith("+experiment=")), None)
-    # What was tuned is in the experiment, which the command line would win over.
+    # Tuned keys are left out, since the command line would override their values in the experiment.
     own = ("tune.", "group=", "data.holdout=", "data.test_size=", "+experiment=")
     tuned = tuple(f"{key}=" for key in cells[0].axes)
     kept = [g for g in given if not g.startswith((*own, *tuned))]

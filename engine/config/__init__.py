@@ -1,1 +1,1 @@
-"""What was asked for: configuration keys, their composition, and the name they give a run."""
+"""Configuration: its keys, how they are composed, and the run name that they give."""

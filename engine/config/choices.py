@@ -1,4 +1,4 @@
-"""What a run's result depends on, each choice in one spelling: its identity, and so its name."""
+"""The choices that a run's result depends on, in one spelling each. They give the run its name."""
 
 import dataclasses
 import os
@@ -10,7 +10,16 @@ from engine.errors import key_error, readable
 
 
 def flatten(config: Any, as_typed: bool, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """List the choices of a configuration, or a part of it, as `Config.choices` gives them."""
+    """Yield the choices of a configuration, or a part of it, as (dotted key, value).
+
+    Keys at their dataclass default and keys declared with `same_result` are left out.
+
+    Args:
+        config: a configuration dataclass.
+        as_typed: True to keep paths and zeros as they were typed.
+        prefix: put before each key.
+
+    """
     for key in dataclasses.fields(config):
         value = getattr(config, key.name)
         if dataclasses.is_dataclass(value):
@@ -24,34 +33,34 @@ def flatten(config: Any, as_typed: bool, prefix: str = "") -> Iterable[tuple[str
 def _in_one_spelling(key: dataclasses.Field[Any], value: Any) -> Any:
     if key.metadata.get(PATH) and value:
         return one_path(value)
-    # Zero has two signs, and no rate or bound is another for it.
+    # -0.0 equals 0.0, but is written differently.
     return 0.0 if isinstance(value, float) and value == 0 else value
 
 
 def one_path(path: str) -> str:
-    """Return the one spelling of a path: without `~`, `.`, `//` and a last `/`, links as they are.
+    """Return the one spelling of a path: without `~`, `.`, `//` and a trailing `/`.
 
-    It is relative to the working directory if it lies inside, else absolute. The file system is not
-    asked: a run has its name also where the folder is not mounted, and keeps it when a link on the
-    way is put elsewhere. So a `..` goes together with the folder before it only if the working
-    directory is that folder or lies in it: the system gives the working directory without links.
-    Any other folder may be a link, and `..` behind a link leads elsewhere than the text says.
+    The result is relative to the working directory if it lies inside, otherwise absolute. The file
+    system is not read, so a run keeps its name if the folder is not mounted or a link changes.
+    Links are therefore not resolved, and a `..` is removed together with the folder before it only
+    if that folder is the working directory or one of its parents, which are known not to be links.
+    After a link, `..` leads elsewhere than the text says.
     """
     here = [part for part in os.getcwd().split("/") if part]
     parts: list[str] = []
     for part in os.path.join(os.getcwd(), os.path.expanduser(path)).split("/"):
         if part == ".." and parts == here[: len(parts)]:
-            # The root's parent is the root.
+            # The parent of the root is the root.
             parts = parts[:-1]
         elif part not in ("", "."):
             parts.append(part)
     inside = parts[: len(here)] == here
-    # The home or working directory may have a name that is no UTF-8 text.
+    # The name of the home or working directory may not be valid UTF-8.
     return readable("/".join(parts[len(here) :]) or "." if inside else "/" + "/".join(parts))
 
 
 def check_utf8(key: str, text: str | None) -> None:
-    """Raise UserError for text that configurations, tables and TensorBoard could not hold."""
+    """Raise UserError for text that is not valid UTF-8, which files and TensorBoard cannot hold."""
     if text is not None and readable(text) != text:
-        allowed = "must be UTF-8 text; rename the folder, or make a link to it under such a name"
+        allowed = "must be UTF-8 text; rename the folder, or make a link to it with a UTF-8 name"
         raise key_error(key, text, allowed)

@@ -1,6 +1,6 @@
-"""From YAML and overrides to checked configurations, with Hydra's compose.
+"""Composes YAML files and overrides into checked configurations, with Hydra's compose.
 
-Every job of a sweep is composed and checked before anything is made; an error is one line that
+Every job of a sweep is composed and checked before anything is written. An error is one line that
 names the override it is about. Imports no torch.
 """
 
@@ -26,16 +26,20 @@ from engine.config.choices import check_utf8
 from engine.config.parse import known_keys, text_keys
 from engine.errors import UserError
 
-# Composing takes about a tenth of a second a run: a sweep of this many says what it does.
+# Composing a run takes about 0.1 s, so a sweep of this many runs prints that it is checking them.
 MANY = 20
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run that the command line asks for: its configuration and what was chosen for it.
+    """One run that the command line asks for.
 
-    folders: the --config-dir flags that the overrides need.
+    Attributes:
+        config: the checked configuration.
+        overrides: the run's overrides, without those of Hydra's own keys.
+        folders: the --config-dir flags that the overrides need.
+
     """
 
     config: Any
@@ -44,7 +48,7 @@ class Job:
 
     @property
     def arguments(self) -> list[str]:
-        """Return what follows train.py in the command of this run alone."""
+        """Return the arguments of train.py that train this run by itself."""
         return [*self.folders, *self.overrides]
 
 
@@ -53,7 +57,12 @@ def read_overrides(
 ) -> list[Job]:
     """Compose and check every job that a command's overrides ask for; raise UserError on a mistake.
 
-    sweep: a list of values is a job for each of them, as under Hydra's -m.
+    Args:
+        config_name: name of the configuration's file in conf/, without `.yaml`.
+        config_type: configuration class.
+        overrides: the command's overrides.
+        sweep: True to make one job for each combination of listed values, as Hydra's -m does.
+
     """
     with _hydra(config_name):
         overrides = _as_text(overrides, text_keys(config_type))
@@ -80,8 +89,11 @@ def make_jobs(config_name: str, config_type: Any, lists: Sequence[list[str]]) ->
 
 
 def plain_config(composed: DictConfig) -> dict[str, Any]:
-    """Turn Hydra's configuration into plain dictionaries, interpolations resolved."""
-    # A launcher's worker comes here first; only then has it the experiments' resolvers.
+    """Return a composed configuration as plain dictionaries, with interpolations resolved.
+
+    Raises UserError if an interpolation cannot be resolved.
+    """
+    # In a launcher's worker process nothing else has registered the resolvers.
     hydra_rules.register_resolvers()
     try:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
@@ -111,7 +123,10 @@ def _make_job(config_name: str, config_type: Any, overrides: list[str]) -> Job:
 
 
 def config_dir_flags(overrides: Sequence[str]) -> list[str]:
-    """Return the flags that one of these overrides was; a folder inside this one is relative."""
+    """Return the --config-dir flags that were turned into one of these overrides.
+
+    A folder inside the working directory is given as a relative path.
+    """
     return [
         f"--config-dir={os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder}"
         for folder in _added_folders(overrides)
@@ -119,7 +134,7 @@ def config_dir_flags(overrides: Sequence[str]) -> list[str]:
 
 
 def search_path(folders: Sequence[str]) -> str:
-    """Write the override of Hydra's that adds folders of configurations."""
+    """Return the override of Hydra's search path that adds these configuration folders."""
     places = ",".join(quoted(f"file://{os.path.abspath(folder)}") for folder in folders)
     return f"hydra.searchpath=[{places}]"
 
@@ -132,9 +147,9 @@ def _added_folders(overrides: Sequence[str]) -> list[Path]:
 
 
 def quoted(text: str) -> str:
-    """Write text as a value that Hydra's grammar reads as this text and nothing else.
+    """Return text quoted so that Hydra's grammar reads it as exactly this text.
 
-    In quotes a backslash counts only before a quote.
+    Inside quotes a backslash is an escape only before a quote.
     """
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
     escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
@@ -142,7 +157,7 @@ def quoted(text: str) -> str:
 
 
 def _as_text(overrides: Sequence[str], keys: set[str]) -> list[str]:
-    """Quote the values of text keys that Hydra would read as numbers or truth values."""
+    """Quote the values of text keys that Hydra would read as numbers or booleans."""
     found = []
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -167,7 +182,7 @@ def _compose(config_name: str, config_type: Any, overrides: list[str]) -> DictCo
     except RecursionError as error:
         raise UserError(f"{' '.join(overrides)}: a configuration that includes itself") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{' '.join(overrides)}: a file of it is no UTF-8 text") from error
+        raise UserError(f"{' '.join(overrides)}: one of its files is not UTF-8 text") from error
     except (HydraException, OmegaConfBaseException, ValueError, OSError, yaml.YAMLError) as error:
         folders = [CONF, *_added_folders(overrides)]
         hydra_rules.explain(overrides, known_keys(config_type), folders, str(error))
@@ -185,12 +200,12 @@ def _check_grammar(overrides: list[str]) -> None:
             OverridesParser.create().parse_overrides([override])
         except HydraException as error:
             raise UserError(
-                f"{override}: must be key=value, what is not plain in quotes: 'key=\"a ~b\"'"
+                f"{override}: must be key=value; put special characters in quotes: 'key=\"a ~b\"'"
             ) from error
 
 
 def _split(overrides: list[str]) -> list[list[str]]:
-    """Expand a sweep's overrides into one list a job, as Hydra's basic sweeper will."""
+    """Expand a sweep's overrides into one list per job, as Hydra's basic sweeper does."""
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     try:

@@ -1,17 +1,17 @@
-"""All that knows Hydra's habits: its own keys, its error messages, the resolvers of experiments.
+"""Rules for Hydra: which of its own keys are allowed, its error messages, and resolvers.
 
-Which of Hydra's keys a command or an experiment may set: the launcher's, and no code. Hydra imports
-and calls what its configuration names: callbacks, handlers of its loggers, each `_target_` inside
-the launcher's keys. Its job settings change folders and the environment, and say where files go. A
-run needs none of that, and a configuration from elsewhere must not bring it.
+Of Hydra's own keys, a command may set only the launcher's, and an experiment none. Hydra imports
+and calls what its configuration names: callbacks, log handlers, and each `_target_` inside the
+launcher's keys. Its job settings change the working directory, the environment and where files are
+written. A run needs none of that, and a configuration from elsewhere must not be able to run code.
 
-The values in an experiment's YAML that follow batch or optimizer, as OmegaConf resolvers:
+An experiment's YAML can use these OmegaConf resolvers:
 
-    ${times_k:1e-5}                                 1e-5 times k, the batch over 128
-    ${by_optimizer:{sgd: 5e-4, lars: 5e-3}}         the chosen optimizer's; no key if not listed
-    ${by_batch:{128: 0.1, 1024: 0.8}}               the chosen batch's; an error if not listed
+    ${times_k:1e-5}                             1e-5 * k, with k = batch / 128
+    ${by_optimizer:{sgd: 5e-4, lars: 5e-3}}     the chosen optimizer's value; no key if not listed
+    ${by_batch:{128: 0.1, 1024: 0.8}}           the chosen batch's value; an error if not listed
 
-The command line wins over each, as over any value of an experiment.
+The command line overrides each of them, like any value of an experiment.
 """
 
 import functools
@@ -26,23 +26,23 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from engine.errors import UserError, closest, key_error
 
 SETTABLE = r"[+~]*hydra(/launcher=|\.launcher\.)"
-# The keys by which Hydra's `instantiate` imports and calls.
+# The keys with which Hydra's `instantiate` imports and calls code.
 CODE = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
-# Hydra's own record of a command, and the texts of its help.
+# Nodes in which Hydra records the command, and its help texts. They may differ between commands.
 RECORDED = ("help", "hydra_help", "overrides", "runtime", "searchpath")
 LAUNCHERS = ("basic", "joblib", "ray", "slurm", "submitit_local", "submitit_slurm")
-# The seed study's k counts from this batch in every recipe, whatever `base_batch` a rule uses.
+# The study's k is batch / 128 in every recipe, whatever the optimizer's `base_batch` is.
 STUDY_BATCH = 128
 ABSENT = "(absent)"
 
 
 def is_hydras(override: str) -> bool:
-    """Tell whether an override is of one of Hydra's own keys."""
+    """Return True if an override sets one of Hydra's own keys."""
     return re.match(r"[+~]*hydra[./=@]", override) is not None
 
 
 def check_hydra_overrides(overrides: Iterable[str]) -> None:
-    """Raise UserError for an override of Hydra's own keys that no run needs."""
+    """Raise UserError for an override of Hydra's own keys, except those of the launcher."""
     for override in filter(is_hydras, overrides):
         if match := re.match(r"hydra\.(launcher)=(.*)", override):
             raise UserError(f"{override}: write hydra/{match[1]}={match[2]}")
@@ -54,19 +54,19 @@ def check_hydra_overrides(overrides: Iterable[str]) -> None:
             raise UserError(f"{override}: not used here; --config-dir=DIR adds configurations")
         if not re.match(SETTABLE, override):
             raise UserError(
-                f"{override}: not used here; of Hydra's own keys, hydra/launcher=NAME and "
-                "hydra.launcher.KEY=VALUE are"
+                f"{override}: not used here; of Hydra's own keys only hydra/launcher=NAME and "
+                "hydra.launcher.KEY=VALUE can be set"
             )
         if any(word in override for word in CODE):
             raise UserError(f"{override}: no key may name code to import")
 
 
 def take_hydras(composed: DictConfig, config_name: str, hydra_overrides: Sequence[str]) -> None:
-    """Take Hydra's own node out of a composition; raise UserError where it is not the command's.
+    """Remove Hydra's node from a composed configuration; raise UserError if a file changed it.
 
-    An experiment, or a group of any other place, could set what a command may not, or choose a
-    launcher, which is the whole sweep's. The command's own launcher may come from a folder of the
-    user's, whose file could set other keys of Hydra's.
+    An experiment or another group's file could set keys that a command may not set, or choose a
+    launcher, which must be the same for the whole sweep. A launcher's file from --config-dir could
+    set other keys of Hydra.
     """
     own = _plain(composed.hydra)
     launcher = _chosen(config_name, tuple(hydra_overrides))["launcher"]
@@ -86,7 +86,7 @@ def take_hydras(composed: DictConfig, config_name: str, hydra_overrides: Sequenc
 
 @functools.cache
 def _chosen(config_name: str, hydra_overrides: tuple[str, ...]) -> dict[str, Any]:
-    """Compose Hydra's node with the command's own keys alone, under `initialize_config_dir`."""
+    """Compose Hydra's node from these overrides only; Hydra must be initialized."""
     return _plain(compose(config_name, list(hydra_overrides), return_hydra_config=True).hydra)
 
 
@@ -100,9 +100,14 @@ def _plain(hydra: DictConfig) -> dict[str, Any]:
 def explain(
     overrides: Sequence[str], keys: set[str], folders: Sequence[Path], message: str
 ) -> None:
-    """Raise a UserError that names the override Hydra's message is about, if one stands out.
+    """Raise a UserError that names the override Hydra's message is about, if it can be identified.
 
-    keys: those that the configuration has; folders: where its groups' files lie.
+    Args:
+        overrides: the command's overrides.
+        keys: the configuration's dotted keys.
+        folders: the directories with the groups' files.
+        message: Hydra's error message.
+
     """
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
@@ -121,7 +126,7 @@ def explain(
             continue
         if override.startswith("+") and key in keys and "Could not append" in message:
             raise key_error(f"+{key}", value, f"write {key}={value}")
-        # One that --config-dir adds may be there, and the mistake inside it.
+        # If Hydra found the file, which may be from --config-dir, the mistake is inside it.
         there = override.startswith("+") and f"Could not find '{key}/{value}'" not in message
         if options and value not in options and not there and not _is_sweep(value):
             raise key_error(key, value, f"must be one of {', '.join(options)}")
@@ -142,7 +147,7 @@ def explain(
             chosen = next(
                 (o for o in overrides if o.startswith(f"{group}=")), f"the default {group}"
             )
-            raise key_error(key, value, f"{leaf} is no key of {chosen}")
+            raise key_error(key, value, f"{chosen} has no key {leaf}")
 
 
 def _is_sweep(value: str) -> bool:
@@ -150,7 +155,7 @@ def _is_sweep(value: str) -> bool:
 
 
 def one_line(error: Exception) -> str:
-    """Put a library's message on one line, without its links and advice."""
+    """Return a library's error message in one line, without its links and advice."""
     text = str(error)
     if error.__cause__ is not None and str(error.__cause__) not in text:
         text = f"{text} {error.__cause__}"
@@ -161,13 +166,16 @@ def one_line(error: Exception) -> str:
 
 
 def register_resolvers() -> None:
-    """Make the resolvers known to OmegaConf in this process; to do so again is harmless."""
+    """Register the resolvers with OmegaConf in this process; further calls have no effect."""
     for resolver in (times_k, by_optimizer, by_batch):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
 def times_k(value: float, *, _root_: Any) -> float:
-    """Return the value times batch / 128; a batch that is no number is refused later, by name."""
+    """Return the value times batch / 128; raise UserError if it is not a number.
+
+    If the batch is not an int, return the value as it is: the batch is checked later.
+    """
     if type(value) not in (int, float):
         raise UserError(f"${{times_k:{value}}}: must be a number")
     batch = _root_.get("batch")
@@ -175,19 +183,20 @@ def times_k(value: float, *, _root_: Any) -> float:
 
 
 def by_optimizer(values: Mapping[str, Any], *, _root_: Any) -> Any:
-    """Return the value listed for the chosen optimizer; `ABSENT`, which drops the key, if none."""
+    """Return the value listed for the chosen optimizer, or `ABSENT`, which removes the key."""
     _check_mapping("by_optimizer", values)
     return values.get(_root_.optimizer.name, ABSENT)
 
 
 def by_batch(values: Mapping[int, Any], *, _root_: Any, _node_: Any) -> Any:
-    """Return the value listed for the chosen batch; raise UserError where there is none."""
+    """Return the value listed for the chosen batch; raise UserError if there is none."""
     _check_mapping("by_batch", values)
     batch = _root_.get("batch")
     if batch not in values:
         known = ", ".join(map(str, sorted(values)))
         key = _node_._get_full_key(None)
-        raise key_error("batch", batch, f"this experiment has {key} for {known} alone; give {key}")
+        allowed = f"this experiment has {key} only for {known}; give {key}=VALUE"
+        raise key_error("batch", batch, allowed)
     return values[batch]
 
 
@@ -197,7 +206,7 @@ def _check_mapping(resolver: str, values: Any) -> None:
 
 
 def without_absent(values: dict[str, Any]) -> dict[str, Any]:
-    """Return nested dictionaries without the keys that `by_optimizer` found no value for."""
+    """Return nested dictionaries without the keys whose value is `ABSENT`."""
     return {
         key: without_absent(value) if isinstance(value, dict) else value
         for key, value in values.items()

@@ -1,6 +1,6 @@
-"""How a configuration key is declared: its type, its bounds and its meaning in one place.
+"""Declares configuration keys: type, bounds and meaning in one place.
 
-Owns the types that several keys have, and `key`, which puts a key's meaning beside its type.
+Contains the types that several keys share, and `key`, which adds a meaning to a key's type.
 `--help`, docs/options.md and the comments in conf/ are made from these meanings (options.py).
 """
 
@@ -12,15 +12,15 @@ from engine.config.parse import Pattern, Range
 T = TypeVar("T")
 Count = Annotated[int, Range(low=1)]
 NotNegativeCount = Annotated[int, Range(low=0)]
-# No machine gains from more, and torch dies if the system grants no more threads.
+# No machine gains from more, and torch crashes if the system refuses to start threads.
 Threads = Annotated[int, Range(low=1, high=1024)]
-# Seeds enter a 64-bit hash; the bound keeps them printable and exact in JSON readers.
+# JSON readers represent integers up to 2**53 exactly.
 Seed = Annotated[int, Range(low=0, high=2**53)]
 NotNegative = Annotated[float, Range(low=0)]
 Positive = Annotated[float, Range(low=0, low_open=True)]
 Fraction = Annotated[float, Range(low=0, high=1)]
 PositiveFraction = Annotated[float, Range(low=0, high=1, low_open=True)]
-# Of a moving average: 1 would never move.
+# A moving average with momentum 1 would never change.
 Momentum = Annotated[float, Range(low=0, high=1, high_open=True)]
 Minutes = Annotated[str, Pattern("[1-9][0-9]{0,5}min", "minutes such as 10min")]
 Percent = Annotated[float, Range(low=0, high=100, low_open=True)]
@@ -41,15 +41,15 @@ def key(
     same_result: bool = False,
     path: bool = False,
 ) -> Any:
-    """Declare a key as a field of a configuration.
+    """Return a dataclass field that declares a key of a configuration.
 
     Args:
-        meaning: what the key does, with its unit and what null means, in one line for `--help`.
-        default: of a key that was added later. It must change nothing: a key at this default is
-            left out of a run's name, so that earlier runs keep theirs. What a user gets is the
-            value in conf/, which need not be the same.
+        meaning: what the key does, with its unit and the meaning of null, in one line.
+        default: only for a key that was added later; it must not change any result. A key at this
+            default is left out of a run's name, so that earlier runs keep their names. A user gets
+            the value in conf/, which may differ.
         kw_only: True for a key with a default in a class that others extend.
-        same_result: True if the key does not change a run's result, and so not its name.
+        same_result: True if the key does not change a run's result, and therefore not its name.
         path: True if the text is a path, so that two spellings of one path are equal.
 
     """
@@ -59,5 +59,5 @@ def key(
 
 @dataclass_transform(frozen_default=True, field_specifiers=(key,))
 def configuration(cls: type[T]) -> type[T]:
-    """Make a class a frozen dataclass whose fields are declared by `key`."""
+    """Turn a class into a frozen dataclass whose fields are declared with `key`."""
     return dataclasses.dataclass(frozen=True)(cls)

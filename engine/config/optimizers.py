@@ -1,4 +1,4 @@
-"""The keys of each optimizer. What they build is training/build.py's."""
+"""The keys of each optimizer. training/build.py builds the optimizers from them."""
 
 from typing import ClassVar, Literal, get_args, get_type_hints
 
@@ -22,9 +22,11 @@ Variant = Literal[
 
 @configuration
 class OptimizerConfig:
-    """What every optimizer has: its rate, how that grows with the batch, and its weight decay.
+    """The keys of every optimizer.
 
-    title: what tables and plots call it.
+    Attributes:
+        title: the optimizer's name in tables and plots.
+
     """
 
     title: ClassVar[str]
@@ -34,7 +36,7 @@ class OptimizerConfig:
     lr_scaling: Literal["linear", "sqrt", "none"] = key(
         "how the peak rate grows with the batch: linear, sqrt or none"
     )
-    base_batch: Count = key("the batch that base_lr is for")
+    base_batch: Count = key("the batch size that base_lr is for")
     weight_decay: NotNegative = key(
         "weight decay: an L2 penalty; decoupled from the gradient under adamw"
     )
@@ -47,22 +49,22 @@ class OptimizerConfig:
 
     @property
     def state_tensors(self) -> int:
-        """Return how many tensors of a parameter's size the optimizer keeps for each parameter."""
+        """Return the number of state tensors, each of the parameter's size, per parameter."""
         raise NotImplementedError
 
     def check(self) -> None:
-        """Raise UserError for values that are valid alone and wrong together."""
+        """Raise UserError for values that are valid separately but not together."""
 
 
 @configuration
 class SGDConfig(OptimizerConfig):
-    """torch.optim.SGD."""
+    """The keys of torch.optim.SGD."""
 
     title = "SGD"
 
     name: Literal["sgd"]
     momentum: Momentum = key("momentum; 0 for none")
-    dampening: Fraction = key("share of each gradient that momentum leaves out")
+    dampening: Fraction = key("fraction of each gradient that is not added to the momentum")
     nesterov: bool = key("use Nesterov momentum")
 
     @property
@@ -71,7 +73,7 @@ class SGDConfig(OptimizerConfig):
         return int(self.momentum > 0)
 
     def check(self) -> None:
-        """Raise UserError if Nesterov momentum has no momentum, or a dampened one."""
+        """Raise UserError if Nesterov momentum is used without momentum or with dampening."""
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
             allowed = "needs optimizer.momentum above 0 and optimizer.dampening=0"
             raise key_error("optimizer.nesterov", True, allowed)
@@ -79,14 +81,14 @@ class SGDConfig(OptimizerConfig):
 
 @configuration
 class LARSConfig(SGDConfig):
-    """lars.LARS. A null is the variant's own value."""
+    """The keys of lars.LARS. null takes the variant's value."""
 
     title = "LARS"
 
     name: Literal["lars"]  # type: ignore[assignment]
     adapt: Which = key("parameters that get a trust ratio: all or weights")
     variant: Variant = key(
-        "whose rule to follow; a key below that is null has its value", default="paper"
+        "update rule to use; it gives the value of each key below that is null", default="paper"
     )
     trust_coefficient: NotNegative | None = key("eta in the paper", default=None)
     eps: NotNegative | None = key(
@@ -131,7 +133,7 @@ class AdamWConfig(OptimizerConfig):
         return 2
 
 
-# One row of this for each optimizer; its builder is a row of training/build.py's OPTIMIZERS.
+# Each optimizer's class. Its builder is a row of OPTIMIZERS in training/build.py.
 Optimizers = SGDConfig | LARSConfig | AdamWConfig
 TITLES: dict[str, str] = {
     name: member.title
@@ -141,9 +143,9 @@ TITLES: dict[str, str] = {
 
 
 def title_of(name: str) -> str:
-    """Return what tables and plots call an optimizer: `adamw` is AdamW.
+    """Return an optimizer's name in tables and plots; an unknown one in capitals.
 
-    >>> title_of("sgd"), title_of("one of a later version")
-    ('SGD', 'ONE OF A LATER VERSION')
+    >>> title_of("sgd"), title_of("unknown")
+    ('SGD', 'UNKNOWN')
     """
     return TITLES.get(name, name.upper())

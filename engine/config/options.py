@@ -1,8 +1,8 @@
-"""Every configuration key with its meaning, allowed values and defaults, as text for people.
+"""Lists every configuration key with its meaning, allowed values and defaults, as text.
 
-Meanings and allowed values are those of the configuration's classes; defaults are the values in
-conf/. `--help` prints them, and scripts/options.py writes docs/options.md and the comments in
-conf/ from them, so that each is said once. Imports no torch.
+Meanings and allowed values come from the configuration classes, defaults from conf/. `--help`
+prints them, and scripts/options.py writes docs/options.md and the comments in conf/ from them.
+Imports no torch.
 """
 
 import dataclasses
@@ -28,13 +28,17 @@ INDENT = 24
 
 @dataclass(frozen=True)
 class Option:
-    """One key.
+    """A configuration key as text.
 
-    group: of its keys (`optimizer`), or "" at the root; name: the key inside it.
-    allowed: the values it may have, in words.
-    defaults: by the members of the group that have the key (`{"sgd": 0.1, "lars": 4.0}`); by ""
-        if the group has no members.
-    members: how many the group has.
+    Attributes:
+        group: the key's group, such as `optimizer`, or "" at the root.
+        name: the key inside its group.
+        meaning: what the key does.
+        allowed: the allowed values, in words.
+        defaults: the default by member of the group (`{"sgd": 0.1, "lars": 4.0}`), for members that
+            have the key; by "" if the group has no members.
+        members: number of members of the group.
+
     """
 
     group: str
@@ -50,7 +54,7 @@ class Option:
         return f"{self.group}.{self.name}" if self.group else self.name
 
     def describe_defaults(self) -> str:
-        """Write the default, or the members': one that several have goes without their names.
+        """Return the default, or each member's; one that several members share comes unnamed.
 
         >>> Option("data", "root", "", "", {"a": "x", "b": "x", "c": "y"}).describe_defaults()
         'x, c y'
@@ -64,18 +68,18 @@ class Option:
         return next(iter(texts.values()))
 
     def describe_members(self) -> str:
-        """Name the members that have the key, unless all have it."""
+        """Return the names of the members that have the key, or "" if all have it."""
         return ", ".join(self.defaults) if len(self.defaults) < self.members else ""
 
 
 def list_options(config: Any, config_name: str) -> list[Option]:
-    """List the keys of a configuration class, those of the root first, then group by group."""
+    """List the keys of a configuration class: first those of the root, then each group's."""
     root = yaml.safe_load((CONF / f"{config_name}.yaml").read_text(encoding="utf-8"))
     return [*_root_options(config, root), *_group_options(config, root)]
 
 
 def group_members(config: Any) -> dict[str, list[str]]:
-    """List the members of each group that has several: `{"optimizer": ["sgd", "lars"], ...}`."""
+    """Return the members of each group that has members: `{"optimizer": ["sgd", "lars"], ...}`."""
     hints = key_types(config)
     return {
         field.name: [name for member in _classes(hints[field.name]) for name in _names(member)]
@@ -85,7 +89,7 @@ def group_members(config: Any) -> dict[str, list[str]]:
 
 
 def help_text(usage: str, config: Any, config_name: str) -> str:
-    """Write what `--help` prints: how the command is used, then every key."""
+    """Return the text that `--help` prints: the command's usage, then every key."""
     options = list_options(config, config_name)
     root = yaml.safe_load((CONF / f"{config_name}.yaml").read_text(encoding="utf-8"))
     chosen = {
@@ -110,7 +114,7 @@ def help_text(usage: str, config: Any, config_name: str) -> str:
 
 
 def markdown_table(options: Sequence[Option]) -> str:
-    """Write keys as a Markdown table."""
+    """Return a Markdown table of keys."""
     lines = ["| Key | Meaning | Values | Default |", "|---|---|---|---|"]
     for option in options:
         meaning = option.meaning
@@ -122,7 +126,7 @@ def markdown_table(options: Sequence[Option]) -> str:
 
 
 def as_typed(value: Any) -> str:
-    """Write a value as one would type it.
+    """Return a value as a user types it.
 
     >>> as_typed(None), as_typed(True), as_typed(0.1)
     ('null', 'true', '0.1')
@@ -133,7 +137,7 @@ def as_typed(value: Any) -> str:
 
 
 def values_of(group: str, member: str) -> dict[str, Any]:
-    """Read the values of a group's member from conf/, with those of the files it builds upon."""
+    """Read the values of a group's member from conf/, including those of the files it extends."""
     folder = CONF / group
     values = yaml.safe_load((folder / f"{member}.yaml").read_text(encoding="utf-8"))
     below = [name.partition("@")[0] for name in values.pop("defaults", ()) if name != "_self_"]
@@ -143,7 +147,7 @@ def values_of(group: str, member: str) -> dict[str, Any]:
 
 
 def _root_options(config: Any, root: Mapping[str, Any], group: str = "") -> Iterator[Option]:
-    """List the keys at the root, and those of groups that have no members (`clip.norm`)."""
+    """Yield the keys at the root, and those of groups that have no members (`clip.norm`)."""
     hints = key_types(config)
     for field in dataclasses.fields(config):
         hint = hints[field.name]
@@ -157,7 +161,7 @@ def _root_options(config: Any, root: Mapping[str, Any], group: str = "") -> Iter
 
 
 def _group_options(config: Any, root: Mapping[str, Any]) -> Iterator[Option]:
-    """List the keys of the groups that have members, each key once."""
+    """Yield the keys of the groups that have members, each key once."""
     hints = key_types(config)
     for group, members in group_members(config).items():
         found: dict[str, Option] = {}
@@ -187,13 +191,13 @@ def _classes(hint: Any) -> list[Any]:
 
 
 def _names(member: Any) -> tuple[str, ...]:
-    """Return the names of a group's member, none if the class is no member."""
+    """Return the names of a group's member, or an empty tuple if the class is not a member."""
     return typing.get_args(typing.get_type_hints(member).get("name"))
 
 
 def _help_line(option: Option) -> str:
     parts = [option.meaning]
-    # A meaning that names every value needs no list of them.
+    # The allowed values are not listed if the meaning names each of them.
     words = re.findall(r"[\w-]+", option.allowed.partition("one of ")[2].removesuffix(", or null"))
     if not set(words) <= set(re.findall(r"[\w-]+", option.meaning)):
         parts.append(f"({', '.join(words)})")
@@ -203,7 +207,7 @@ def _help_line(option: Option) -> str:
 
 
 def _entry(name: str, text: str) -> Iterable[str]:
-    """Write a name and its text in two columns."""
+    """Return the lines of a name and its wrapped text, in two columns."""
     first = f"  {name:<{INDENT - 4}}  "
     return textwrap.wrap(
         text, WIDTH, initial_indent=first, subsequent_indent=" " * INDENT,

@@ -1,7 +1,7 @@
-"""Plain dictionaries to typed dataclasses, and what is wrong with them in one line.
+"""Parses plain dictionaries into typed dataclasses; an error is one line.
 
-A field's annotation says what its key may be: a type, `Annotated[int, Range(...)]`, a Literal, any
-of them or null, a group of keys, or one of several groups told apart by their `name`.
+A field's annotation says which values its key allows: a type, `Annotated[int, Range(...)]`, a
+Literal, any of these or null, a group of keys, or one of several groups with different `name`s.
 """
 
 import dataclasses
@@ -14,14 +14,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from engine.errors import UserError, closest, key_error
 
-# The largest number that float32 has: torch refuses to compute with one beyond it.
+# The largest float32. torch refuses larger numbers.
 LARGEST = (2 - 2**-23) * 2.0**127
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers a key allows; an open end is one the key cannot take."""
+    """The numbers that a key allows. An open end excludes the bound itself."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -29,12 +29,10 @@ class Range:
     high_open: bool = False
 
     def __contains__(self, value: float) -> bool:
-        """Tell whether the value lies inside."""
         above = value > self.low if self.low_open else value >= self.low
         return above and (value < self.high if self.high_open else value <= self.high)
 
     def __str__(self) -> str:
-        """Word the range for an error message."""
         parts = []
         if self.low != -math.inf:
             parts.append(f"{'above' if self.low_open else 'at least'} {self.low:g}")
@@ -45,20 +43,20 @@ class Range:
 
 @dataclass(frozen=True)
 class Pattern:
-    """The texts a key allows, as a regular expression and in words."""
+    """The texts that a key allows, as a regular expression and in words."""
 
     expression: str
     words: str
 
 
 def key_types(cls: Any) -> dict[str, Any]:
-    """Return the type of each key of a configuration class, bounds included."""
+    """Return the type of each key of a configuration class, with its bounds."""
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def known_keys(cls: Any, prefix: str = "") -> set[str]:
-    """List every dotted key of a configuration class, over all members of each group."""
+    """Return every dotted key of a configuration class, over all members of each group."""
     keys = set()
     for name, hint in key_types(cls).items():
         members = [m for m in (get_args(hint) or (hint,)) if _is_group(m)]
@@ -68,7 +66,7 @@ def known_keys(cls: Any, prefix: str = "") -> set[str]:
 
 
 def text_keys(cls: Any, prefix: str = "") -> set[str]:
-    """List every dotted key whose value is text, a group's choice among them."""
+    """Return every dotted key whose value is text, including groups, whose value is a member."""
     keys = set()
     for name, hint in key_types(cls).items():
         members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
@@ -80,7 +78,7 @@ def text_keys(cls: Any, prefix: str = "") -> set[str]:
 
 
 def allowed_values(hint: Any) -> str:
-    """Write in words what values a key's type allows.
+    """Return in words which values a key's type allows.
 
     >>> allowed_values(Annotated[int, Range(low=1)] | None)
     'a whole number at least 1, or null'
@@ -101,7 +99,14 @@ def allowed_values(hint: Any) -> str:
 
 
 def parse(cls: Any, raw: Any, prefix: str = "") -> Any:
-    """Build dataclass `cls` from a mapping, every value checked; raise UserError on a mistake."""
+    """Build dataclass `cls` from a mapping and check every value; raise UserError on a mistake.
+
+    Args:
+        cls: a dataclass.
+        raw: a mapping from keys to values.
+        prefix: put before each key in error messages.
+
+    """
     hints = key_types(cls)
     for key in raw:
         if key not in hints:
@@ -121,7 +126,7 @@ def _is_group(hint: Any) -> bool:
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
-    """Check one value against its type; ints pass as floats, nothing else is coerced."""
+    """Check one value against its type and return it. Only ints are converted, to floats."""
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     groups = [member for member in members if _is_group(member)]
     if groups:
@@ -142,7 +147,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if any(type(value) is str and re.fullmatch(p.expression, value) for p in patterns):
         return value
     or_null = "".join(f" or {p.words}" for p in patterns) + or_null
-    # Beside patterns and words a key has one kind of value.
+    # Besides patterns and Literals a key allows only one type.
     hint = next(m for m in others if not any(p in get_args(m) for p in patterns))
     base, bounds = get_args(hint) if get_origin(hint) is Annotated else (hint, Range())
     if base is float and type(value) is int and abs(value) < 2**1023:
@@ -154,13 +159,13 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     too_large = " and within float32" if base is float and not finite else ""
     if base is int and isinstance(value, float) and value.is_integer():
         # YAML reads 1e3 as a float.
-        raise key_error(key, repr(value), f"must be {kind} {bounds}, in digits alone{or_null}")
+        raise key_error(key, repr(value), f"must be {kind} {bounds}, in digits only{or_null}")
     quoted = "; in a file, text goes in quotes" if base is str and value is not None else ""
     raise key_error(key, value, f"must be {kind} {bounds}".rstrip() + too_large + or_null + quoted)
 
 
 def _convert_group(groups: list[Any], value: Any, key: str) -> Any:
-    """Parse a group by the member that its `name` chooses."""
+    """Parse a group as the member that its `name` chooses."""
     if not isinstance(value, Mapping):
         raise key_error(key, value, "must be a group of keys")
     named = {name: g for g in groups for name in get_args(get_type_hints(g).get("name"))}

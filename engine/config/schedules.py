@@ -1,4 +1,4 @@
-"""The keys of each learning-rate schedule. The steps and rates they give are training/plan.py's."""
+"""The keys of each learning-rate schedule. training/plan.py derives steps and rates from them."""
 
 from typing import Annotated, Literal
 
@@ -17,7 +17,7 @@ from engine.errors import key_error
 
 @configuration
 class WarmupConfig:
-    """A linear warm-up, which every schedule begins with."""
+    """The keys of the linear warm-up, which every schedule begins with."""
 
     name: str
     warmup_epochs: NotNegative | None = key(
@@ -30,7 +30,7 @@ class WarmupConfig:
     )
 
     def check(self, epochs: int) -> None:
-        """Raise UserError for values that are valid alone and wrong together, or too many."""
+        """Raise UserError for values that are valid separately but not together, or too large."""
         given = self.warmup_epochs
         if given is not None and given > epochs:
             raise key_error("scheduler.warmup_epochs", given, f"must be at most epochs={epochs}")
@@ -48,26 +48,26 @@ class ConstantConfig(WarmupConfig):
 
 @configuration
 class DecayConfig(WarmupConfig):
-    """Warm-up, then a decay to a last rate."""
+    """The keys of a decay from the peak rate to a final rate, after warm-up."""
 
     min_lr: NotNegative = key("the last step's rate")
     final_fraction: Fraction | None = key(
-        "the last step's rate as a fraction of the peak, with min_lr=0: 0.01 ends at 1 % of it",
+        "the last step's rate as a fraction of the peak rate, which needs min_lr=0; null: min_lr",
         default=None,
         kw_only=True,
     )
 
     def check(self, epochs: int) -> None:
-        """Raise UserError also if both keys set the last rate."""
+        """Raise UserError also if both keys set the final rate."""
         super().check(epochs)
         if self.min_lr and self.final_fraction is not None:
-            allowed = f"must be null if scheduler.min_lr={self.min_lr:g} sets the last rate"
+            allowed = f"must be null if scheduler.min_lr={self.min_lr:g} sets the final rate"
             raise key_error("scheduler.final_fraction", self.final_fraction, allowed)
 
 
 @configuration
 class CosineConfig(DecayConfig):
-    """Warm-up, then half a cosine."""
+    """Warm-up, then half a period of a cosine."""
 
     name: Literal["cosine"]
 
@@ -82,7 +82,7 @@ class PolynomialConfig(DecayConfig):
 
 @configuration
 class OneCycleConfig(DecayConfig):
-    """A straight line up from `start_fraction` of the peak, then a straight line down."""
+    """A linear rise from `start_fraction` of the peak rate, then a linear decay."""
 
     name: Literal["onecycle"]
     start_fraction: Fraction | None = key(
@@ -99,7 +99,7 @@ class MultistepConfig(WarmupConfig):
         "epochs between two drops of the rate; null: step_fraction"
     )
     step_fraction: Annotated[float, Range(low=1e-6, high=1)] = key(
-        "the same as a fraction of the epochs"
+        "step_size as a fraction of the epochs"
     )
     gamma: PositiveFraction = key("factor of each drop")
 

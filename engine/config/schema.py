@@ -1,9 +1,9 @@
-"""What each configuration key may be, and the checks across keys.
+"""The typed configuration, checks across its keys, and the name that it gives a run.
 
-Owns the typed configuration and the name that its choices give a run. Leaves to others: the keys of
-each optimizer and schedule (optimizers.py, schedules.py), composing YAML and command line
-(compose.py), reading values (parse.py), checks that need the data and every derived number
-(training/plan.py). Imports no torch, so that `--help` and mistakes answer at once.
+Other modules contain the keys of each optimizer and schedule (optimizers.py, schedules.py), the
+composition of YAML and command line (compose.py), the parsing of values (parse.py), and the checks
+that need the data, with every derived number (training/plan.py). Imports no torch, so that `--help`
+and error messages appear at once.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ ROOT = "directory of the images; image_folder: DIR/train/<class>/*, DIR/test/<cl
 
 @configuration
 class ModelConfig:
-    """The network and how its weights start."""
+    """The keys of the network."""
 
     name: ModelName
     init: Literal["default", "he"] = key(
@@ -55,23 +55,24 @@ class ModelConfig:
     )
     ghost_batch: Count | None = key("examples per batch-norm group; null: the whole micro-batch")
     zero_init_residual: bool = key(
-        "start each block as its shortcut: its last batch norm's weight is 0", default=False
+        "start each residual block as its shortcut: its last batch norm's weight is 0",
+        default=False,
     )
     bn_momentum: PositiveFraction = key(
-        "how far one step moves batch norm's running statistics", default=0.1
+        "weight of each step's statistics in batch norm's running statistics", default=0.1
     )
 
 
 @configuration
 class DataConfig:
-    """Where the images come from and how many are used."""
+    """The keys of every data set, and all those of the synthetic one."""
 
     name: Literal["synthetic"]
     root: str | None = key(ROOT, same_result=True)
     cache: str | None = key(
         "where decoded images are kept if root cannot be written", same_result=True
     )
-    holdout: NotNegativeCount = key("training images set aside to choose settings on")
+    holdout: NotNegativeCount = key("training images in the hold-out split, to choose settings on")
     train_size: Count | None = key(
         "images of a class-balanced subset of the training split; null: all"
     )
@@ -82,7 +83,7 @@ class DataConfig:
 
 @configuration
 class ImageFolderConfig(DataConfig):
-    """A tree of the user's own; which one it is decides the result."""
+    """A tree of the user's images. Its path is part of a run's name, since it sets the result."""
 
     name: Literal["image_folder"]  # type: ignore[assignment]
     root: str | None = key(ROOT, path=True)
@@ -98,7 +99,7 @@ class DownloadedDataConfig(DataConfig):
 
 @configuration
 class ClipConfig:
-    """Bounds on the gradient, applied to the whole batch's mean before the update."""
+    """Gradient clipping, applied to the mean gradient of the whole batch before the update."""
 
     norm: Positive | None = key("bound on the norm of all gradients together; null: none")
     value: Positive | None = key("bound on each element of the gradients; null: none")
@@ -106,7 +107,7 @@ class ClipConfig:
 
 @configuration
 class LossConfig:
-    """What training minimizes; evaluation's loss is the plain cross-entropy."""
+    """The training loss. Evaluation always uses plain cross-entropy."""
 
     label_smoothing: Momentum = key(
         "share of each label that is spread over all classes, in training only", default=0.0
@@ -115,7 +116,7 @@ class LossConfig:
 
 @configuration
 class EMAConfig:
-    """The moving average of the weights that is evaluated."""
+    """The exponential moving average of the weights, which is evaluated in their place."""
 
     decay: Annotated[float, Range(low=0, high=1, low_open=True, high_open=True)] | None = key(
         "evaluate an average of the weights over about 1 / (1 - decay) steps; null: the weights "
@@ -126,21 +127,21 @@ class EMAConfig:
 
 @configuration
 class Config:
-    """One run of the main job."""
+    """The configuration of one training run."""
 
     batch: Count = key("examples per optimizer step, over all ranks")
     micro_batch: Count = key(
-        "most examples in one forward pass of a rank; gradients accumulate over the rest"
+        "most examples in one forward pass of a rank; a larger batch uses gradient accumulation"
     )
     epochs: Annotated[int, Range(low=1, high=10**9)] = key("passes over the training split")
     eval_every: Count = key("epochs between evaluations; the last epoch is always evaluated")
-    seed: Seed = key("seeds weights, order and augmentation")
+    seed: Seed = key("seed of weights, order and augmentation")
     group: str = key(
         "the table that the run belongs to: letters, digits, '.', '_', '-'", same_result=True
     )
     device: Device = key("where to compute: auto, cpu, cuda or mps", same_result=True)
     threads: Threads | None = key(
-        "CPU threads of a rank; null: what the machine or container gives, shared among its ranks",
+        "CPU threads of a rank; null: the available CPUs divided among a machine's ranks",
         same_result=True,
     )
     precision: Literal["auto", "fp32", "bf16"] = key(
@@ -154,11 +155,12 @@ class Config:
         "resume from the run's own checkpoint; false: start from scratch", same_result=True
     )
     target_accuracy: Percent | None = key(
-        "accuracy, %, whose time the tables report; null: the baseline's less 0.5", same_result=True
+        "accuracy in %; tables report the time to reach it; null: the baseline's minus 0.5",
+        same_result=True,
     )
     log_layers_every: Count | None = key(
-        "steps between TensorBoard's trust ratio, norms and effective rate of each layer under "
-        "LARS; null: none",
+        "with LARS, steps between logs of each layer's trust ratio, norms and effective rate to "
+        "TensorBoard; null: no logs",
         same_result=True,
     )
     plan: bool = key("print the plan (steps, rates, memory) and stop", same_result=True)
@@ -170,7 +172,8 @@ class Config:
     loss: LossConfig = LossConfig()
     ema: EMAConfig = EMAConfig()
     noise_scale: bool = key(
-        "estimate the gradient noise scale; a batch then takes at least two passes", default=False
+        "estimate the gradient noise scale; a batch then has at least two micro-batches",
+        default=False,
     )
     checkpoint_every: Count | Minutes = key(
         "epochs, or minutes such as 10min, between checkpoints; the last epoch always has one",
@@ -178,7 +181,8 @@ class Config:
         same_result=True,
     )
     sync_bn: bool = key(
-        "take batch-norm statistics over all ranks' passes; needs several ranks on CUDA",
+        "compute batch-norm statistics over the micro-batches of all ranks; needs several ranks on "
+        "CUDA",
         default=False,
     )
 
@@ -194,16 +198,19 @@ class Config:
         return dataclasses.asdict(self)
 
     def choices(self, as_typed: bool = False) -> dict[str, Any]:
-        """Flatten what a run's result depends on to dotted keys, in order.
+        """Return what a run's result depends on, by dotted key, in the order of declaration.
 
-        A key at its dataclass default is left out, so a key added later (with a default that
-        changes nothing) leaves the names of earlier runs as they were.
-        as_typed: keep the spelling of a path, and the sign of a zero, which make no difference.
+        A key at its dataclass default is left out, so that a key added later does not change the
+        names of earlier runs.
+
+        Args:
+            as_typed: True to keep the spelling of a path and the sign of a zero.
+
         """
         return dict(flatten(self, as_typed))
 
     def run_name(self, as_typed: bool = False) -> str:
-        """Name the run's directory: what a reader looks for first, then a digest of all choices."""
+        """Return the name of the run's directory: its main choices, then a hash of all choices."""
         text = json.dumps(self.choices(as_typed), sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
         return (
@@ -213,9 +220,9 @@ class Config:
 
 
 def default_choices(choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `Config.choices` leaves out: keys at their default, by dotted key.
+    """Return the dataclass defaults that `Config.choices` may leave out, by dotted key.
 
-    Members of a group have defaults of their own: those of the members that `choices` names count.
+    A group's members have separate defaults. Only those of the members in `choices` are returned.
     """
     return {
         dotted: default
@@ -227,7 +234,7 @@ def default_choices(choices: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _defaults(config: Any = Config, prefix: str = "") -> dict[tuple[str, str | None], Any]:
-    """Return the defaults of a class's keys, by prefix and by member's name if it is one."""
+    """Return the defaults of a class's keys, by (prefix, member's name or None)."""
     hints = typing.get_type_hints(config)
     names = typing.get_args(hints.get("name")) or (None,)
     found: dict[tuple[str, str | None], Any] = {(prefix, name): {} for name in names}
@@ -247,7 +254,7 @@ def _defaults(config: Any = Config, prefix: str = "") -> dict[tuple[str, str | N
 
 @configuration
 class EvaluationDataConfig:
-    """Where val.py finds the images."""
+    """The data keys of val.py."""
 
     root: str | None = key("directory of the images; null: where the run found them")
     cache: str | None = key(
@@ -257,7 +264,7 @@ class EvaluationDataConfig:
 
 @configuration
 class EvaluationConfig:
-    """One evaluation by val.py."""
+    """The configuration of val.py."""
 
     checkpoint: str | None = key("a checkpoint file, or a run's directory")
     device: Device = key("where to compute: auto, cpu, cuda or mps")
@@ -278,7 +285,7 @@ class EvaluationConfig:
 
 
 def check_across_keys(config: Config) -> None:
-    """Raise UserError for values that are valid alone and wrong together."""
+    """Raise UserError for values that are valid separately but not together."""
     check_group_name(config.group)
     optimizer, scheduler = config.optimizer, config.scheduler
     optimizer.check()
@@ -313,9 +320,10 @@ def check_across_keys(config: Config) -> None:
 
 
 def check_group_name(group: str) -> None:
-    """Refuse a group that is no plain folder name, or that the project keeps for itself."""
+    """Raise UserError if a group is not a plain folder name, or is reserved by the project."""
     if not re.fullmatch(r"[A-Za-z0-9._-]+", group) or group in (".", ".."):
         allowed = "must be letters, digits, '.', '_' and '-', and not '.' or '..'"
         raise key_error("group", group, allowed)
     if group in ("runs", "bench") or len(group) > 100:
-        raise key_error("group", group, "must not be 'runs' or 'bench', nor beyond 100 characters")
+        allowed = "must not be 'runs' or 'bench', nor longer than 100 characters"
+        raise key_error("group", group, allowed)

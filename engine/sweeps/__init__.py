@@ -1,1 +1,1 @@
-"""Many runs: sweeps, the search for rates, the range test."""
+"""Sweeps, the search for learning rates, and the learning-rate range test."""

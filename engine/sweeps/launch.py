@@ -1,7 +1,7 @@
-"""A sweep's jobs to Hydra's launcher: one by one in this process, or joblib, submitit, Ray.
+"""Passes a sweep's jobs to Hydra's launcher: serially in this process, or joblib, submitit, Ray.
 
-Which jobs there are is decided by the caller and not by Hydra's sweeper, so that only what is
-missing is launched. What became of a job is read from its run's summary, never from the launcher.
+The caller chooses the jobs, not Hydra's sweeper, so that only missing runs are launched. A job's
+outcome is read from its run's summary, never from the launcher.
 """
 
 import contextlib
@@ -26,8 +26,15 @@ Task = Callable[[DictConfig], None]
 
 
 def launch_jobs(task: Task, jobs: Sequence[Job], hydra_overrides: Sequence[str]) -> None:
-    """Hand the jobs to the launcher that the overrides of Hydra's own keys choose."""
-    # Workers of a launcher start elsewhere and must find the project's modules.
+    """Run the jobs with a launcher.
+
+    Args:
+        task: trains one run from its composed configuration.
+        jobs: the runs.
+        hydra_overrides: overrides of Hydra's own keys, which choose the launcher.
+
+    """
+    # A launcher's workers may start in another directory and must find the project's modules.
     paths = [str(CONF.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     if paths[0] not in os.pathsep.join(paths[1:]).split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
@@ -41,7 +48,7 @@ def launch_jobs(task: Task, jobs: Sequence[Job], hydra_overrides: Sequence[str])
 
 
 def check_launcher(hydra_overrides: Sequence[str]) -> None:
-    """Raise UserError where the launcher does not take its keys."""
+    """Raise UserError if the launcher cannot be made with these overrides."""
     try:
         with made_launcher(lambda composed: None, hydra_overrides):
             pass
@@ -53,7 +60,7 @@ def check_launcher(hydra_overrides: Sequence[str]) -> None:
 def made_launcher(
     task: Task, hydra_overrides: Sequence[str]
 ) -> Iterator[tuple[Launcher, DictConfig]]:
-    """Make the launcher, beside the configuration it was made from."""
+    """Yield the launcher and the configuration that it was made from."""
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="train"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
@@ -65,17 +72,17 @@ def made_launcher(
 
 
 def threads_each(launcher: Any, jobs: int) -> int | None:
-    """Divide this machine's CPUs among the jobs that a launcher runs on it at once.
+    """Return the CPU threads of each job if a launcher runs several jobs on this machine at once.
 
-    None where a job has the machine, or what a scheduler gave it, to itself.
+    Returns None if a job does not share the machine, or a scheduler assigns its CPUs.
     """
-    kind, cpus = launcher["_target_"].rpartition(".")[2], available_cpus()
-    if kind == "RayLauncher":
+    name, cpus = launcher["_target_"].rpartition(".")[2], available_cpus()
+    if name == "RayLauncher":
         return max(1, int(launcher["ray"]["remote"].get("num_cpus", 1)))
-    if kind == "LocalLauncher":
+    if name == "LocalLauncher":
         at_once = jobs
-    elif kind == "JoblibLauncher":
-        # joblib counts from the other end below zero: -1 is every CPU, -2 all but one.
+    elif name == "JoblibLauncher":
+        # joblib reads -1 as all CPUs, -2 as all but one.
         at_once = launcher["n_jobs"] or 1
         at_once = at_once if at_once > 0 else max(1, cpus + 1 + at_once)
     else:

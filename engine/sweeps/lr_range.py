@@ -1,10 +1,10 @@
-"""The range test for a learning rate: train shortly while the rate grows, and see where loss falls.
+"""The learning-rate range test: a short training run with a growing learning rate.
 
 Leslie Smith 2017, "Cyclical Learning Rates for Training Neural Networks", arXiv 1506.01186, section
-3.3; here the rate grows by the same factor at every step. The suggestion is the rate at which the
-loss is lowest: a constant rate would have to stay below it, but a schedule passes its peak in a few
-steps, after a warm-up, and falls from there. Where the loss falls fastest against the rate's
-logarithm is told beside it, as the careful choice. Only the training split is used.
+3.3. Here the rate grows by the same factor at every step. The suggested peak is the rate at which
+the loss is lowest. A constant rate would have to be lower, but a schedule is at its peak for a few
+steps only, after a warm-up and before the decay. The rate at which the loss falls fastest, over the
+logarithm of the rate, is printed as a more careful choice. Only the training split is used.
 """
 
 import itertools
@@ -23,13 +23,20 @@ from engine.report.plots import save
 from engine.system.files import plain, write_text_atomically
 from engine.training.step import Step
 
-# Weight of the past in the running loss that decides when to stop.
+# Decay of the running mean of the loss that decides when to stop.
 SMOOTHING = 0.9
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """The rates tried, the loss of each step before its update, and why the test ended there."""
+    """The result of a range test.
+
+    Attributes:
+        rates: the learning rate of each step.
+        losses: the training loss of each step, before its update.
+        stopped: why the test ended.
+
+    """
 
     rates: list[float]
     losses: list[float]
@@ -37,11 +44,11 @@ class RangeTest:
 
     @property
     def reach(self) -> int:
-        """Return how many neighbours on each side a point is smoothed with."""
+        """Return the number of steps on each side over which a point is smoothed."""
         return max(2, len(self.rates) // 20)
 
     def smoothed(self) -> list[float]:
-        """Return the mean loss about each step; unlike a running mean it does not lag behind."""
+        """Return the centered mean of the loss at each step; a running mean would lag behind."""
         return [statistics.fmean(self.losses[near]) for near in self._windows()]
 
     def lowest(self) -> int:
@@ -50,7 +57,7 @@ class RangeTest:
         return smoothed.index(min(smoothed))
 
     def steepest(self) -> int | None:
-        """Return the step, before the lowest loss, where it falls fastest; None: it never falls."""
+        """Return the step before the lowest loss where it falls fastest; None if it never falls."""
         logs = [math.log(rate) for rate in self.rates]
         slopes = {
             step: statistics.linear_regression(logs[near], self.losses[near]).slope
@@ -61,11 +68,11 @@ class RangeTest:
         return step if step is not None and slopes[step] < 0 else None
 
     def falls_to_the_end(self) -> bool:
-        """Tell whether the test ended too early to see the loss turn."""
+        """Return True if the loss was still falling when the test ended."""
         return self.lowest() >= len(self.rates) - 1 - self.reach
 
     def suggested(self) -> float | None:
-        """Return the rate of the lowest loss; None where the loss never falls."""
+        """Return the rate with the lowest loss; None if the loss never falls."""
         return None if self.steepest() is None else self.rates[self.lowest()]
 
     def _windows(self) -> list[slice]:
@@ -74,7 +81,7 @@ class RangeTest:
 
 
 def growing_rates(low: float, high: float, steps: int) -> list[float]:
-    """Return rates from `low` to `high`, each the same multiple of the one before."""
+    """Return `steps` rates from `low` to `high` in geometric progression."""
     return [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
 
 
@@ -84,7 +91,18 @@ def run_range_test(
     rates: Sequence[float],
     most: float,
 ) -> RangeTest:
-    """Take one step at each rate, until the loss is not finite or above `most` times its best."""
+    """Take one training step at each rate.
+
+    Stop if the loss or the gradient norm is not finite, or if the running mean of the loss exceeds
+    `most` times its minimum.
+
+    Args:
+        step: the training step, whose model and optimizer are changed.
+        seed: seed of order and augmentation.
+        rates: learning rates, one per step.
+        most: largest allowed ratio of the running mean to its minimum.
+
+    """
     step.model.train()
     losses: list[float] = []
     running = weight = 0.0
@@ -113,7 +131,10 @@ def run_range_test(
 def endless_batches(
     images: TrainingImages, batch: int, seed: int
 ) -> Iterator[tuple[Tensor, EpochDraws]]:
-    """Go through the epochs of a run, whole batches alone: a short one's loss is noisier."""
+    """Yield the full batches of epoch after epoch, without end.
+
+    A short last batch is skipped, since its loss is noisier.
+    """
     for epoch in itertools.count(1):
         draws = images.draw_epoch(seed, epoch)
         for index in draws.order.split(batch):
@@ -122,7 +143,7 @@ def endless_batches(
 
 
 def write_range(stem: Path, made: RangeTest, found: dict[str, Any]) -> list[Path]:
-    """Write plot and numbers beside each other, `stem`.png and .json; return their paths."""
+    """Write the plot `stem`.png and the numbers `stem`.json; return both paths."""
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()

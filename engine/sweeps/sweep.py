@@ -1,7 +1,7 @@
-"""Several runs from one command: claimed first, launched by Hydra, reported whatever happened.
+"""Runs a sweep: claims its runs, launches them with Hydra, and always writes a report.
 
-Hydra's launcher decides where the runs go; their outcomes are read from their directories, so a
-job that died, in this process or elsewhere, costs neither the other runs nor the table.
+Hydra's launcher decides where runs are trained. Outcomes are read from the runs' directories, so a
+job that died, in this process or elsewhere, affects neither the other runs nor the table.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ from engine.system.lock import RunBusy, holder
 from engine.system.signals import leaving
 from engine.training.plan import Plan, check_plan, make_plan
 
-# A run whose worker died without a word may have been the victim of another's death.
+# A run whose worker died may not be at fault, since another run may have killed the worker.
 LAUNCHES = 2
 POLL_SECONDS = 2.0
 
 
 def run_sweep(command: CommandLine, task: Task) -> int:
-    """Check and claim every run, train what is missing, write the tables; return the exit status.
+    """Check and claim every run, train the missing ones, write tables; return the exit status.
 
-    Raises UserError, before anything is made, where any of the runs cannot be.
+    Raises UserError before anything is written if any run is impossible.
     """
     jobs = distinct(command.jobs or [])
     planned = any(job.config.plan for job in jobs)
@@ -51,7 +51,7 @@ def run_sweep(command: CommandLine, task: Task) -> int:
     try:
         train_missing(claimed, command.hydra_overrides, task)
     finally:
-        # Also after Ctrl-C: what is done by then is worth its table.
+        # After Ctrl-C too, the table shows the runs that are finished.
         reported = report(jobs)
     failures = [text for job in jobs if (text := failure(Run(job.config)))]
     for text in failures:
@@ -62,89 +62,109 @@ def run_sweep(command: CommandLine, task: Task) -> int:
 def make_plans(
     jobs: Sequence[Job], read: Callable[[DataConfig], Dataset] = load_data
 ) -> list[Plan]:
-    """Work out each job's plan; raise UserError, if it can before it reads any picture."""
+    """Return each job's plan; raise UserError if a run is impossible.
+
+    Checks that need no data come first, before any image is read.
+
+    Args:
+        jobs: the runs.
+        read: loads a data set, or only its sizes.
+
+    """
     for job in jobs:
         check_plan(job.config)
     return [make_plan(job.config, len(read(job.config.data).train)) for job in jobs]
 
 
 def distinct(jobs: Iterable[Job]) -> list[Job]:
-    """Drop jobs that are there twice; raise UserError where two would share a directory."""
+    """Return the jobs without duplicates; raise UserError if two would share a directory."""
     found: dict[Path, Job] = {}
     for job in jobs:
         directory = Run(job.config).directory
         other = found.setdefault(directory, job)
         if other.config != job.config:
-            rivals = set(other.overrides) ^ set(job.overrides)
-            raise UserError(f"{', '.join(sorted(rivals))}: both are the run {directory.name}")
+            differing = sorted(set(other.overrides) ^ set(job.overrides))
+            allowed = f"give one of them; both name the run {directory.name}"
+            raise UserError(f"{', '.join(differing)}: {allowed}")
     return list(found.values())
 
 
 def claim_missing(jobs: Sequence[Job]) -> dict[Run, Job]:
-    """Claim the runs that are not finished; raise UserError where one's place cannot be written."""
-    waiting = {}
+    """Claim the runs that are not finished; return their jobs.
+
+    Raises UserError if a run's directory cannot be written.
+    """
+    pending = {}
     for job in jobs:
         run = Run(job.config)
         if job.config.resume and run.finished():
             print(f"finished  {run.name}: {run.outcome()}")
         else:
-            waiting[run] = job
-    print(f"sweep     {len(jobs)} runs, {len(jobs) - len(waiting)} finished already", flush=True)
-    for run, job in waiting.items():
+            pending[run] = job
+    print(f"sweep     {len(jobs)} runs, {len(jobs) - len(pending)} finished already", flush=True)
+    for run, job in pending.items():
         run.claim(job.arguments)
-    return waiting
+    return pending
 
 
 @leaving()
-def train_missing(waiting: Mapping[Run, Job], hydra_overrides: Sequence[str], task: Task) -> None:
-    """Launch the jobs of claimed runs; return when each has an outcome, or none is left to try.
+def train_missing(pending: Mapping[Run, Job], hydra_overrides: Sequence[str], task: Task) -> None:
+    """Launch the jobs of claimed runs until each has an outcome or was launched `LAUNCHES` times.
 
-    A run that another process trains is waited for, and taken over if that process dies.
+    Waits for runs that other processes train, and takes a run over if its process dies.
+
+    Args:
+        pending: the job of each claimed run.
+        hydra_overrides: overrides of Hydra's own keys, which choose the launcher.
+        task: trains one run from its composed configuration.
+
     """
-    before = {run: run.settled_at() for run in waiting}
+    before = {run: run.settled_at() for run in pending}
     launches: Counter[Run] = Counter()
-    told = False
-    while waiting:
-        held = [run for run in waiting if holder(run.directory)]
-        free = [run for run in waiting if run not in held and launches[run] < LAUNCHES]
-        # All at once first; whatever that left undone alone, so that no run is another's victim.
+    announced = False
+    while pending:
+        held = [run for run in pending if holder(run.directory)]
+        free = [run for run in pending if run not in held and launches[run] < LAUNCHES]
+        # First launch all runs together, then the unfinished ones separately, so that no run can
+        # fail because of another one.
         free = free if not launches else free[:1]
         if free:
             launches.update(free)
             try:
-                launch_jobs(task, [waiting[run] for run in free], hydra_overrides)
+                launch_jobs(task, [pending[run] for run in free], hydra_overrides)
             except Exception as error:
-                # A launcher that lost a worker raises for all jobs; their files tell them apart.
+                # A launcher that lost a worker raises for all jobs. Their files show each outcome.
                 print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr)
         elif held:
-            if not told:
+            if not announced:
                 print(f"waiting   for {len(held)} runs that other processes train", flush=True)
-            told = True
+            announced = True
             time.sleep(POLL_SECONDS)
         else:
             return
-        # Another time, not a later one: the clock may have been put back. 0: under way again.
-        waiting = {r: job for r, job in waiting.items() if r.settled_at() in (0, before[r])}
+        # A different time, not a later one, since the clock may have been set back. 0 means that
+        # the run has no outcome.
+        pending = {r: job for r, job in pending.items() if r.settled_at() in (0, before[r])}
 
 
 def report(jobs: Iterable[Job]) -> bool:
-    """Write and show the tables of each job's group; tell whether that went well."""
-    well = True
-    # Runs that were finished before may have been given another target, or none.
+    """Write and print the report of each job's group; return False if one failed."""
+    succeeded = True
+    # The target is this command's: earlier runs may have had another one, or none.
     for group, target in {job.config.group: job.config.target_accuracy for job in jobs}.items():
         try:
             print(write_report(group, target))
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            well = False
-    return well
+            succeeded = False
+    return succeeded
 
 
 def failure(run: Run) -> str | None:
-    """Word what stopped a run and where its own log is; None where it is finished."""
+    """Return what stopped a run and the path of its log; None if it is finished."""
     summary = run.summary() or {"status": MISSING, "error": None}
     if summary["status"] in FINISHED:
-        # One that was to be trained again and was refused keeps its outcome, and says why here.
+        # With resume=false, a refused run keeps its earlier outcome. Its log has the reason.
         if run.config.resume or not run.log.exists():
             return None
         summary = {"status": FAILED, "error": None}
@@ -157,20 +177,25 @@ def failure(run: Run) -> str | None:
 
 @contextlib.contextmanager
 def report_failure(config: Config, arguments: list[str]) -> Iterator[None]:
-    """Write what stops a run of a sweep to the run's own log, and let the sweep go on.
+    """Write an exception inside the block to the run's log, so that the sweep continues.
 
-    A run that was refused before it started has no summary yet; it then gets one.
+    A run that was refused before it started gets a summary with the status failed.
+
+    Args:
+        config: the run's configuration.
+        arguments: the arguments of train.py that train this run by itself.
+
     """
     try:
         yield
     except BrokenPipeError:
-        # The reader of our output left, and with it the command ends: no fault of the run's.
+        # The reader of the output closed it. The command ends, but the run has not failed.
         raise
     except RunBusy as error:
         print(f"waiting   {error}", file=sys.stderr)
     except Exception as error:
         run = Run(config)
-        # A full disk may have stopped the run; then the line here is all there is.
+        # If the disk is full, the log cannot be written either, and only the line below is printed.
         with contextlib.suppress(OSError):
             run.log.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
             if run.summary() is None:

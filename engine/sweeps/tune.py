@@ -1,11 +1,11 @@
-"""The search for fair rates: the same number of trials for each optimizer and batch.
+"""A fair search for learning rates: the same number of trials for each optimizer and batch.
 
-Every cell (an optimizer at a batch) has a geometric grid, and all grow alike. While the best
-of any cell lies on the edge of a grid, every cell gets one more value on that axis: beyond the edge
-where its best is on one, else between its best and the better neighbour. With a budget of trials,
-Optuna chooses them inside the first grid's bounds instead. Trials are scored on held-out training
-images alone; the test split is not even evaluated. What was found is written as an experiment for
-the final sweep, a page, and the curve of each cell.
+Every cell (an optimizer at a batch) has a geometric grid, and all grids have the same size. While
+the best point of any cell lies on the edge of its grid, every cell gets one more value on that
+axis: beyond the edge if its best point lies there, otherwise between its best point and the better
+neighbor. With a budget of trials, Optuna chooses the points inside the first grid's bounds instead.
+Trials are scored only on held-out training images; the test split is never evaluated. The result is
+an experiment for the final sweep, a page, and a plot of each cell.
 """
 
 import itertools
@@ -27,10 +27,17 @@ Measure = Callable[[Sequence["Cell"]], None]
 
 @dataclass
 class Cell:
-    """One optimizer at one batch: what is tried for it and how that did.
+    """The search for one optimizer at one batch.
 
-    axes: the values of each tuned key, ascending; scores: hold-out accuracy in %, the mean over
-    seeds, of each point tried, None where a seed diverged; asked: the points that Optuna chose.
+    Attributes:
+        optimizer: name of the optimizer.
+        batch: batch size.
+        overrides: overrides of every trial, without seed and tuned keys.
+        axes: values of each tuned key, in ascending order.
+        scores: hold-out accuracy in % of each point tried, the mean over seeds; None if a seed
+            diverged.
+        asked: the points that Optuna chose.
+
     """
 
     optimizer: str
@@ -41,20 +48,23 @@ class Cell:
     asked: list[Point] = field(default_factory=list)
 
     def points(self) -> list[Point]:
-        """List what is tried, the grid unless Optuna chose: a value for each key of `axes`."""
+        """Return the points to try, with one value per key of `axes`: Optuna's, or the grid's."""
         return self.asked or list(itertools.product(*self.axes.values()))
 
     def score(self, point: Point) -> float:
-        """Return a point's score; one that diverged is below all others."""
+        """Return a point's score in %; -1 if it diverged."""
         score = self.scores[point]
         return -1.0 if score is None else score
 
     def best(self) -> Point:
-        """Return the best point; of equals the one with the smaller values."""
+        """Return the best point; of several with equal scores, the one with the smallest values."""
         return max(sorted(self.points()), key=self.score)
 
     def edge(self, key: str) -> int:
-        """Tell on which edge of a key's values the best lies: -1, 1, or 0 for neither."""
+        """Return -1 or 1 if the best point has a key's lowest or highest value, otherwise 0.
+
+        Returns -1 if every point diverged, and 0 if the key has only one value.
+        """
         if all(self.scores[point] is None for point in self.points()):
             return -1
         values = self.axes[key]
@@ -64,7 +74,13 @@ class Cell:
         return -1 if place == 0 else 1 if place == len(values) - 1 else 0
 
     def grow(self, key: str, factor: float) -> None:
-        """Add a value of a key: beyond the edge that the best lies on, or beside the best."""
+        """Add a value of a key: beyond the edge that the best lies on, or next to the best.
+
+        Args:
+            key: the key.
+            factor: ratio between neighboring values, used beyond an edge.
+
+        """
         values, edge = self.axes[key], self.edge(key)
         if edge < 0:
             added = values[0] / factor
@@ -74,29 +90,34 @@ class Cell:
             place = list(self.axes).index(key)
             best = self.best()
             at = values.index(best[place])
-            neighbours = [values[i] for i in (at - 1, at + 1) if 0 <= i < len(values)]
-            beside = max(
-                neighbours, key=lambda v: self.score((*best[:place], v, *best[place + 1 :]))
+            neighbors = [values[i] for i in (at - 1, at + 1) if 0 <= i < len(values)]
+            neighbor = max(
+                neighbors, key=lambda v: self.score((*best[:place], v, *best[place + 1 :]))
             )
-            added = math.sqrt(best[place] * beside)
+            added = math.sqrt(best[place] * neighbor)
         values.append(rounded(added))
         values.sort()
 
 
 def rounded(value: float) -> float:
-    """Round to six digits, so that a rate reads well and names the same run again."""
+    """Round to six significant digits, so that a rate is readable and names the same run again."""
     return float(f"{value:.6g}")
 
 
-def geometric(centre: float, points: int, factor: float) -> list[float]:
-    """Return `points` values around a centre, each `factor` times the one before."""
-    return [rounded(centre * factor ** (i - points // 2)) for i in range(points)]
+def geometric(center: float, points: int, factor: float) -> list[float]:
+    """Return `points` values around a center, each `factor` times the one before."""
+    return [rounded(center * factor ** (i - points // 2)) for i in range(points)]
 
 
 def search(cells: Sequence[Cell], measure: Measure, factor: float, most: int) -> None:
-    """Grow the cells' grids until no best lies on an edge, or an axis has `most` values.
+    """Extend the cells' grids until no best point lies on an edge, or an axis has `most` values.
 
-    measure: fills in the scores of the points that have none.
+    Args:
+        cells: the cells, with grids of the same size.
+        measure: sets the scores of the points that have none.
+        factor: ratio of a new value to the edge that it extends.
+        most: largest number of values of an axis.
+
     """
     measure(cells)
     while True:
@@ -115,8 +136,14 @@ def search(cells: Sequence[Cell], measure: Measure, factor: float, most: int) ->
 def search_by_optuna(cells: Sequence[Cell], measure: Measure, trials: int) -> None:
     """Let Optuna choose each cell's trials, inside the bounds of its grid.
 
-    Its sampler is seeded, so the same command asks for the same trials again and finds them done.
-    Raises UserError where Optuna is not installed.
+    Its sampler is seeded, so the same command repeats the same trials and finds them finished.
+    Raises UserError if Optuna is not installed.
+
+    Args:
+        cells: the cells.
+        measure: sets the scores of the points that have none.
+        trials: number of trials of each cell.
+
     """
     try:
         import optuna
@@ -144,9 +171,14 @@ def search_by_optuna(cells: Sequence[Cell], measure: Measure, trials: int) -> No
 
 
 def experiment(cells: Sequence[Cell], command: str, scored: str, recipe: str | None) -> str:
-    """Write the chosen values as an experiment that any of the cells can be trained with.
+    """Return the YAML of an experiment with the chosen values of every cell.
 
-    recipe: the experiment they were searched upon.
+    Args:
+        cells: the cells.
+        command: the command of the search.
+        scored: what the trials were scored on, in words.
+        recipe: the experiment that the search extended, if any.
+
     """
     lines = [
         "# @package _global_",
@@ -175,7 +207,17 @@ def tuning_page(
     final: str,
     scored: str,
 ) -> str:
-    """Write the page of a search: what was chosen, how, and every trial."""
+    """Return the Markdown page of a search: the chosen values, how they were found, every trial.
+
+    Args:
+        group: the group of the trials.
+        cells: the cells.
+        records: the trials' runs.
+        command: the command of the search.
+        final: the command of the final sweep.
+        scored: what the trials were scored on, in words.
+
+    """
     keys = list(cells[0].axes)
     names = [key.removeprefix("optimizer.") for key in keys]
     chosen = "a grid for each optimizer and batch, all grown alike while any best lay on an edge"
@@ -211,12 +253,15 @@ def tuning_page(
 
 
 def shown(score: float | None) -> str:
-    """Write a score; a trial of which a seed diverged has none."""
+    """Return a score as text; `nan` if a seed diverged."""
     return "nan" if score is None else f"{score:.2f}"
 
 
 def draw_rates(path: Path, cells: Sequence[Cell]) -> Path:
-    """Draw accuracy against rate, a panel for each batch, the chosen value ringed."""
+    """Plot accuracy over learning rate, one panel per batch, with the chosen value circled.
+
+    Returns the path of the plot.
+    """
     batches = sorted({cell.batch for cell in cells})
 
     def draw(figure: Any) -> None:
@@ -233,10 +278,10 @@ def draw_rates(path: Path, cells: Sequence[Cell]) -> Path:
 
 
 def draw_cell(axes: Any, cell: Cell) -> None:
-    """Draw a cell's accuracy against its rate, a line for each value of the other keys."""
+    """Plot a cell's accuracy over its learning rate, one line for each value of the other keys."""
     name = title_of(cell.optimizer)
-    colour = COLOURS.get(name)
-    # Points that lie on no grid make no line for each value of the other keys.
+    color = COLOURS.get(name)
+    # Optuna's points are on no grid, so there are no lines by value of the other keys.
     others = [()] if cell.asked else sorted({point[1:] for point in cell.points()})
     for number, other in enumerate(others):
         drawn = [
@@ -246,14 +291,14 @@ def draw_cell(axes: Any, cell: Cell) -> None:
         label = name if not other else f"{name} weight decay {other[0]:g}"
         alpha = 1.0 - 0.6 * number / len(others)
         if known:
-            style = {"linestyle": "" if cell.asked else "-", "color": colour, "alpha": alpha}
+            style = {"linestyle": "" if cell.asked else "-", "color": color, "alpha": alpha}
             axes.plot(*zip(*known, strict=True), marker=".", label=label, **style)
         lost = [rate for rate, score in drawn if score is None]
         if lost:
-            # On the axis itself: a diverged trial has no accuracy.
+            # A diverged trial has no accuracy, so it is marked at the bottom of the panel.
             axes.plot(
-                lost, [0.02] * len(lost), "x", color=colour, transform=axes.get_xaxis_transform()
+                lost, [0.02] * len(lost), "x", color=color, transform=axes.get_xaxis_transform()
             )
     best = cell.best()
     if cell.scores[best] is not None:
-        axes.plot(best[0], cell.scores[best], "o", markersize=11, fillstyle="none", color=colour)
+        axes.plot(best[0], cell.scores[best], "o", markersize=11, fillstyle="none", color=color)

@@ -1,1 +1,1 @@
-"""Process, disk and device: what a run needs of the machine."""
+"""Processes, files, signals, memory and devices."""

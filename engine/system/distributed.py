@@ -1,8 +1,8 @@
-"""Several ranks: the processes that torchrun starts, which train one run together.
+"""Ranks: the processes that torchrun starts to train one run together.
 
-Owns who this process is among them and every exchange between them but batch norm's
-(models/batch_norm.py). With one process each function does its own work alone, so that its callers
-read as if there were no ranks. Which examples are whose is training/plan.py's.
+This module knows this process's rank, and does all communication between ranks except batch norm's
+(models/batch_norm.py). Without torchrun each function works locally, so callers need no special
+case for one process. training/plan.py assigns examples to ranks.
 """
 
 import contextlib
@@ -22,21 +22,24 @@ from engine.errors import UserError, key_error
 from engine.system.signals import Stopped
 
 T = TypeVar("T")
-# Rank 0 may decode pictures or write to a slow disk while the others wait. A rank that dies is
-# noticed at once, by its closed connections and by torchrun, so patience costs nothing.
+# Rank 0 may decode images or write to a slow disk while the others wait. A long timeout does not
+# delay the detection of a dead rank: its connections close, and torchrun notices.
 PATIENCE_SECONDS = 1800.0
 
 
 @contextlib.contextmanager
 def process_group(longest_wait_seconds: float = 0.0) -> Iterator[None]:
-    """Join the ranks that torchrun started while the block lasts; without torchrun do nothing.
+    """Join the process group of torchrun's ranks inside the block; do nothing without torchrun.
 
-    longest_wait_seconds: how long one rank may keep the others waiting beyond what is usual.
+    Args:
+        longest_wait_seconds: time added to the default timeout, for a rank that keeps the others
+            waiting.
+
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
-    # Gloo takes the host's own values, and everything on the CPU.
+    # Gloo exchanges CPU tensors and Python objects; NCCL exchanges CUDA tensors.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     timeout = datetime.timedelta(seconds=PATIENCE_SECONDS + longest_wait_seconds)
     with ended_by_others():
@@ -50,22 +53,22 @@ def process_group(longest_wait_seconds: float = 0.0) -> Iterator[None]:
 
 
 def rank() -> int:
-    """Return this process's place among all; 0 is the one that writes and prints."""
+    """Return this process's rank over all machines. Only rank 0 writes and prints."""
     return dist.get_rank() if _several() else 0
 
 
 def world_size() -> int:
-    """Count the ranks."""
+    """Return the number of ranks over all machines."""
     return dist.get_world_size() if _several() else 1
 
 
 def local_rank() -> int:
-    """Return this process's place on its machine, and so its GPU."""
+    """Return this process's rank on its machine, which is also the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0")) if _several() else 0
 
 
 def ranks_here() -> int:
-    """Count the ranks on this machine, which share its CPUs."""
+    """Return the number of ranks on this machine, which share its CPUs."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _several() else 1
 
 
@@ -74,7 +77,7 @@ def _several() -> bool:
 
 
 def together(function: Callable[[], T]) -> T:
-    """Call a function on every rank; where a user's mistake stops one of them, it stops all."""
+    """Call a function on every rank; if it raises UserError on one, raise that on all."""
     if not _several():
         return function()
     result, error = None, None
@@ -90,7 +93,10 @@ def together(function: Callable[[], T]) -> T:
 
 
 def first_does(function: Callable[[], T]) -> T:
-    """Call a function on rank 0 alone, and give every rank its result."""
+    """Call a function on rank 0 only, and return its result on every rank.
+
+    A UserError that it raises is raised on every rank.
+    """
     if not _several():
         return function()
     result = [together(function if rank() == 0 else lambda: None)]
@@ -99,7 +105,7 @@ def first_does(function: Callable[[], T]) -> T:
 
 
 def cached_by_first(function: Callable[[], T]) -> T:
-    """Call a function that fills a cache: on each machine's first rank, then on its others."""
+    """Call a function that fills a cache on each machine's first rank, then on its other ranks."""
     if not _several():
         return function()
     first = local_rank() == 0
@@ -108,7 +114,7 @@ def cached_by_first(function: Callable[[], T]) -> T:
 
 
 def check_alike(key: str, value: object) -> None:
-    """Raise UserError on every rank where the ranks hold different values."""
+    """Raise UserError on every rank if the ranks pass different values."""
     if not _several():
         return
     values: list[object] = [None] * world_size()
@@ -119,7 +125,7 @@ def check_alike(key: str, value: object) -> None:
 
 
 def add_over_ranks(*tensors: Tensor) -> None:
-    """Replace each tensor by its sum over the ranks; they are on the run's device."""
+    """Replace each tensor in place by its sum over the ranks. Tensors are on the run's device."""
     if _several():
         for tensor in tensors:
             dist.all_reduce(tensor)
@@ -135,25 +141,25 @@ def largest(value: int) -> int:
 
 
 def any_rank(flag: bool) -> bool:
-    """Tell whether the flag is set on any rank."""
+    """Return True if the flag is set on any rank."""
     return bool(largest(int(flag)))
 
 
 def distribute(model: nn.Module) -> nn.Module:
-    """Let the ranks' gradients be averaged during the last backward pass of a step.
+    """Wrap a model so that its gradients are averaged over the ranks.
 
-    Buffers are not broadcast: batch norm's move alike on every rank.
+    Buffers are not broadcast, because batch norm's buffers stay equal on all ranks.
     """
     if not _several():
         return model
     with warnings.catch_warnings():
-        # torch 2.6 knows the option by no other name.
+        # torch 2.6 has the option only under this name, which later versions deprecate.
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(model, broadcast_buffers=False)
 
 
 def gradients_averaged(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
-    """Return the context of a step's passes: only the last one's backward averages over ranks."""
+    """Return a context for one micro-batch; only the last backward pass averages gradients."""
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
     return contextlib.nullcontext()
@@ -161,19 +167,19 @@ def gradients_averaged(model: nn.Module, last: bool) -> contextlib.AbstractConte
 
 @contextlib.contextmanager
 def ended_by_others() -> Iterator[None]:
-    """Leave as an interrupted run does, without a traceback, where another rank has ended."""
+    """Exit with status 1 and no traceback if the connection to another rank is lost."""
     try:
         yield
     except RuntimeError as error:
         if not _is_lost_connection(error):
             raise
         if os.environ.get("RANK") == "0":
-            reason = "another rank ended or is out of reach"
-            advice = "the same command goes on from the last checkpoint"
+            reason = "another rank ended or cannot be reached"
+            advice = "run the same command again to resume from the last checkpoint"
             print(f"interrupted: {reason}; {advice}", file=sys.stderr)
         raise SystemExit(1) from None
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
-    # Gloo raises a plain RuntimeError that begins with the place in its own source.
+    # Gloo raises a plain RuntimeError whose text contains a path in Gloo's own source.
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)

@@ -1,8 +1,8 @@
-"""Files that are whole or absent, checked by their SHA-256, and JSON without NaN.
+"""Atomic writes, SHA-256 checksums, and JSON without NaN.
 
-A file is written beside its place, flushed, then renamed. One that ends in the SHA-256 of all
-before it shows any damage; torch.load, as any reader of zip archives, looks for the archive's end
-and passes over the 40 bytes behind it.
+A file is written under a temporary name in the same directory, flushed to disk, then renamed. A
+checkpoint ends in the SHA-256 of the bytes before it, so any damage is detected. torch.load ignores
+these 40 bytes: a reader of zip archives searches for the end of the archive.
 """
 
 import contextlib
@@ -27,9 +27,14 @@ def write_atomically(
     write: Callable[[BinaryIO], object],
     before_renaming: Callable[[Path], object] = lambda temporary: None,
 ) -> None:
-    """Let `write` fill a file that takes its name only once it is whole and on the disk.
+    """Write a file that gets its name only once it is complete and on disk.
 
-    `before_renaming` gets the file as it lies there, and may refuse it by raising.
+    Args:
+        path: the final name.
+        write: writes the content to an open binary file.
+        before_renaming: receives the temporary path. If it raises, the file is removed and an
+            existing file at `path` stays.
+
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -48,22 +53,22 @@ def write_atomically(
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write UTF-8 text as `write_atomically` does."""
+    """Write UTF-8 text with `write_atomically`."""
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def previous_of(path: Path) -> Path:
-    """Return where the file before this one, a checkpoint, is kept."""
+    """Return the path of the previous version of a checkpoint: `x.pt` gives `x.prev.pt`."""
     return path.with_suffix(f".prev{path.suffix}")
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an error while a file is written, such as of a full disk, name the file."""
+    """Add the file's name to an OSError that is raised while the file is written."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch.save hides what stopped it behind an error of its own.
+        # torch.save raises a RuntimeError of its own while it handles the OSError.
         found = error.__context__ if isinstance(error, RuntimeError) else error
         if not isinstance(found, OSError):
             raise
@@ -73,57 +78,56 @@ def naming(path: Path) -> Iterator[None]:
 
 
 class HashingWriter:
-    """A file open for writing that hashes what passes; it can only be appended to."""
+    """A writable file object that computes the SHA-256 of all data written. It cannot seek."""
 
     def __init__(self, file: BinaryIO) -> None:
-        """Begin with what is written next."""
         self.file = file
         self.hash = hashlib.sha256()
 
     def write(self, data: bytes) -> int:
-        """Write and hash."""
+        """Write the data, add it to the hash, and return the number of bytes written."""
         self.hash.update(data)
         return self.file.write(data)
 
     def flush(self) -> None:
-        """Do nothing: whoever opened the file flushes it once."""
+        """Do nothing: the caller that opened the file flushes it once."""
 
 
 def write_summed(file: BinaryIO, write: Callable[[HashingWriter], object]) -> None:
-    """Let `write` fill a file, then add the checksum of what it wrote."""
+    """Write a file's content with `write`, then append its checksum."""
     writer = HashingWriter(file)
     write(writer)
     file.write(MARK + writer.hash.digest())
 
 
 def checksum_agrees(file: BinaryIO) -> bool | None:
-    """Tell whether a file's content agrees with its checksum; None: it does not end in one."""
+    """Return True if a file's content matches its checksum, None if it has no checksum."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - TRAILER))
     trailer = file.read()
     file.seek(0)
     if not trailer.startswith(MARK):
         return None
-    found, left = hashlib.sha256(), size - TRAILER
-    while left and (piece := file.read(min(left, 1 << 20))):
+    found, remaining = hashlib.sha256(), size - TRAILER
+    while remaining and (piece := file.read(min(remaining, 1 << 20))):
         found.update(piece)
-        left -= len(piece)
+        remaining -= len(piece)
     file.seek(0)
     return MARK + found.digest() == trailer
 
 
 def check_written(path: Path) -> None:
-    """Read a file back from the disk; raise OSError where it is not what was written."""
+    """Read a file back from disk; raise OSError if its checksum does not match."""
     with open(path, "rb") as file:
         if hasattr(os, "posix_fadvise"):
-            # Past the system's copy in memory, to what the disk really holds.
+            # Drop the page cache, so that the data is read from the disk itself.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         if not checksum_agrees(file):
-            raise OSError(errno.EIO, "read back from the disk, it is not what was written", path)
+            raise OSError(errno.EIO, "the file read back from disk differs from the data", path)
 
 
 def plain(value: Any) -> Any:
-    """Replace what JSON has no word for, NaN and the infinities, by null, at any depth."""
+    """Replace NaN and infinities by None at any depth, since JSON cannot express them."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -134,14 +138,15 @@ def plain(value: Any) -> Any:
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """Write one line of JSON without NaN."""
+    """Return one line of JSON, with null in place of NaN and infinities."""
     return json.dumps(plain(row), allow_nan=False) + "\n"
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Read a file of JSON lines; a last line that is still being written is left out.
+    """Yield the objects in a file of JSON lines; yield nothing if it cannot be read.
 
-    Raises UserError for any other that is damaged: a report without its runs would lose them.
+    An incomplete last line is skipped, since a writer may still be at it. Raises UserError for any
+    other line that is not a JSON object, so that a report does not silently lose runs.
     """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
@@ -155,19 +160,20 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 return
             value = None
         if not isinstance(value, dict):
-            raise UserError(f"{path}: line {number} is no JSON object; mend or remove it")
+            raise UserError(f"{path}: line {number} is no JSON object; fix or remove it")
         yield value
 
 
 def _umask() -> int:
-    # The only way to read it is to set it.
+    # The umask can only be read by setting it.
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
 
 
 def _sync_directory(path: Path) -> None:
-    # A rename is on the disk only once its directory is; some file systems refuse, and need none.
+    # A rename is on disk only once the directory is synced. Some file systems refuse to sync a
+    # directory, and do not need it.
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,9 +1,10 @@
-"""One process a run: a lock that is gone with its process, however it ended, on any file system.
+"""A lock on a run's directory, so that only one process trains the run, on any file system.
 
-The system's flock decides among the processes that it reaches. Some network file systems refuse it,
-others keep it within one host. So the file also names its holder, who touches it every
-`BEAT_SECONDS`: a name on this host counts as long as that process lives, where flock cannot tell,
-and one on another host as long as the file's time moves.
+The lock ends with its process, however the process ends. flock decides between processes, but some
+network file systems refuse flock, and others apply it only within one host. The lock file therefore
+also names its holder, which updates the file's mtime every `BEAT_SECONDS`. If flock is refused, a
+holder on this host counts as alive while its process exists. A holder on another host counts as
+alive while the mtime changes.
 """
 
 import contextlib
@@ -21,28 +22,30 @@ from typing import IO
 from engine.errors import UserError
 
 BEAT_SECONDS = 5.0
-# Beats may be late; then so long without one is death, by a file time that is seen to stand still.
+# A remote holder counts as dead if the lock file's mtime has not changed for this long. Updates may
+# be late.
 PATIENCE_SECONDS = 20.0
-# The same by this host's clock, which may differ from the file's: no need to watch.
+# An mtime this far from this host's clock counts as dead without waiting. The clocks may differ.
 STALE_SECONDS = 120.0
+# How long a process waits before it checks whether another process wrote its name at the same time.
 SETTLE_SECONDS = 0.5
 HELD = (errno.EWOULDBLOCK, errno.EACCES)
 NAME = re.compile(r"process (\d+) on (\S+)")
 
 
 class RunBusy(UserError):
-    """The run is being trained by another process."""
+    """Another process is training the run."""
 
 
 def holder(directory: Path) -> str | None:
-    """Name the process that trains the run in this directory now, or None; a look, no wait."""
+    """Return the name of the process that trains the run in this directory, or None; never wait."""
     with contextlib.suppress(OSError), open(directory / ".lock", encoding="utf-8") as lock:
         locks = _flock(lock, fcntl.LOCK_SH)
         name = _name(lock)
         if locks is False:
             return name or "another process"
         if _elsewhere(name):
-            # A time far ahead is of a clock that was put back since.
+            # A time far in the future means that the clock was set back since.
             age = abs(time.time() - os.fstat(lock.fileno()).st_mtime)
             return name if age < PATIENCE_SECONDS else None
         return name if locks is None and _lives(name) else None
@@ -51,9 +54,10 @@ def holder(directory: Path) -> str | None:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[Callable[[], bool]]:
-    """Hold a run's directory; raise RunBusy, naming the other, where another process does.
+    """Lock a run's directory inside the block; raise RunBusy if another process holds it.
 
-    Yields what tells whether it is still held: not where it was removed, or made anew since.
+    Yields a function that returns True if the lock is still held. It returns False once the
+    directory was removed, even if it was created again.
     """
     path = directory / ".lock"
     with open(path, "a+", encoding="utf-8") as lock:
@@ -64,12 +68,12 @@ def locked(directory: Path) -> Iterator[Callable[[], bool]]:
             yield lambda: _is_at(path, lock)
         finally:
             done.set()
-            # So nobody has to find out whether a holder that left in order still lives.
+            # An empty file spares the next process the check whether its holder is alive.
             lock.truncate(0)
 
 
 def _take(path: Path, lock: IO[str]) -> None:
-    # `holder` looks by taking the lock for a moment, which must not pass for a training.
+    # `holder` takes the lock for a moment, which must not be mistaken for a training process.
     for attempt in range(10):
         if (locks := _flock(lock, fcntl.LOCK_EX)) is not False:
             break
@@ -84,7 +88,7 @@ def _take(path: Path, lock: IO[str]) -> None:
     lock.write(f"{own}\n")
     lock.flush()
     if locks is None:
-        # Of several that come at once, the last to write has it.
+        # Without flock, the last of several simultaneous writers gets the lock.
         time.sleep(SETTLE_SECONDS)
         if (name := _name(lock)) != own:
             raise _busy(path, name)
@@ -101,7 +105,7 @@ def _busy(path: Path, name: str) -> RunBusy:
 
 
 def _flock(lock: IO[str], kind: int) -> bool | None:
-    """Try to lock; None where the file system knows no locks."""
+    """Try to lock a file; return False if it is locked, None if the file system has no locks."""
     try:
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
         return True
@@ -120,7 +124,7 @@ def _elsewhere(name: str) -> bool:
 
 
 def _lives(name: str) -> bool:
-    """Tell whether the process of that name, one of this host, is there and not this one."""
+    """Return True if a process name refers to another, existing process of this host."""
     match = NAME.fullmatch(name)
     if match is None or int(match[1]) == os.getpid():
         return False
@@ -134,7 +138,7 @@ def _lives(name: str) -> bool:
 
 
 def _beats(path: Path) -> bool:
-    """Watch whether a holder on another host touches the file."""
+    """Wait up to `PATIENCE_SECONDS`; return True if a remote holder updates the file's mtime."""
     first = _touched(path)
     if abs(time.time() - first) > STALE_SECONDS:
         return False
@@ -147,7 +151,7 @@ def _beats(path: Path) -> bool:
 
 
 def _touched(path: Path) -> float:
-    # Only what is opened anew is asked of a file server again.
+    # A network file system asks its server for the current mtime only when the file is opened.
     with open(path, encoding="utf-8") as lock:
         return os.fstat(lock.fileno()).st_mtime
 

@@ -1,7 +1,7 @@
-"""What the machine and its container let this process have: CPUs and memory, and memory's peak.
+"""The CPUs and memory that this process may use, and its peak memory.
 
-Linux ends a process that takes more memory, without a word. Every figure of what is available errs
-on the high side.
+Linux kills a process that exceeds its memory, without an error message. Every estimate of available
+memory here is an upper bound.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import torch
 
 
 def available_cpus() -> int:
-    """Count the CPUs this process may use: its affinity, and the container's quota."""
+    """Return the number of CPUs this process may use, by its affinity and its container's quota."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
@@ -23,7 +23,7 @@ def available_cpus() -> int:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start the peak of memory use afresh, where the system lets it."""
+    """Reset the recorded peak of memory use, if the system allows it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -32,7 +32,10 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
-    """Return the peak since the reset: allocated on a CUDA device, else resident in the process."""
+    """Return the peak memory in bytes since the reset, or None if unknown.
+
+    On a CUDA device this is the allocated memory, otherwise the process's resident memory.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError):
@@ -48,17 +51,21 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception says that host or device memory ran out."""
+    """Return True if an exception means that host or device memory ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # The CPU's allocator raises a plain RuntimeError.
+    # torch's CPU allocator raises a plain RuntimeError.
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
-    """Return the most that this process may have, what it holds by now included; None: unknown.
+    """Return the most bytes this process may hold, including what it holds now; None if unknown.
 
-    Free swap and whatever the system could drop count as available. root: above /proc and /sys.
+    Free swap and memory that the system can reclaim count as available.
+
+    Args:
+        root: the directory that contains `proc` and `sys`.
+
     """
     found = [*_machine(root), *_containers(root)]
     held = _figures(root / "proc/self/status").get("RssAnon", 0) * 1024
@@ -72,29 +79,29 @@ def _machine(root: Path) -> Iterator[int]:
 
 
 def _containers(root: Path) -> Iterator[int]:
-    """Give what is left of each limit above this process: control groups of version 1 and 2."""
+    """Yield the unused bytes of each cgroup limit on this process, for cgroup versions 1 and 2."""
     top = root / "sys/fs/cgroup"
     with contextlib.suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-            kinds, _, path = line.partition(":")[2].partition(":")
-            if "memory" in kinds.split(","):
-                yield from _left(top / "memory", path, "memory.limit_in_bytes", "total_rss")
-            elif not kinds:
-                yield from _left(top, path, "memory.max", "anon")
+            controllers, _, path = line.partition(":")[2].partition(":")
+            if "memory" in controllers.split(","):
+                yield from _unused(top / "memory", path, "memory.limit_in_bytes", "total_rss")
+            elif not controllers:
+                yield from _unused(top, path, "memory.max", "anon")
 
 
-def _left(top: Path, path: str, limit: str, used: str) -> Iterator[int]:
-    # Inside a container the path may be the host's, and then only the top is there.
+def _unused(top: Path, path: str, limit: str, used: str) -> Iterator[int]:
+    # Inside a container the path may be the host's. Then only `top` exists.
     own = top / path.lstrip("/")
     for folder in [own, *own.parents][: len(own.relative_to(top).parts) + 1]:
         with contextlib.suppress(OSError, ValueError):
             most = int((folder / limit).read_text(encoding="utf-8"))
-            # What it holds beyond this, such as the system's copies of files, can be dropped.
+            # The group's other memory, such as the page cache, can be reclaimed.
             yield most - _figures(folder / "memory.stat").get(used, 0)
 
 
 def _figures(path: Path) -> dict[str, int]:
-    """Read lines of a name and a number."""
+    """Read the lines `name number` of a file; return an empty dictionary if it cannot be read."""
     figures = {}
     with contextlib.suppress(OSError):
         for line in path.read_text(encoding="utf-8").splitlines():

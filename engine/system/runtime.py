@@ -1,7 +1,7 @@
-"""The machine a run has: device, precision, threads, seeds, and the facts a result is cited with.
+"""Device, precision, threads and seeds of a run, and the facts that a result is cited with.
 
-Settings of torch that live on in the process are set anew for every run, so that the runs of one
-sweep do not inherit them from each other.
+torch's process-wide settings are set again for every run, so that a run of a sweep does not inherit
+them from the run before.
 """
 
 import contextlib
@@ -28,7 +28,16 @@ PROJECT = Path(__file__).resolve().parent.parent.parent
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how a run computes; threads are those of each of its ranks."""
+    """Where and how a run computes.
+
+    Attributes:
+        device: this rank's device.
+        precision: `fp32` or `bf16`.
+        threads: CPU threads of each rank.
+        rank: this process's rank.
+        world_size: number of ranks.
+
+    """
 
     device: torch.device
     precision: str
@@ -37,13 +46,13 @@ class Runtime:
     world_size: int = 1
 
     def autocast(self) -> torch.autocast:
-        """Return the context of a forward pass: bf16 autocast, or nothing under fp32."""
+        """Return the context of a forward pass: autocast to bf16, disabled under fp32."""
         enabled = self.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Return how pictures and weights lie in memory: channels last."""
+        """Return the memory format of images and weights: channels last."""
         return torch.channels_last
 
     def place(self, model: nn.Module) -> None:
@@ -53,17 +62,17 @@ class Runtime:
         cast(Any, model).to(memory_format=self.memory_format)
 
     def compile(self, model: nn.Module) -> nn.Module:
-        """Return the compiled model; its parameters are the model's own.
+        """Return the compiled model, which shares its parameters with `model`.
 
-        Each shape is compiled once and kept on disk by torch, for a sweep's other runs. What an
-        earlier run of this process compiled is let go: beyond a few shapes torch would stop
-        compiling, and say so in a log alone.
+        torch compiles each input shape once and caches the result on disk for a sweep's other runs.
+        Code that an earlier run compiled in this process is dropped: beyond a few shapes torch
+        stops compiling, and only logs it.
         """
         torch.compiler.reset()
         return cast(nn.Module, torch.compile(model, dynamic=False))
 
     def wall_clock(self) -> float:
-        """Return the time in seconds once the device has finished what it was given."""
+        """Return the time in seconds after the device has finished all queued work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
@@ -72,14 +81,25 @@ class Runtime:
 def start_runtime(
     device: str, precision: str, threads: int | None, deterministic: bool, seed: int
 ) -> Runtime:
-    """Choose device and precision, set threads and seeds; raise UserError where one is absent."""
+    """Choose device and precision, and set threads, seeds and torch's process-wide settings.
+
+    Raises UserError if the device is not available.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        precision: `auto`, `fp32` or `bf16`.
+        threads: CPU threads; None divides the available CPUs among the ranks on this machine.
+        deterministic: True to use only deterministic algorithms.
+        seed: the run's seed, from which those of Python and torch are derived.
+
+    """
     place = together(lambda: choose_rank_device(device))
     threads = threads or max(1, available_cpus() // ranks_here())
     torch.set_num_threads(threads)
     keep_freed_memory()
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
-    # By default a GPU's convolutions would round fp32 to the 10 bits of TF32.
+    # By default cuDNN's convolutions round fp32 to TF32's 10-bit mantissa.
     torch.backends.cudnn.allow_tf32 = False
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -91,7 +111,10 @@ def start_runtime(
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device asked for; `auto` prefers CUDA, then MPS, then the CPU."""
+    """Return the named device; raise UserError if this machine lacks it.
+
+    `auto` prefers CUDA, then MPS, then the CPU.
+    """
     present = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -106,7 +129,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_rank_device(name: str) -> torch.device:
-    """Return the device of this rank: each has a GPU of its own."""
+    """Return this rank's device; raise UserError if there is none for it.
+
+    On CUDA each rank needs a separate GPU. On MPS there can be only one rank.
+    """
     place = choose_device(name)
     if world_size() == 1:
         return place
@@ -123,14 +149,15 @@ def choose_rank_device(name: str) -> torch.device:
 
 
 def check_sync_bn(sync_bn: bool, runtime: Runtime) -> None:
-    """Refuse batch-norm statistics over the ranks where torch has no kernels for them."""
+    """Raise UserError if sync_bn is set on a device other than CUDA, where torch lacks kernels."""
     if sync_bn and runtime.device.type != "cuda":
         allowed = f"needs device=cuda, and this run's is {runtime.device.type}"
-        raise key_error("sync_bn", True, f"{allowed}; model.ghost_batch makes any ranks agree")
+        advice = "model.ghost_batch gives the same result for any number of ranks"
+        raise key_error("sync_bn", True, f"{allowed}; {advice}")
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Return fp32 or bf16; `auto` is bf16 where the hardware itself computes in it."""
+    """Return `fp32` or `bf16`; `auto` gives bf16 if the hardware computes in it natively."""
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -141,10 +168,10 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse freed memory, which by default goes back to the system in large pieces.
+    """Make glibc keep freed memory for reuse instead of returning large blocks to the system.
 
-    A pass of 1024 images has activations beyond glibc's 32 MiB limit, so each would be mapped, its
-    pages zeroed and unmapped again at every step: a third of the step (mallopt(3)).
+    Activations of 1024 images exceed glibc's 32 MiB mmap threshold. By default each is mapped, its
+    pages zeroed, and unmapped again at every step, which takes a third of the step (mallopt(3)).
     """
     with contextlib.suppress(OSError, TypeError):
         library = ctypes.CDLL(None)
@@ -155,14 +182,20 @@ def keep_freed_memory() -> None:
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
-    """Mix a seed with what it is used for into 63 bits, so that no two uses share a stream."""
+    """Return a 63-bit seed for one use of a run's seed, so that no two uses share a random stream.
+
+    Args:
+        seed: the run's seed.
+        names: what identifies the use, such as `"order"` and an epoch.
+
+    """
     text = "/".join(str(part) for part in (seed, *names))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def device_name(device: torch.device) -> str:
-    """Return the device's name as its maker gives it."""
+    """Return the model name of the GPU or CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError):
@@ -173,7 +206,10 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str | None:
-    """Return the checkout's commit, marked where files but results differ; None outside git."""
+    """Return the checkout's commit, or None outside git.
+
+    It ends in `-dirty` if tracked files outside results/ are modified.
+    """
     try:
         git = ["git", "-C", str(PROJECT)]
         revision = subprocess.run(
@@ -193,7 +229,7 @@ def commit() -> str | None:
 
 
 def facts(runtime: Runtime) -> dict[str, Any]:
-    """Return what a figure must be cited with: hardware, precision, versions, commit."""
+    """Return the facts that a result is cited with: hardware, precision, torch version, commit."""
     return {
         "device": device_name(runtime.device),
         "world_size": runtime.world_size,

@@ -1,9 +1,9 @@
-"""When a run pauses between two steps: to save, and then to go on or to stop in order.
+"""Signals and time limits that make a run save between two steps, then resume training or stop.
 
-SIGTERM, SIGINT, SIGHUP, which the end of a terminal's session sends, and SIGUSR1, with which Slurm
-warns of a job's end, only set a flag while a run trains; once the run has saved, the handler that
-was there before decides: by default it ends the process, a launcher's own may put the job back into
-its queue. Before and after they end the process at once. Imports no torch.
+Handled are SIGTERM, SIGINT, SIGHUP (sent when a terminal session ends) and SIGUSR1 (Slurm's warning
+before a job's end). While a run trains they only set a flag. After the run has saved, the handler
+that was installed before is called: the default one ends the process; a launcher's may requeue the
+job. Outside of training these signals end the process at once. Imports no torch.
 """
 
 import contextlib
@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-# A warning is followed by SIGTERM; that it ends with the same status, a job script may rely on.
+# Slurm sends SIGTERM after its warning SIGUSR1. Both give the same status, which a job script can
+# rely on.
 EXIT_STATUS = {
     signal.SIGTERM: 143,
     signal.SIGINT: 130,
@@ -25,24 +26,32 @@ EXIT_STATUS = {
     signal.SIGUSR1: 143,
 }
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
-# One request may come twice at once: from the terminal to the group, and from a parent.
+# One request may arrive twice: from the terminal to the process group, and from a parent process.
 REPEAT_SECONDS = 1.0
 
 
 class Stopped(SystemExit):
-    """A signal ended the process in order."""
+    """Exit of a process that a signal stopped.
+
+    Args:
+        status: the exit status.
+
+    """
 
     def __init__(self, status: int) -> None:
-        """Leave with this exit status."""
         super().__init__(status)
         self.status = status
 
 
 class Pauses:
-    """What asks a run to pause: a signal, or the minutes of `checkpoint_every`."""
+    """Decides when a run saves a checkpoint: after a signal, or every N epochs or minutes.
+
+    Args:
+        every: epochs as an int, or minutes such as `10min`, counted from now.
+
+    """
 
     def __init__(self, every: int | str) -> None:
-        """Count from now; every: epochs, or minutes such as `10min`."""
         self.epochs = every if isinstance(every, int) else None
         self.seconds = None if isinstance(every, int) else 60.0 * int(every.removesuffix("min"))
         self.signal: int | None = None
@@ -52,16 +61,19 @@ class Pauses:
         self.closing = False
 
     def due(self) -> bool:
-        """Tell whether to save before the next step."""
+        """Return True if the run must save before its next step."""
         late = self.seconds is not None and time.monotonic() - self.saved_at >= self.seconds
         return late or self.signal is not None
 
     def due_after(self, epoch: int) -> bool:
-        """Tell whether to save now that an epoch is finished."""
+        """Return True if the run must save after it has finished this epoch."""
         return self.due() or (self.epochs is not None and epoch % self.epochs == 0)
 
     def saved(self) -> None:
-        """Count from now again; leave where a signal asked for it."""
+        """Note that a checkpoint was written; if a signal asked for it, call the earlier handler.
+
+        Raises Stopped if that handler is the system's default.
+        """
         self.saved_at = time.monotonic()
         number, self.signal = self.signal, None
         if number is None:
@@ -70,16 +82,21 @@ class Pauses:
         if not callable(handler := self.before[number]):
             raise Stopped(EXIT_STATUS[signal.Signals(number)])
         handler(number, None)
-        # It came back, so the run goes on.
+        # The handler returned, so training continues.
         self.closing = False
 
     def note(self, number: int, _frame: FrameType | None) -> None:
-        """Take in a signal; a second one, warnings apart, ends the process where it stands."""
+        """Handle a signal: the first asks for a save, a later one kills the process at once.
+
+        A warning (`WARNINGS`) never kills, and a signal after a warning counts as the first. A
+        signal within `REPEAT_SECONDS` of the first is ignored.
+        """
         drop_lost_terminal(number)
         warned = self.signal in WARNINGS and number not in WARNINGS
         if not self.closing and (self.signal is None or warned):
             self.signal, self.asked_at = number, time.monotonic()
-            tell(f"{signal.Signals(number).name}: saves and stops; a second one stops at once")
+            name = signal.Signals(number).name
+            _print_to_stderr(f"{name}: saving, then stopping; a second signal stops at once")
         elif number not in WARNINGS and time.monotonic() - self.asked_at > REPEAT_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -87,13 +104,14 @@ class Pauses:
 
 @contextlib.contextmanager
 def pausing(every: int | str) -> Iterator[Pauses]:
-    """Let signals ask for a pause while a run trains; a thread gets none and has only the clock.
+    """Yield the `Pauses` of a run, which receives signals inside the block.
 
-    A signal that came too late for the run goes to the handler of whoever started it.
+    Outside of the main thread there are no signals, only time limits. A signal that arrives after
+    the last save is passed to the launcher's own handler, if there is one.
     """
     pauses = Pauses(every)
     pauses.before = present_handlers()
-    # One that is no business of ours unless a launcher warns with it.
+    # SIGUSR2 matters only if a launcher installed a handler for it.
     if pauses.before and callable(handler := signal.getsignal(signal.SIGUSR2)):
         pauses.before[signal.SIGUSR2] = handler
     try:
@@ -107,14 +125,14 @@ def pausing(every: int | str) -> Iterator[Pauses]:
 
 @contextlib.contextmanager
 def leaving() -> Iterator[None]:
-    """Let the same signals end a sweep between its runs, by Stopped, so that it still reports."""
+    """Make signals raise Stopped between a sweep's runs, so that the sweep writes its report."""
     with handling(present_handlers(), leave):
         yield
 
 
 @contextlib.contextmanager
 def leaving_early() -> Iterator[None]:
-    """Let the same signals end a command that trains nothing yet, with the same exit status."""
+    """Make signals end a command that is not training yet, with the same exit status."""
     before = present_handlers()
     plain = (signal.SIG_DFL, signal.default_int_handler)
     with handling({n: h for n, h in before.items() if h in plain}, leave_early):
@@ -122,25 +140,28 @@ def leaving_early() -> Iterator[None]:
 
 
 def leave(number: int, _frame: FrameType | None) -> None:
-    """Raise Stopped."""
+    """Raise Stopped with the signal's exit status."""
     drop_lost_terminal(number)
     raise Stopped(EXIT_STATUS[signal.Signals(number)])
 
 
 def leave_early(number: int, frame: FrameType | None) -> None:
-    """Raise Stopped; while a module is imported, leave without unwinding.
+    """Raise Stopped; if a module is being imported, exit without unwinding.
 
-    An exception there may end in a traceback, or abort the process from an extension's code.
+    During an import an exception may print a traceback, or abort the process in native code.
     """
     specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
     if any(getattr(spec, "_initializing", False) for spec in specs):
-        tell("interrupted")
+        _print_to_stderr("interrupted")
         os._exit(EXIT_STATUS[signal.Signals(number)])
     leave(number, frame)
 
 
 def present_handlers() -> dict[int, Any]:
-    """Return the signals to listen to with their handlers: not those that the caller ignores."""
+    """Return the signals to handle with their current handlers, without those that are ignored.
+
+    Returns an empty dictionary outside of the main thread, which alone can handle signals.
+    """
     if threading.current_thread() is not threading.main_thread():
         return {}
     found = {number: signal.getsignal(number) for number in EXIT_STATUS}
@@ -151,7 +172,7 @@ def present_handlers() -> dict[int, Any]:
 def handling(
     before: dict[int, Any], handler: Callable[[int, FrameType | None], None]
 ) -> Iterator[None]:
-    """Handle signals so for a while."""
+    """Install a handler for the signals in `before`; restore the earlier handlers afterwards."""
     for number in before:
         signal.signal(number, handler)
     try:
@@ -162,7 +183,7 @@ def handling(
 
 
 def drop_lost_terminal(number: int) -> None:
-    """After SIGHUP, write nowhere what would go to a terminal that is gone and raise an error."""
+    """After SIGHUP, redirect stdout and stderr to os.devnull if their terminal is gone."""
     if number != signal.SIGHUP:
         return
     for name in ("stdout", "stderr"):
@@ -173,8 +194,8 @@ def drop_lost_terminal(number: int) -> None:
                 setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
 
 
-def tell(line: str) -> None:
-    """Write a line to stderr past Python's buffer, which a signal may have interrupted."""
+def _print_to_stderr(line: str) -> None:
+    """Print a line on rank 0, past Python's buffer, which the signal may have interrupted."""
     if os.environ.get("RANK", "0") != "0":
         return
     with contextlib.suppress(OSError):

@@ -1,35 +1,35 @@
-"""Text that others chose, file and class names above all, made fit to be shown.
+"""Safe display of names that others chose, such as file and class names.
 
-A name on Linux is bytes, and may hold line ends, escape sequences of terminals, or the marks of
-Markdown and HTML. Shown, it is one line of plain text.
+A name on Linux is bytes. It may contain newlines, terminal escape sequences, Markdown or HTML. Here
+it becomes one line of plain text.
 """
 
 import re
 
 from engine.errors import readable
 
-# What emoji and some scripts join letters with prints nothing of its own.
+# Emoji and some scripts join characters with these. They are not printable by themselves.
 JOINERS = "\u200c\u200d"
 
 
 def shown(text: str) -> str:
-    r"""Return a name as one line for a terminal: what cannot be printed becomes `\n`, `\x1b`.
+    r"""Return a name as one line for a terminal, with escapes for unprintable characters (`\x1b`).
 
-    A name that blanks begin, end or widen is put in quotes, as they would not be seen.
+    A name that is empty, or has leading, trailing or repeated spaces, is put in quotes.
     """
     text = "".join(c if c.isprintable() or c in JOINERS else ascii(c)[1:-1] for c in readable(text))
     return text if text == " ".join(text.split()) and text else f"'{text}'"
 
 
 def cell(text: str) -> str:
-    """Return a name for a cell of a Markdown table, where it is text and no more.
+    """Return a name escaped for a cell of a Markdown table.
 
-    Each mark of Markdown or HTML becomes a numeric entity, which no reader of either takes for a
-    mark; backslashes escape another set of marks in each dialect.
+    Each special character of Markdown or HTML becomes a numeric entity, which every renderer shows
+    as text. Which characters a backslash escapes differs between Markdown dialects.
     """
     return re.sub(r"_|[^\w\s.,;'/-]", _entity, shown(text))
 
 
 def _entity(match: re.Match[str]) -> str:
-    # Letters of other scripts and emoji are no marks.
+    # Characters outside of ASCII, such as emoji, are never special.
     return f"&#{ord(match[0])};" if match[0].isascii() else match[0]

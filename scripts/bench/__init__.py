@@ -1,1 +1,1 @@
-"""Speed, measured beside references in the same interleaved run."""
+"""Speed benchmarks. Candidates and references are timed in the same interleaved run."""

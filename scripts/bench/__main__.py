@@ -1,17 +1,16 @@
-"""Measure speed beside references: `python -m scripts.bench [PART ...]`, all parts by default.
+"""Measure speed, compared with references: `python -m scripts.bench [PART ...]`.
 
-A part is a function from a device and a number of rounds to a dictionary with `tables`, a list of
-(title, rows), and whatever figures are worth keeping. Results go to results/bench/<device>.json
-and .md, beside those of the other parts.
+All parts are measured by default. Results are written to results/bench/<device>.json and .md, next
+to those of the other parts. The parts are:
 
-data      the input path alone, beside a DataLoader
-epoch     whole training epochs, beside the reference loop
-ladder    the training step over batch 128 to 8192            (--model)
-lars      one optimizer step, beside torch's SGD and other LARS
-profile   where a training step's time goes                   (--model, --batch)
-rest      what an epoch pays besides training                 (--model)
+data      the input pipeline, compared with a DataLoader
+epoch     whole training epochs, compared with the reference loop
+ladder    the training step at batch 128 to 8192              (--model)
+lars      one optimizer step, compared with torch's SGD and other LARS implementations
+profile   the time of a training step by type of operation    (--model, --batch)
+rest      the time of an epoch outside of training steps      (--model)
 startup   from the command to the end of the first step, and --help
-step      one training step under SGD and LARS                (--model)
+step      one training step with SGD and with LARS            (--model)
 """
 
 import argparse
@@ -27,7 +26,8 @@ from engine.errors import UserError
 from engine.training.build import MODELS
 from scripts.bench import data, epoch, ladder, lars, profile, report, rest, startup, step
 
-# Each with the rounds it takes: a step of an optimizer is short, an epoch is not.
+# Each part's function and default number of rounds. The function takes a device and the rounds, and
+# returns a dictionary with `tables`, a list of (title, rows), and other figures.
 PARTS = {
     "data": (data.run, 5),
     "epoch": (epoch.run, 5),
@@ -41,7 +41,7 @@ PARTS = {
 
 
 def main() -> int:
-    """Run the parts that the command line names; return the exit status."""
+    """Run the parts that the command line names, all by default; return the exit status."""
     arguments = read_arguments()
     device = torch.device(arguments.device)
     for part in arguments.parts or PARTS:
@@ -62,11 +62,13 @@ def read_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.error = refuse_flags  # type: ignore[method-assign]
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, help="timings of each candidate; default: the part's")
-    parser.add_argument("--model", help="the network; default: the part's")
-    parser.add_argument("--batch", type=int, help="the batch to profile; default: 128")
+    parser.add_argument(
+        "--rounds", type=int, help="timings per candidate; default: depends on the part"
+    )
+    parser.add_argument("--model", help="the network; default: depends on the part")
+    parser.add_argument("--batch", type=int, help="the batch size to profile; default: 128")
     parser.add_argument("--folder", type=Path, default=Path("results/bench"))
     arguments = parser.parse_args()
     for part in arguments.parts:
@@ -86,7 +88,7 @@ def read_arguments() -> argparse.Namespace:
     if arguments.device not in ("cpu", "cuda"):
         raise UserError(f"--device={arguments.device}: must be cpu or cuda")
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device=cuda: there is no CUDA device here")
+        raise UserError("--device=cuda: this machine has no CUDA device; use --device=cpu")
     try:
         arguments.folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=arguments.folder).close()
@@ -98,7 +100,7 @@ def read_arguments() -> argparse.Namespace:
 
 
 def options_of(part: str) -> list[str]:
-    """List the options of the command line that a part takes."""
+    """Return the names of the command-line options that a part takes."""
     taken = inspect.signature(PARTS[part][0]).parameters
     return [name for name in ("model", "batch") if name in taken]
 

@@ -1,4 +1,4 @@
-"""What the machine could do at most, measured in the same run, and what a network asks of it."""
+"""The machine's peak rates, measured in the same run, and the FLOPs of a network."""
 
 import copy
 from dataclasses import dataclass
@@ -17,57 +17,67 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Ceilings:
-    """matmul: FLOP/s of a large square product, by precision; copy: bytes/s, reads and writes."""
+    """The machine's peak rates.
+
+    Attributes:
+        matmul: FLOP/s of a large square matrix product, by precision.
+        copy: bytes/s of a large copy, with reads and writes counted.
+
+    """
 
     matmul: dict[str, float]
     copy: float
 
     def share(self, flops_per_second: float, precision: str) -> float:
-        """Return which part of the matmul rate at a precision is reached."""
+        """Return a rate as a fraction of the matmul rate at a precision."""
         return flops_per_second / self.matmul[precision]
 
     def percent(self, flops_per_second: float, precision: str) -> str:
-        """Write that share for a table."""
+        """Return that fraction in percent, as text."""
         return f"{self.share(flops_per_second, precision):.1%}"
 
     def describe(self) -> str:
-        """Write the ceilings in one line."""
+        """Return the peak rates in one line."""
         rates = ", ".join(f"{rate / 1e12:.3g} in {name}" for name, rate in self.matmul.items())
         return f"Ceilings: matmul TFLOP/s {rates}; copy {self.copy / 1e9:.1f} GB/s."
 
     def figures(self) -> dict[str, Any]:
-        """Return the ceilings for the JSON, with their units."""
+        """Return the peak rates for the JSON file."""
         return {"matmul_flops_per_second": self.matmul, "copy_bytes_per_second": self.copy}
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations an image, a multiplication and an addition counted as two."""
+    """Floating-point operations per image. A multiplication and an addition count as two."""
 
     forward: float
     backward: float
 
     @property
     def training(self) -> float:
-        """Return those of a training step."""
+        """Return the FLOPs per image of a training step."""
         return self.forward + self.backward
 
     def describe(self) -> str:
-        """Write what a training step takes."""
+        """Return the FLOPs of a training step in one sentence."""
         return (
-            f"A training step takes {self.training / 1e9:.3g} GFLOP an image, "
-            f"{self.forward / 1e9:.3g} of them forward."
+            f"A training step takes {self.training / 1e9:.3g} GFLOP per image, "
+            f"{self.forward / 1e9:.3g} of them in the forward pass."
         )
 
 
 def measure_ceilings(device: torch.device, size: int | None = None, rounds: int = 40) -> Ceilings:
-    """Measure the ceilings at fp32 and at the precision that a run would choose; fastest rounds.
+    """Measure the peak rates at fp32 and at the precision that a run would choose.
 
-    size: of the square matrices; by default such that a product takes long enough to time.
+    Args:
+        device: where to measure.
+        size: size of the square matrices; the default is large enough to time on the device.
+        rounds: number of timings, of which the fastest counts.
+
     """
     size = size or (8192 if device.type == "cuda" else 2048)
     rates = {}
-    # A precision that the hardware does not compute in would take minutes here.
+    # A precision without hardware support would take minutes.
     for precision in dict.fromkeys(("fp32", choose_precision("auto", device))):
         left = torch.randn(size, size, device=device).to(DTYPES[precision])
         right, product = left.t().contiguous(), torch.empty_like(left)
@@ -80,8 +90,8 @@ def measure_ceilings(device: torch.device, size: int | None = None, rounds: int 
 
 
 def count_flops(model: nn.Module, side: int = SIDE) -> Flops:
-    """Count what one image of [3, side, side] takes; the model is left as it is."""
-    # Batch norm needs two values a channel, also where pictures have shrunk to one pixel.
+    """Return the FLOPs of one image of shape [3, side, side]; the model is not changed."""
+    # Batch norm needs two values per channel even if the feature map is a single pixel.
     examples = 2
     model = copy.deepcopy(model).train()
     images = torch.zeros(examples, 3, side, side, device=next(model.parameters()).device)

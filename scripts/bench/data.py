@@ -1,4 +1,4 @@
-"""The input path alone: augmented, normalised batches, beside torchvision transforms."""
+"""The input pipeline: augmented, normalized batches, compared with torchvision transforms."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from scripts.bench.harness import random_split
 from scripts.bench.timing import Candidate, interleave, summarise
 
 IMAGES = 50_000
-# The reference takes seconds for what the harness does in a moment.
+# The reference is much slower, so it gets fewer images.
 REFERENCE_IMAGES = 12_800
 
 
@@ -22,7 +22,16 @@ def run(
     reference_images: int = REFERENCE_IMAGES,
     batches: tuple[int, ...] = (128, 1024),
 ) -> dict[str, Any]:
-    """Time passes over the pictures at a small and a large batch."""
+    """Time epochs of loading at a small and a large batch.
+
+    Args:
+        device: where to measure.
+        rounds: number of timings.
+        images: images per epoch.
+        reference_images: images per epoch of the reference.
+        batches: batch sizes.
+
+    """
     runtime = start_runtime(device.type, "auto", None, False, 0)
     split = random_split(images)
     training_images = TrainingImages(split, Normalization.of(split.images), runtime.device)
@@ -60,7 +69,7 @@ def run(
         "environment": report.environment(device),
         "rounds": rounds,
         "notes": [
-            f"Crop, flip and normalise; medians of {rounds} rounds. The DataLoader has "
+            f"Crop, flip and normalize; medians of {rounds} rounds. The DataLoader has "
             f"{reference.available_cpus()} workers."
         ],
         "figures": figures,

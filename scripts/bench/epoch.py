@@ -1,7 +1,7 @@
-"""Whole training epochs, evaluation left out: this harness beside the reference loop.
+"""Whole training epochs without evaluation: this harness compared with the reference loop.
 
-An epoch is of as many pictures as keeps a round short; what differs between the two is how the
-pictures are prepared, the precision, the memory format and the step. Each has a process.
+An epoch has few enough images to keep a round short. The two loops differ in how images are
+prepared, in precision, memory format and training step. Each runs in a separate process.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from scripts.bench.harness import BATCH, Harness, random_split
 from scripts.bench.timing import Candidate, interleave, summarise
 
 Networks = dict[str, tuple[Callable[[], nn.Module], int, int]]
-# Pictures an epoch, on the CPU and on CUDA.
+# Each network, and its images per epoch on the CPU and on CUDA.
 NETWORKS: Networks = {
     "ResNet-8": (resnet8, 12_800, 50_000),
     "ResNet-20": (resnet20, 5_120, 50_000),
@@ -36,7 +36,16 @@ def run(
     networks: Networks = NETWORKS,
     ceilings: Ceilings | None = None,
 ) -> dict[str, Any]:
-    """Time epochs of both loops on each network, interleaved."""
+    """Time epochs of both loops on each network, interleaved.
+
+    Args:
+        device: where to measure.
+        rounds: number of timings.
+        networks: by name: a function that makes the network, and its images per epoch on the CPU
+            and on CUDA.
+        ceilings: the machine's peak rates; None measures them.
+
+    """
     tables, figures = [], {}
     ceilings = ceilings or measure_ceilings(device)
     notes = []
@@ -49,8 +58,8 @@ def run(
             candidates["this harness, compile=true"] = Candidate(compiled.epoch)
         precisions = dict.fromkeys(candidates, harness.setup.runtime.precision)
         precisions["reference loop"] = "fp32"
-        with reference_epochs(make_model, images, device) as beside:
-            times = interleave(candidates | {"reference loop": beside}, rounds, device, warmup=1)
+        with reference_epochs(make_model, images, device) as plain:
+            times = interleave(candidates | {"reference loop": plain}, rounds, device, warmup=1)
         flops = count_flops(harness.state.model)
         rows = epoch_rows(times, images, flops.training, ceilings, precisions)
         figures[name] = {"images": images, "seconds": times, "rows": rows}
@@ -62,8 +71,8 @@ def run(
         "ceilings": ceilings.figures(),
         "rounds": rounds,
         "notes": [
-            f"Whole epochs, evaluation left out; medians of {rounds} rounds. {workers}",
-            f"{ceilings.describe()} The last column is of the rate at the loop's own precision.",
+            f"Whole epochs without evaluation; medians of {rounds} rounds. {workers}",
+            f"{ceilings.describe()} The last column uses the rate at the loop's own precision.",
             *notes,
         ],
         "figures": figures,
@@ -78,7 +87,16 @@ def epoch_rows(
     ceilings: Ceilings,
     precisions: dict[str, str],
 ) -> list[report.Row]:
-    """Make a row of each loop's seconds for so many images."""
+    """Return the table row of each loop.
+
+    Args:
+        times: seconds of each round, by loop.
+        images: images per round.
+        flops_per_image: FLOPs of a training step per image.
+        ceilings: the machine's peak rates.
+        precisions: precision of each loop.
+
+    """
     slowest = summarise(times["reference loop"])["median_ms"]
     rows = []
     for name, seconds in times.items():
@@ -98,7 +116,7 @@ def epoch_rows(
 
 
 def can_compile(device: torch.device) -> bool:
-    """Tell whether torch.compile finds what it needs: Triton, or a C++ compiler for the CPU."""
+    """Return True if torch.compile can work: it needs Triton on CUDA, a C++ compiler on the CPU."""
     if device.type == "cuda":
         return importlib.util.find_spec("triton") is not None
     return shutil.which(os.environ.get("CXX", "g++")) is not None
@@ -108,9 +126,9 @@ def can_compile(device: torch.device) -> bool:
 def reference_epochs(
     make_model: Callable[[], nn.Module], images: int, device: torch.device
 ) -> Iterator[Candidate]:
-    """Train the reference's epochs in a process of its own, as a script would.
+    """Yield a candidate that trains an epoch of the reference loop in a separate process.
 
-    What this project sets for its own, keeping freed memory and huge pages, would speed it up.
+    In this process it would profit from the project's settings: huge pages and kept freed memory.
     """
     context = torch.multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -135,7 +153,7 @@ def reference_epochs(
 def serve_epochs(
     make_model: Callable[[], nn.Module], images: int, device: torch.device, requests: Connection
 ) -> None:
-    """Train an epoch of the reference for each request, until the other end is closed."""
+    """Train an epoch of the reference for each request, until the connection is closed."""
     split = random_split(images)
     plain = reference.with_plain_batch_norm(make_model()).to(device)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
@@ -143,5 +161,5 @@ def serve_epochs(
     with contextlib.suppress(EOFError):
         while True:
             requests.recv()
-            # It ends with the last loss, read on the CPU.
+            # The epoch ends when the CPU reads the last loss, so the device has finished.
             requests.send(reference.train(plain, optimizer, iter(loader), device))

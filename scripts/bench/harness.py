@@ -1,4 +1,4 @@
-"""This project's training loop on random images, made ready to be timed."""
+"""This project's training loop on random images, ready to be timed."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ CLASSES = tuple(str(label) for label in range(10))
 
 
 def random_split(images: int) -> Split:
-    """Draw images and labels: speed does not depend on what they show."""
+    """Return random images and labels; speed does not depend on their content."""
     return Split(
         torch.randint(0, 256, (images, SIDE, SIDE, 3), dtype=torch.uint8),
         torch.randint(0, 10, (images,)),
@@ -36,14 +36,28 @@ def random_split(images: int) -> Split:
 
 @functools.cache
 def default_config() -> Config:
-    """Compose the configuration that harnesses change a few keys of."""
+    """Return the configuration that a Harness starts from."""
     (job,) = make_jobs("train", Config, [["data=synthetic", "epochs=1"]])
     config: Config = job.config
     return config
 
 
 class Harness:
-    """A network with everything that `train_epoch` takes; an epoch is of `images` images."""
+    """A network with everything that `train_epoch` needs, at a constant learning rate.
+
+    It is built as in train.py, with the precision that train.py would choose.
+
+    Args:
+        model: the network.
+        images: images per epoch.
+        device: where to compute.
+        settings: keys of the optimizer.
+        batch: batch size.
+        log_layers_every: steps between measurements of each layer; None for no measurements.
+        images_type: class of the training images.
+        compiled: True to compile the network.
+
+    """
 
     def __init__(
         self,
@@ -56,7 +70,6 @@ class Harness:
         images_type: type[TrainingImages] = TrainingImages,
         compiled: bool = False,
     ) -> None:
-        """Build as train.py does, at the precision it would choose and a constant rate."""
         config = dataclasses.replace(
             default_config(),
             device=device.type,
@@ -77,6 +90,6 @@ class Harness:
         self.log_layers_every = log_layers_every
 
     def epoch(self) -> TrainedEpoch:
-        """Train one pass over the images."""
+        """Train one epoch."""
         draws = self.images.draw_epoch(0, 0)
         return train_epoch(self.step, self.state.scheduler, draws, "", self.log_layers_every)

@@ -1,4 +1,4 @@
-"""The training step over the batches of a study: which part of the best rung each reaches."""
+"""The training step at each batch of a study, as a fraction of the speed at the fastest batch."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from scripts.bench.harness import MICRO_BATCH, Harness
 from scripts.bench.timing import Candidate, interleave, summarise
 
 BATCHES = (128, 256, 512, 1024, 2048, 4096, 8192)
-AIM = "Aim: no rung below 0.90 of the best on a CPU; on CUDA batch 128 at 0.60 at least."
+AIM = "Aim: on a CPU every batch at 0.90 of the best or more; on CUDA batch 128 at 0.60 or more."
 
 
 def run(
@@ -21,11 +21,20 @@ def run(
     batches: tuple[int, ...] = BATCHES,
     ceilings: Ceilings | None = None,
 ) -> dict[str, Any]:
-    """Time as many images at every batch, interleaved; `model` defaults by device."""
+    """Time the same number of images at every batch, interleaved.
+
+    Args:
+        device: where to measure.
+        rounds: number of timings.
+        model: name of the network; the default depends on the device.
+        batches: batch sizes.
+        ceilings: the machine's peak rates; None measures them.
+
+    """
     cuda = device.type == "cuda"
     name = model or ("resnet18" if cuda else "resnet8")
     ceilings = ceilings or measure_ceilings(device)
-    # Every rung trains the same images a round, at least one step of the largest batch.
+    # Every batch trains the same number of images per round: at least a step of the largest batch.
     images = max(batches) * (4 if cuda else 1)
     rungs = {batch: Harness(MODELS[name](), images, device, batch=batch) for batch in batches}
     precision = rungs[batches[0]].setup.runtime.precision
@@ -39,10 +48,10 @@ def run(
         "ceilings": ceilings.figures(),
         "rounds": rounds,
         "notes": [
-            f"Training steps of {images:,} images a round and rung, at most {MICRO_BATCH} in a "
-            f"pass; medians of {rounds} rounds. {AIM}",
+            f"Training steps of {images:,} images per round and batch, with micro-batches of at "
+            f"most {MICRO_BATCH}; medians of {rounds} rounds. {AIM}",
             f"Lowest: {lowest['of the best']:.2f} of the best, at batch {lowest['batch']}.",
-            f"{flops.describe()} {ceilings.describe()} The last column is of {precision}'s.",
+            f"{flops.describe()} {ceilings.describe()} The last column uses {precision}'s.",
         ],
         "figures": {"model": name, "images": images, "precision": precision, "seconds": times},
         "tables": [(f"{name}, {precision}", rows)],
@@ -56,7 +65,16 @@ def ladder_rows(
     ceilings: Ceilings,
     precision: str,
 ) -> list[report.Row]:
-    """Make a row of each rung's seconds for so many images."""
+    """Return the table row of each batch.
+
+    Args:
+        times: seconds of each round, by batch.
+        images: images per round.
+        flops_per_image: FLOPs of a training step per image.
+        ceilings: the machine's peak rates.
+        precision: precision of the network.
+
+    """
     figures = {batch: summarise(seconds) for batch, seconds in times.items()}
     best = min(figure["median_ms"] for figure in figures.values())
     rows = []

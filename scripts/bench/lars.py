@@ -1,7 +1,8 @@
-"""One optimizer step: every LARS path beside torch's SGD and the installable peers.
+"""One optimizer step: every LARS implementation here, torch's SGD, and other LARS packages.
 
-The parameters are those of ResNet-18 (with the 3x3 stem of CIFAR) and ResNet-50, fp32, twice:
-in the two groups of `parameter_groups`, and as one flat list, where LARS adapts every tensor.
+The parameters are those of ResNet-18 (with the 3x3 stem for CIFAR) and ResNet-50 in fp32. Each is
+timed with the two groups of `parameter_groups` and with one flat list, where LARS adapts every
+tensor.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from . import report
 from .timing import Candidate, copy_bandwidth, interleave, summarise
 
 BYTES_SGD = 20  # read w, g, v; write w, v
-BYTES_LARS = 28  # the norms read w and g once before
+BYTES_LARS = 28  # the norms first read w and g once more
 
 Build = Callable[[Any], torch.optim.Optimizer]
 Networks = dict[str, Callable[[], nn.Module]]
 
 
 def cifar_resnet18() -> nn.Module:
-    """Make torchvision's ResNet-18 with the CIFAR stem."""
+    """Return torchvision's ResNet-18 with the CIFAR stem."""
     model = resnet18(num_classes=10)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
@@ -37,7 +38,7 @@ NETWORKS: Networks = {"ResNet-18": cifar_resnet18, "ResNet-50": resnet50}
 
 
 def run(device: torch.device, rounds: int, networks: Networks = NETWORKS) -> dict[str, Any]:
-    """Time all candidates on each network; report ratios to fused SGD and to the floor."""
+    """Time all candidates on each network; return ratios to fused SGD and to the memory bound."""
     facts = report.environment(device)
     bandwidth = copy_bandwidth(device)
     tables, figures = [], {}
@@ -48,10 +49,11 @@ def run(device: torch.device, rounds: int, networks: Networks = NETWORKS) -> dic
             count = sum(p.numel() for p in build_model().parameters())
             tables.append((title, _rows(figures[title], count, bandwidth)))
     note = (
-        f"Copy bandwidth {bandwidth / 1e9:.1f} GB/s. `floor` is the median over the time that "
-        f"{BYTES_LARS} bytes a parameter ({BYTES_SGD} for SGD) take at that bandwidth; caches can "
-        "bring it below 1. `the norms alone` are what LARS reads before torch's fused SGD kernel "
-        "can update: the two together are the least that a rule with two norms a tensor takes here."
+        f"Copy bandwidth {bandwidth / 1e9:.1f} GB/s. `floor` is the median divided by the time "
+        f"that {BYTES_LARS} bytes per parameter ({BYTES_SGD} for SGD) take at that bandwidth; "
+        "caches can bring it below 1. `the norms alone` is the pass in which LARS reads norms "
+        "before torch's fused SGD kernel could update. The sum of both is a lower bound for a rule "
+        "with two norms per tensor on this machine."
     )
     return {
         "environment": facts,
@@ -122,7 +124,7 @@ def _candidate(
     optimizer = build(parameter_groups(model, weight_decay=5e-4) if grouped else params)
 
     def write_gradients() -> None:
-        # As backward does; and some peers leave something else in p.grad.
+        # Backward writes gradients too, and some of the other packages change p.grad.
         torch._foreach_copy_([p.grad for p in params if p.grad is not None], grads)
 
     return Candidate(optimizer.step, write_gradients)
@@ -152,7 +154,7 @@ def _rows(
 
 
 class _NormsAlone(torch.optim.Optimizer):
-    """The pass that a rule with two norms a tensor needs before SGD's own; updates nothing."""
+    """Computes the two norms per tensor that LARS needs before an update; updates nothing."""
 
     def __init__(self, params: Any) -> None:
         super().__init__(params, {"adapt": True})

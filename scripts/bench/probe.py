@@ -1,11 +1,11 @@
-"""Run train.py up to the end of its first optimizer step, and print where the time went as JSON.
+"""Run train.py up to the end of its first optimizer step, and print the time by phase as JSON.
 
     python -m scripts.bench.probe STARTED key=value ...
 
-STARTED is time.time() of who started this process. Time is charged to one label at a time, the
-innermost that is under way, so that the labels add up to the whole: `torch` and `other libraries`
-are imports, with all that these import in turn; `data`, `building` and `first step` are calls;
-what lies outside of all is the project's own. Python's start and its own imports are `interpreter`.
+STARTED is time.time() in the parent process when it started this one. Time is charged to the
+innermost active label only, so that the labels add up to the total. `torch` and `other libraries`
+are imports, including everything that these import. `data`, `building` and `first step` are
+function calls. `interpreter` is the start of Python and its own imports. The rest is `own code`.
 """
 
 import builtins
@@ -36,22 +36,26 @@ CALLS = {
 
 
 class Clock:
-    """Seconds by label, each moment charged to the innermost label under way."""
+    """Measures seconds by label. Time is charged to the innermost active label.
+
+    Args:
+        started: time.time() when the interpreter was started.
+
+    """
 
     def __init__(self, started: float) -> None:
-        """Begin at a moment of time.time(), inside the interpreter's start."""
         self.seconds: Counter[str] = Counter()
         self.under_way = [INTERPRETER]
         self.last = started
 
     def charge(self) -> None:
-        """Charge the time since the last moment to the innermost label."""
+        """Charge the time since the last charge to the innermost label."""
         now = time.time()
         self.seconds[self.under_way[-1]] += now - self.last
         self.last = now
 
     def call(self, label: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a function under a label."""
+        """Call a function and charge its time to a label; return its result."""
         self.charge()
         self.under_way.append(label)
         try:
@@ -62,23 +66,29 @@ class Clock:
 
 
 def label_of(module: str) -> str:
-    """Return what the import of a module is charged to."""
+    """Return the label to which the import of a module is charged."""
     package = module.partition(".")[0]
     if package in PACKAGES or package in sys.stdlib_module_names:
         return OWN
-    # torch's writer for TensorBoard is little more than tensorboard's own modules.
+    # torch.utils.tensorboard mostly imports tensorboard's own modules.
     if package == "torch" and not module.startswith("torch.utils.tensorboard"):
         return TORCH
     return LIBRARIES
 
 
 def time_imports(clock: Clock, after: Callable[[ModuleType], None]) -> None:
-    """Charge every import from now on; `after` sees each of the project's modules once loaded."""
+    """Charge every import from now on to its label.
+
+    Args:
+        clock: measures the time.
+        after: called with each module of `CALLS` once it is loaded.
+
+    """
     plain_import = builtins.__import__
     seen = set()
 
     def timed_import(name: str, *args: Any, **kwargs: Any) -> Any:
-        # What a library imports is that library's doing.
+        # Imports made by a library are charged to that library.
         if name in sys.modules or clock.under_way[-1] in (TORCH, LIBRARIES):
             module = plain_import(name, *args, **kwargs)
         else:
@@ -92,7 +102,7 @@ def time_imports(clock: Clock, after: Callable[[ModuleType], None]) -> None:
 
 
 def finish(clock: Clock, *_: Any) -> None:
-    """Print the seconds by label and leave at once: the step is done."""
+    """Print the seconds by label and end the process."""
     torch = sys.modules["torch"]
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
@@ -102,7 +112,7 @@ def finish(clock: Clock, *_: Any) -> None:
 
 
 def time_calls(clock: Clock, module: ModuleType) -> None:
-    """Charge a module's functions to their labels; training ends with its first step."""
+    """Charge the calls of a module's functions to their labels; end the process after one step."""
     for path, label in CALLS[module.__name__].items():
         *parents, name = path.split(".")
         owner = functools.reduce(getattr, parents, module)
@@ -114,13 +124,13 @@ def time_calls(clock: Clock, module: ModuleType) -> None:
 
 
 def main() -> None:
-    """Run train.py with the arguments that follow the moment of the start."""
+    """Run train.py with the arguments after STARTED."""
     clock = Clock(float(sys.argv[1]))
     clock.charge()
     clock.under_way = [OWN]
     script = PROJECT / "train.py"
     sys.argv = [str(script), *sys.argv[2:]]
-    # As `python train.py` has it.
+    # The same entry as with `python train.py`.
     sys.path[0] = str(PROJECT)
     time_imports(clock, functools.partial(time_calls, clock))
     runpy.run_path(str(script), run_name="__main__")

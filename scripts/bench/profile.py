@@ -1,7 +1,7 @@
-"""Where a training step's time goes, by kind of operation, from torch.profiler.
+"""The time of a training step by kind of operation, from torch.profiler.
 
-On a CPU the time is the operations' own; on CUDA that of their kernels. What is left of the step
-is Python, dispatch and, on CUDA, a device that waits.
+On a CPU this is the operations' own time, on CUDA that of their kernels. The rest of the step is
+Python, dispatch and, on CUDA, idle time of the device.
 """
 
 import re
@@ -22,7 +22,7 @@ from scripts.bench.harness import BATCH, Harness
 AUGMENTATION = "augmentation"
 BETWEEN = "between operations"
 FORWARD, BACKWARD = "convolution, forward", "convolution, backward"
-# A region holds every operation below it; torch's optimizers name their own.
+# A region contains every operation called inside it. torch's optimizers mark their own region.
 REGIONS = {AUGMENTATION: rf"^{AUGMENTATION}$", "optimizer": r"^Optimizer\."}
 KINDS = {
     BACKWARD: r"conv\w*_backward|ConvolutionBackward",
@@ -37,10 +37,10 @@ OTHER = "other"
 
 
 class RecordedImages(TrainingImages):
-    """The training pictures, their augmentation marked for the profiler."""
+    """The training images, with augmentation marked for the profiler."""
 
     def load(self, index: Tensor, draws: EpochDraws) -> tuple[Tensor, Tensor]:
-        """Return a batch as ever."""
+        """Load a batch as `TrainingImages` does, inside a profiler region."""
         with record_function(AUGMENTATION):
             return super().load(index, draws)
 
@@ -52,7 +52,16 @@ def run(
     batch: int | None = None,
     ceilings: Ceilings | None = None,
 ) -> dict[str, Any]:
-    """Profile so many steps of one model at one batch, after as many to warm up."""
+    """Profile `rounds` steps of a network, after the same number of warm-up steps.
+
+    Args:
+        device: where to measure.
+        rounds: number of steps.
+        model: name of the network; the default is resnet18.
+        batch: batch size; the default is 128.
+        ceilings: the machine's peak rates; None measures them.
+
+    """
     name, batch = model or "resnet18", batch or BATCH
     ceilings = ceilings or measure_ceilings(device)
     harness = Harness(
@@ -63,7 +72,7 @@ def run(
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as profiled:
-        # The epoch's own clock leaves out what comes before its first step, which is profiled too.
+        # The epoch's own time excludes work before its first step, which the profiler includes.
         started = harness.setup.runtime.wall_clock()
         harness.epoch()
         seconds = harness.setup.runtime.wall_clock() - started
@@ -80,8 +89,8 @@ def run(
         "ceilings": ceilings.figures(),
         "rounds": rounds,
         "notes": [
-            f"A mean over {rounds} steps, under the profiler.",
-            f"{flops.describe()} {ceilings.describe()} The last column is of {precision}'s.",
+            f"Mean over {rounds} steps, under the profiler.",
+            f"{flops.describe()} {ceilings.describe()} The last column uses {precision}'s.",
         ],
         "figures": {
             "model": name, "batch": batch, "precision": precision, "seconds": seconds,
@@ -94,7 +103,7 @@ def run(
 
 
 def kind_of(names: Iterable[str]) -> str:
-    """Return the kind of an operation from its name and its callers', the innermost first."""
+    """Return the kind of an operation from its name and those of its callers, innermost first."""
     names = list(names)
     for kind, pattern in REGIONS.items():
         if any(re.search(pattern, name) for name in names):
@@ -107,10 +116,16 @@ def kind_of(names: Iterable[str]) -> str:
 
 
 def seconds_by_kind(events: Iterable[Any], on_device: bool) -> dict[str, float]:
-    """Add up the operations' own time, or their kernels', by kind."""
+    """Return the operations' own time, or their kernels' time, in seconds by kind.
+
+    Args:
+        events: the profiler's events.
+        on_device: True to add up the kernels' time.
+
+    """
     totals: Counter[str] = Counter({kind: 0.0 for kind in (*KINDS, *REGIONS, OTHER)})
     for event in events:
-        # On CUDA each kernel comes once more as an event of the device.
+        # On CUDA each kernel is also listed as an event of the device.
         if event.device_type != torch.autograd.DeviceType.CPU:
             continue
         names, caller = [], event
@@ -125,9 +140,17 @@ def seconds_by_kind(events: Iterable[Any], on_device: bool) -> dict[str, float]:
 def profile_rows(
     kinds: dict[str, float], seconds: float, steps: int, rates: dict[str, float]
 ) -> list[report.Row]:
-    """Make a row of each kind, the longest first, and one of what lies between operations."""
+    """Return a table row for each kind, longest first, and one for the time between operations.
+
+    Args:
+        kinds: seconds by kind.
+        seconds: the total time.
+        steps: number of steps.
+        rates: share of the matmul rate, by kind.
+
+    """
     ordered = sorted(kinds.items(), key=lambda item: -item[1])
-    left = max(0.0, seconds - sum(kinds.values()))
+    between = max(0.0, seconds - sum(kinds.values()))
     return [
         {
             "kind": kind,
@@ -135,5 +158,5 @@ def profile_rows(
             "of the step": f"{spent / seconds:.1%}",
             "of the matmul rate": f"{rates[kind]:.1%}" if kind in rates else "",
         }
-        for kind, spent in [*ordered, (BETWEEN, left)]
+        for kind, spent in [*ordered, (BETWEEN, between)]
     ]

@@ -1,7 +1,8 @@
-"""The loop that people use today, as a yardstick: torchvision transforms in a DataLoader.
+"""The reference loop: a common training loop with torchvision transforms in a DataLoader.
 
-Each picture goes through PIL (crop, flip, tensor, normalise) in a worker process; fp32, NCHW,
-torch's own batch norm, torch.optim.SGD as it comes, the loss read at every step.
+Each image is transformed with PIL (crop, flip, to tensor, normalize) in a worker process. The loop
+uses fp32, NCHW, torch's batch norm and torch.optim.SGD with defaults, and reads the loss at every
+step.
 """
 
 import copy
@@ -25,10 +26,15 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """Pictures uint8 [N, 32, 32, 3] served one by one, as torchvision's CIFAR10 serves them."""
+    """Transformed images one by one, as from torchvision's CIFAR10.
+
+    Args:
+        images: uint8 [N, 32, 32, 3].
+        labels: int64 [N].
+
+    """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
-        """Hold the pictures and the usual transforms."""
         self.images, self.labels = images.numpy(), labels.tolist()
         self.transform = transforms.Compose(
             [
@@ -40,16 +46,22 @@ class Images(Dataset[tuple[Tensor, int]]):
         )
 
     def __len__(self) -> int:
-        """Count the pictures."""
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return one transformed picture and its label."""
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
 def make_loader(images: Tensor, labels: Tensor, batch: int, pin: bool) -> DataLoader:
-    """Make the DataLoader, with a worker for each CPU that stays alive between epochs."""
+    """Return a DataLoader with one persistent worker per CPU.
+
+    Args:
+        images: uint8 [N, 32, 32, 3].
+        labels: int64 [N].
+        batch: batch size.
+        pin: True to use pinned memory.
+
+    """
     return DataLoader(
         Images(images, labels),
         batch_size=batch,
@@ -62,12 +74,12 @@ def make_loader(images: Tensor, labels: Tensor, batch: int, pin: bool) -> DataLo
 
 
 def ignore_interrupts(_worker: int) -> None:
-    """Leave Ctrl-C, which reaches every process of a terminal, to the process of the loader."""
+    """Ignore Ctrl-C in a worker: the terminal sends it to the main process too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def with_plain_batch_norm(model: nn.Module) -> nn.Module:
-    """Copy a model with torch's batch norm in place of this project's."""
+    """Return a copy of a model with torch's batch norm in place of this project's."""
     model = copy.deepcopy(model)
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -82,7 +94,7 @@ def train(
     batches: Iterator[tuple[Tensor, Tensor]],
     device: torch.device,
 ) -> float:
-    """Train one pass over the batches; return the mean loss."""
+    """Train one epoch over the batches; return the mean loss."""
     model.train()
     total, count = 0.0, 0
     for images, labels in batches:
@@ -97,7 +109,7 @@ def train(
 
 
 def start(cached: str, device: torch.device) -> None:
-    """Do what a script does up to the end of its first step, on decoded pictures from a file."""
+    """Do what a script does up to the end of its first step, with decoded images from a file."""
     decoded = torch.load(cached, weights_only=True)
     model = with_plain_batch_norm(resnet18()).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -108,6 +120,7 @@ def start(cached: str, device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    # Told the time.time() of who started this; how the workers end belongs to no start.
+    # The first argument is the parent's time.time() at the start. The time that the workers take to
+    # end is not measured.
     start(sys.argv[2], torch.device(sys.argv[3]))
     print(time.time() - float(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: JSON with every figure, and Markdown made from it."""
+"""The results of benchmarks: JSON with every figure, and Markdown made from it."""
 
 import importlib.metadata
 import json
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return the machine, versions and commit that a figure belongs to."""
+    """Return the facts that a figure is cited with: machine, versions, commit, load average."""
     versions = {}
     for package in ("torch", "torchvision", "timm", "pytorch_optimizer"):
         try:
@@ -35,7 +35,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def markdown(part: str, result: dict[str, Any]) -> str:
-    """Write a part's tables under a heading that says where and with what they were measured."""
+    """Return a part's result as Markdown: a heading, the environment, and the tables."""
     facts = result["environment"]
     versions = ", ".join(f"{k} {v or 'not installed'}" for k, v in facts["versions"].items())
     lines = [
@@ -54,7 +54,15 @@ def markdown(part: str, result: dict[str, Any]) -> str:
 
 
 def write(part: str, result: dict[str, Any], folder: Path, device: str) -> None:
-    """Put a part's result into <folder>/<device>.json and .md, beside other parts' results."""
+    """Write a part's result to <folder>/<device>.json and .md; keep the other parts' results.
+
+    Args:
+        part: name of the part.
+        result: its result, with `environment`, `notes` and `tables`.
+        folder: the directory, which is created if needed.
+        device: type of the device.
+
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{device}.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

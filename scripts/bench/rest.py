@@ -1,8 +1,8 @@
-"""What an epoch pays besides training steps: drawing, evaluation, records, checkpoint.
+"""The time of an epoch outside of training steps: drawing, evaluation, records, checkpoint.
 
-A part of its own, not of `epoch`: that one sets two loops' training steps beside each other, and
-the reference has none of this. What goes through all pictures is timed on fewer and scaled to a
-whole epoch, which is exact, since each batch costs the same; the rest is of full size.
+It is separate from `epoch`, which compares two loops' training steps, since the reference does none
+of this. Work that is proportional to the number of images is timed on fewer images and scaled to a
+whole epoch. This is exact, because every batch takes the same time. The rest is timed at full size.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from scripts.bench.harness import BATCH, CLASSES, Harness, random_split
 from scripts.bench.timing import Candidate, interleave, summarise
 
 TRAINING_IMAGES, TEST_IMAGES = 50_000, 10_000
-# Whole batches: 10 training steps and 2 batches of evaluation are enough on a CPU.
+# Full batches: 10 training steps and 2 evaluation batches are enough on a CPU.
 ON_CPU, ON_CUDA = (1_280, 2_000), (TRAINING_IMAGES, TEST_IMAGES)
 EVALUATION_AIM, RECORDS_AIM = 1.2, 0.02
 
@@ -38,7 +38,16 @@ def run(
     model: str | None = None,
     images: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Time an epoch's parts, interleaved; images: to train on and to evaluate."""
+    """Time the parts of an epoch, interleaved.
+
+    Args:
+        device: where to measure.
+        rounds: number of timings.
+        model: name of the network; the default is resnet18.
+        images: numbers of training and of test images that are timed; the default depends on the
+            device.
+
+    """
     name = model or "resnet18"
     trained_images, tested_images = images or (ON_CUDA if device.type == "cuda" else ON_CPU)
     harness = Harness(MODELS[name](), trained_images, device)
@@ -84,13 +93,13 @@ def run(
         "environment": report.environment(device),
         "rounds": rounds,
         "notes": [
-            f"Of an epoch of {TRAINING_IMAGES:,} images at batch {BATCH} and one evaluation of "
-            f"{TEST_IMAGES:,}; timed on {trained_images:,} and {tested_images:,}; "
+            f"An epoch of {TRAINING_IMAGES:,} images at batch {BATCH} and one evaluation of "
+            f"{TEST_IMAGES:,}, timed on {trained_images:,} and {tested_images:,} images; "
             f"medians of {rounds} rounds.",
-            f"Evaluation takes {ratios['evaluation over its flops']:.2f} times its share of the "
-            f"FLOPs, {ratios['flops']:.2%} of the training's; aim: {EVALUATION_AIM}. "
-            f"Records and checkpoint take {ratios['records and checkpoint']:.2%} of the training; "
-            f"aim: {RECORDS_AIM:.0%}.",
+            f"Evaluation has {ratios['flops']:.2%} of the training's FLOPs and takes "
+            f"{ratios['evaluation over its flops']:.2f} times that share of its time; aim: "
+            f"{EVALUATION_AIM}. Records and checkpoint take "
+            f"{ratios['records and checkpoint']:.2%} of the training time; aim: {RECORDS_AIM:.0%}.",
         ],
         "figures": {"model": name, "scales": scales, "seconds": times, "ratios": ratios},
         "tables": [(f"{name}, batch {BATCH}, {harness.setup.runtime.precision}", rows)],
@@ -98,7 +107,7 @@ def run(
 
 
 def full_length(trained: TrainedEpoch) -> TrainedEpoch:
-    """Give an epoch's outcome the steps of a whole one, which is what is written down of it."""
+    """Return an epoch's outcome with the number of steps of a whole epoch, as a run records it."""
     steps = math.ceil(TRAINING_IMAGES / BATCH)
 
     def stretch(values: list[float]) -> list[float]:
@@ -116,7 +125,14 @@ def full_length(trained: TrainedEpoch) -> TrainedEpoch:
 def rest_rows(
     times: dict[str, list[float]], scales: dict[str, float], flops: Flops
 ) -> tuple[list[report.Row], dict[str, float]]:
-    """Scale the medians to a whole epoch; return the table's rows and the ratios aimed at."""
+    """Scale the medians to a whole epoch; return the table's rows, and the ratios that have aims.
+
+    Args:
+        times: seconds of each round, by part.
+        scales: factor to a whole epoch, by part; default 1.
+        flops: FLOPs per image of the network.
+
+    """
     seconds = {
         name: summarise(values)["median_ms"] / 1000 * scales.get(name, 1.0)
         for name, values in times.items()

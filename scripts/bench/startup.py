@@ -1,7 +1,7 @@
-"""From a command to the end of its first training step, in fresh processes, and --help.
+"""The time from a command to the end of its first training step, and of --help, in new processes.
 
-The data is the generated set, decoded and cached before; the reference loop starts beside it on the
-same pictures, with the same network. probe.py tells where the time of train.py goes.
+The data is the synthetic data set, decoded and cached before. The reference loop uses the same
+images and network. probe.py measures the phases of train.py.
 """
 
 import json
@@ -27,7 +27,7 @@ AIMS = {TRAIN: 6.0, OWN: 1.0, HELP: 2.5}
 
 
 def run(device: torch.device, rounds: int) -> dict[str, Any]:
-    """Time the starts of ResNet-18 at batch 128, interleaved; report medians and spread."""
+    """Time the starts of ResNet-18 at batch 128, interleaved."""
     phases: list[dict[str, float]] = []
     references: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -38,10 +38,10 @@ def run(device: torch.device, rounds: int) -> dict[str, Any]:
             REFERENCE: Candidate(lambda: references.append(start_reference(device, place))),
             HELP: Candidate(lambda: call(["train.py", "--help"], place)),
         }
-        # The first start draws the pictures and decodes them, and is left out.
+        # The first start generates and decodes the images, so it is a warm-up.
         times = interleave(candidates, rounds, device, warmup=1)
     phases = phases[-rounds:]
-    # Both tell when their first step was done; what a process does to end is not counted.
+    # Both print the time at the end of their first step, so the end of the process is not counted.
     seconds = {
         TRAIN: [sum(phase.values()) for phase in phases],
         REFERENCE: references[-rounds:],
@@ -51,8 +51,8 @@ def run(device: torch.device, rounds: int) -> dict[str, Any]:
         "environment": report.environment(device),
         "rounds": rounds,
         "notes": [
-            f"Fresh processes, {device.type}, decoded pictures cached; medians of {rounds} rounds. "
-            "Imports are charged to what the project imports, with all that imports in turn."
+            f"New processes, {device.type}, decoded images cached; medians of {rounds} rounds. "
+            "The import of a library includes everything that it imports."
         ],
         "figures": {"seconds": seconds, "phases": phases},
         "tables": [
@@ -63,7 +63,13 @@ def run(device: torch.device, rounds: int) -> dict[str, Any]:
 
 
 def call(arguments: list[str], folder: Path) -> str:
-    """Run Python in a folder as a user would from the project; return what it prints."""
+    """Run Python in a folder; return its stdout. Raises RuntimeError if it fails.
+
+    Args:
+        arguments: a script of the project or `-m` and a module, then its arguments.
+        folder: the working directory.
+
+    """
     if arguments[0] != "-m":
         arguments = [str(PROJECT / arguments[0]), *arguments[1:]]
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
@@ -80,21 +86,21 @@ def call(arguments: list[str], folder: Path) -> str:
 
 
 def start_training(arguments: list[str], folder: Path) -> dict[str, float]:
-    """Start train.py and return the seconds of each phase up to the end of its first step."""
+    """Start train.py; return the seconds of each phase up to the end of its first step."""
     out = call(["-m", "scripts.bench.probe", repr(time.time()), *arguments], folder)
     spent = json.loads(out.splitlines()[-1])
     return {label: spent.get(label, 0.0) for label in LABELS}
 
 
 def start_reference(device: torch.device, folder: Path) -> float:
-    """Start the reference loop on the pictures that train.py has cached; return its seconds."""
+    """Start the reference loop on the images that train.py has cached; return its seconds."""
     (cached,) = (folder / ".data" / "synthetic").glob(".decoded-*.pt")
     module = ["-m", "scripts.bench.reference"]
     return float(call([*module, repr(time.time()), str(cached), device.type], folder))
 
 
 def start_rows(seconds: dict[str, list[float]]) -> list[report.Row]:
-    """Make a row of each command, beside its aim."""
+    """Return the table row of each command, with its aim."""
     return [
         {"command": name, **_spread(values), "aim s": AIMS.get(name, "")}
         for name, values in seconds.items()
@@ -102,7 +108,7 @@ def start_rows(seconds: dict[str, list[float]]) -> list[report.Row]:
 
 
 def phase_rows(phases: list[dict[str, float]]) -> list[report.Row]:
-    """Make a row of each phase over the rounds, beside its aim."""
+    """Return the table row of each phase over the rounds, with its aim."""
     whole = statistics.median(sum(phase.values()) for phase in phases)
     rows = []
     for label in LABELS:

@@ -1,4 +1,4 @@
-"""One whole training step under each optimizer: what LARS costs where it matters."""
+"""One whole training step with each optimizer, which shows the cost of LARS in training."""
 
 from typing import Any
 
@@ -20,7 +20,15 @@ def run(
     model: str | None = None,
     ceilings: Ceilings | None = None,
 ) -> dict[str, Any]:
-    """Time steps with the harness' SGD, LARS, and LARS with telemetry, interleaved."""
+    """Time steps with SGD, LARS, and LARS that measures its layers, interleaved.
+
+    Args:
+        device: where to measure.
+        rounds: number of timings.
+        model: name of the network; the default is resnet18.
+        ceilings: the machine's peak rates; None measures them.
+
+    """
     name = model or "resnet18"
     ceilings = ceilings or measure_ceilings(device)
     harnesses = {
@@ -54,8 +62,8 @@ def run(
         "ceilings": ceilings.figures(),
         "rounds": rounds,
         "notes": [
-            f"A whole training step, input path included; medians of {rounds} rounds.",
-            f"{flops.describe()} {ceilings.describe()} The last column is of {precision}'s.",
+            f"A whole training step, with the input pipeline; medians of {rounds} rounds.",
+            f"{flops.describe()} {ceilings.describe()} The last column uses {precision}'s.",
         ],
         "figures": times,
         "tables": [(f"{name}, batch {BATCH}, {precision}", rows)],

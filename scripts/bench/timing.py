@@ -1,4 +1,4 @@
-"""Timing by interleaving, so that whatever else the machine does falls on every candidate."""
+"""Interleaved timing, so that other load on the machine affects every candidate equally."""
 
 import statistics
 import time
@@ -10,7 +10,13 @@ import torch
 
 @dataclass(frozen=True)
 class Candidate:
-    """A step to be timed, and what is to be done, untimed, before each."""
+    """A step to time.
+
+    Attributes:
+        step: the timed function.
+        prepare: called before each step, not timed.
+
+    """
 
     step: Callable[[], object]
     prepare: Callable[[], object] = lambda: None
@@ -19,7 +25,17 @@ class Candidate:
 def interleave(
     candidates: dict[str, Candidate], rounds: int, device: torch.device, warmup: int = 3
 ) -> dict[str, list[float]]:
-    """Return each candidate's seconds, one for each round; the order rotates between rounds."""
+    """Time each candidate once per round, in an order that rotates between rounds.
+
+    Returns the seconds of each round, by candidate.
+
+    Args:
+        candidates: the candidates, by name.
+        rounds: number of timings of each.
+        device: synchronized before and after each step.
+        warmup: number of earlier rounds, which are not returned.
+
+    """
     names = list(candidates)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(-warmup, rounds):
@@ -34,13 +50,20 @@ def interleave(
 
 
 def summarise(seconds: list[float]) -> dict[str, float]:
-    """Return median, fastest, and the quartiles that bound the middle half, in milliseconds."""
+    """Return the median, the minimum and both quartiles of some seconds, in milliseconds."""
     low, median, high = (1000 * s for s in statistics.quantiles(seconds, n=4, method="inclusive"))
     return {"median_ms": median, "min_ms": 1000 * min(seconds), "q1_ms": low, "q3_ms": high}
 
 
 def copy_bandwidth(device: torch.device, megabytes: int = 256, rounds: int = 15) -> float:
-    """Return the bytes a second of a large copy, read and write counted; the fastest round's."""
+    """Return the bytes per second of a large copy, reads and writes counted, in the fastest round.
+
+    Args:
+        device: where to copy.
+        megabytes: size of the copy in MiB.
+        rounds: number of timings.
+
+    """
     source = torch.ones(megabytes * 2**20 // 4, device=device)
     target = torch.empty_like(source)
     moved = 2 * source.numel() * source.element_size()
@@ -48,7 +71,7 @@ def copy_bandwidth(device: torch.device, megabytes: int = 256, rounds: int = 15)
 
 
 def fastest(step: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """Return the seconds of the fastest of several rounds: what a ceiling is worked out from."""
+    """Return the seconds of the fastest of several rounds."""
     return min(_time(step, device) for _ in range(rounds))
 
 

@@ -1,4 +1,4 @@
-"""What train.py and val.py do, print and leave."""
+"""What train.py and val.py do, print and write."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_a_plan_trains_and_writes_nothing(small, workplace, command):
 
 
 @pytest.mark.parametrize("source", ["cifar10", "cifar100", "synthetic"])
-def test_a_plan_neither_downloads_nor_draws(workplace, command, source):
+def test_a_plan_neither_downloads_nor_generates_images(workplace, command, source):
     outcome = command("train.py", f"data={source}", "model=resnet8", "plan=true", "data.holdout=80")
     assert outcome.status == 0, outcome.err
     assert "49920 training images" in outcome.out and "memory    about" in outcome.out
@@ -103,7 +103,7 @@ def test_a_sweep_its_tables_and_the_evaluation_of_its_runs(small, workplace, com
     assert again.status == 0 and "4 runs, 4 finished already" in again.out
 
 
-def test_a_job_that_fails_costs_neither_the_others_nor_the_table(
+def test_a_failed_job_affects_neither_other_jobs_nor_the_table(
     small, workplace, command, monkeypatch
 ):
     import engine.training.loop
@@ -117,7 +117,7 @@ def test_a_job_that_fails_costs_neither_the_others_nor_the_table(
 
     monkeypatch.setattr(engine.training.loop, "train_epoch", fail_at_64)
     outcome = command("train.py", "-m", *small, "batch=32,64,128", "data.train_size=null")
-    assert outcome.status == 2  # 128 is beyond this split; nothing ran
+    assert outcome.status == 2  # The split has less than 128 images, so nothing is trained.
     outcome = command("train.py", "-m", *small, "batch=64,32")
     assert outcome.status == 1
     assert outcome.err.rstrip().splitlines()[-1].startswith("failed: results/runs/default/")
@@ -142,12 +142,12 @@ def test_a_diverged_run_is_a_result(small, workplace, command):
     for content in (text, (directory / "metrics.jsonl").read_text()):
         assert "NaN" not in content and "Infinity" not in content
     evaluated = command("val.py", f"checkpoint={directory}")
-    assert "diverged: its accuracy counts as chance, 33.33 %" in evaluated.out
+    assert "diverged: its accuracy counts as chance level, 33.33 %" in evaluated.out
     assert command("val.py", f"checkpoint={directory}", "json=true").status == 0
     assert "finished already" in command("train.py", *small, *wild).out
 
 
-def test_summary_has_the_contracts_fields(small, workplace, command):
+def test_a_summary_has_the_documented_fields(small, workplace, command):
     assert command("train.py", *small, "data.holdout=30").status == 0
     (directory,) = (workplace / "results" / "runs" / "default").iterdir()
     summary = json.loads((directory / "summary.json").read_text())
@@ -181,21 +181,21 @@ def test_out_of_memory_names_micro_batch(small, workplace, command, monkeypatch)
     assert summary["status"] == "failed" and "micro_batch" in summary["error"]
 
 
-def test_train_reads_top_to_bottom():
-    # The house: one entry of about a hundred lines, free of optimizer and schedule arithmetic.
+def test_train_is_short():
+    # train.py shows the steps of a run. Arithmetic of optimizers and schedules is in engine.
     assert len(Path(train.__file__).read_text().splitlines()) < 160
 
 
-def test_every_flag_has_a_text_for_its_help():
-    # argparse refuses any other since Python 3.14 (CPython's Lib/argparse.py, _check_help); one of
-    # Hydra 1.3.8's own parser is an object that is rendered late.
+def test_every_flag_has_a_string_as_help():
+    # argparse refuses anything else since Python 3.14 (CPython's Lib/argparse.py, _check_help).
+    # One flag of Hydra 1.3.8's own parser has an object that is rendered later.
     for action in engine.cli._make_parser()._actions:
         assert type(action.help) is str, action
 
 
-# YAML 1.1 or Hydra's grammar read each as a truth value, a number or a time.
+# YAML 1.1 or Hydra's grammar reads each of these as a boolean, a number or a time.
 @pytest.mark.parametrize("text", ["no", "on", "true", "2024", "007", "1e3", "1_000", "0x10", ".5"])
-def test_a_text_key_holds_what_was_typed_in_every_command(
+def test_a_text_key_has_the_typed_value_in_every_command(
     small, workplace, command, monkeypatch, capsys, text
 ):
     assert command("train.py", *small, "epochs=1", "batch=60", f"group={text}").status == 0
@@ -209,7 +209,7 @@ def test_a_text_key_holds_what_was_typed_in_every_command(
     assert f"group={text}x: has no runs under results/runs/{text}x" in capsys.readouterr().err
 
 
-def test_a_sweep_over_text_keeps_each_as_it_was_typed(small, workplace, command):
+def test_a_sweep_over_text_keeps_each_value_as_typed(small, workplace, command):
     sweep = ("-m", *small, "epochs=1", "batch=60", "group=1e3,no,007")
     assert command("train.py", *sweep).status == 0
     assert {path.name for path in (workplace / "results").iterdir()} == {"runs", "1e3", "no", "007"}
@@ -219,19 +219,19 @@ def test_a_sweep_over_text_keeps_each_as_it_was_typed(small, workplace, command)
     "name",
     ["bench (1)", "a,b", "it's", "x=y", "${x}", "[z]", "{a}", "a:b", "é漢", "ends\\", "#1 %"],
 )
-def test_a_folder_of_configurations_has_any_name(workplace, command, name):
+def test_a_folder_of_configurations_can_have_any_name(workplace, command, name):
     folder = workplace / name / "experiment"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("# @package _global_\nbatch: 77\n")
     run = ("+experiment=mine", "plan=true", "data=synthetic", "model=resnet8")
     outcome = command("train.py", f"--config-dir={name}", *run)
     assert outcome.status == 0 and "(batch 77," in outcome.out
-    # As the command that scripts.tune prints, in a folder whose own name is odd.
+    # scripts.tune prints such a command, here for a folder with an unusual name.
     outcome = command("train.py", "-m", "--config-dir", str(workplace / name), *run, "seed=0,1")
     assert outcome.status == 0 and outcome.out.count("(batch 77,") == 2
 
 
-def test_a_sweep_of_many_runs_says_that_it_checks_them(workplace, command):
+def test_a_sweep_of_many_runs_prints_that_it_checks_them(workplace, command):
     run = (
         "-m",
         "plan=true",
@@ -242,8 +242,8 @@ def test_a_sweep_of_many_runs_says_that_it_checks_them(workplace, command):
     assert "checking  20 runs\n" in command("train.py", *run).err
 
 
-def test_text_is_utf_8_whatever_the_locale(small, workplace):
-    """Python's own UTF-8 mode off, the locale's encoding is ASCII here."""
+def test_files_are_utf_8_whatever_the_locale(small, workplace):
+    """Python's UTF-8 mode is off, and the locale's encoding is ASCII."""
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     arguments = ["-m", *small, "seed=0,1", "epochs=1"]
     made = subprocess.run(
@@ -251,7 +251,7 @@ def test_text_is_utf_8_whatever_the_locale(small, workplace):
         cwd=workplace, env=environment, capture_output=True,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
-    # What the terminal lacks is shown as an escape.
+    # Characters that the terminal lacks are printed as escapes.
     assert b"\\xb1" in made.stdout and b"failed" not in made.stdout
     table = (workplace / "results" / "default" / "table.md").read_text(encoding="utf-8")
     assert "±" in table and "Â" not in table

@@ -1,4 +1,4 @@
-"""What a machine does to a run: each fault one line, earlier files whole, and the run goes on."""
+"""Faults of the machine: each prints one line, damages no earlier file, and the run can resume."""
 
 import errno
 import functools
@@ -31,14 +31,14 @@ from tests.helpers import CLASSES, files_below
 from tests.helpers.runs import cifar10_config, folder_config, only_run
 
 
-def assert_one_line(outcome, status, *told):
+def assert_one_line(outcome, status, *messages):
     assert outcome.status == status, outcome
     assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1, outcome.err
-    assert all(text in outcome.err for text in told), outcome.err
+    assert all(text in outcome.err for text in messages), outcome.err
 
 
 def after_epoch(monkeypatch, number, act):
-    """Have something happen once the given epoch is trained, before it is recorded."""
+    """Call `act` once epoch `number` is trained, before it is recorded."""
     train_epoch, done = engine.training.loop.train_epoch, []
 
     def train(*rest):
@@ -68,9 +68,7 @@ def test_a_directory_in_a_files_place(small, workplace, command, name):
     assert command("train.py", *small, "epochs=1").status == 0
 
 
-def test_a_sweep_into_a_place_that_cannot_be_written_is_one_line(
-    small, workplace, command, monkeypatch
-):
+def test_a_sweep_that_cannot_write_prints_one_line(small, workplace, command, monkeypatch):
     def refuse(self, *_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
@@ -81,14 +79,14 @@ def test_a_sweep_into_a_place_that_cannot_be_written_is_one_line(
 
 @contextmanager
 def file_system(folder, options):
-    """Mount a file system of its own in a folder."""
+    """Mount a separate file system in a folder; yield a function that remounts it."""
     folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     try:
         if subprocess.run(mount, capture_output=True).returncode:
             pytest.skip("needs the right to mount a file system")
     except FileNotFoundError:
-        pytest.skip("needs mount")
+        pytest.skip("needs the command mount")
     try:
         yield lambda again: subprocess.run(
             ["mount", "-o", f"remount,{again}", str(folder)], check=True
@@ -98,17 +96,17 @@ def file_system(folder, options):
 
 
 def test_a_disk_that_fills_up(small, workplace, command):
-    # Two checkpoints of 0.7 MB have room, and the third, written beside them, has not.
+    # There is room for two checkpoints of 0.7 MB, but not for a third one next to them.
     with file_system(workplace / "results", "size=1900k") as remount:
         outcome = command("train.py", *small, "epochs=4")
-        told = ("No space left on device: 'results/runs/", "the same command goes on")
-        assert_one_line(outcome, 1, *told)
+        advice = "fix this, then run the same command again"
+        assert_one_line(outcome, 1, "No space left on device: 'results/runs/", advice)
         directory = only_run(workplace)
         assert load_checkpoint(directory / "checkpoint.pt").epoch >= 1
         assert not [*directory.glob(".checkpoint*")]
         remount("size=20m")
         outcome = command("train.py", *small, "epochs=4")
-        assert outcome.status == 0 and "going on after epoch" in outcome.out
+        assert outcome.status == 0 and "resuming  after epoch" in outcome.out
         assert json.loads((directory / "summary.json").read_text())["status"] == "completed"
 
 
@@ -123,19 +121,19 @@ def test_a_disk_that_became_read_only(small, workplace, command):
         assert command("train.py", *small).status == 0
 
 
-# torch.save puts an error of its own before what stopped it, but not wherever it was stopped.
+# Depending on where it fails, torch.save raises a separate error while it handles the OSError.
 @pytest.mark.parametrize(
     ("number", "writes"), [(errno.ENOSPC, 0), (errno.ENOSPC, 1), (errno.EROFS, 3), (errno.EIO, 10)]
 )
-def test_a_save_that_fails_costs_no_checkpoint(
+def test_a_failed_save_damages_no_checkpoint(
     small, workplace, command, monkeypatch, number, writes
 ):
-    write, left = engine.system.files.HashingWriter.write, [0] * writes
+    write, remaining = engine.system.files.HashingWriter.write, [0] * writes
 
     def fail(self, data):
-        if not left:
+        if not remaining:
             raise OSError(number, os.strerror(number))
-        left.pop()
+        remaining.pop()
         return write(self, data)
 
     with monkeypatch.context() as patch:
@@ -144,23 +142,23 @@ def test_a_save_that_fails_costs_no_checkpoint(
         )
         outcome = command("train.py", *small, "epochs=3")
     directory = only_run(workplace)
-    told = f"{os.strerror(number)}: 'results/runs/default/{directory.name}/checkpoint.pt'"
-    assert_one_line(outcome, 1, told, "the same command goes on")
+    message = f"{os.strerror(number)}: 'results/runs/default/{directory.name}/checkpoint.pt'"
+    assert_one_line(outcome, 1, message, "fix this, then run the same command again")
     assert load_checkpoint(directory / "checkpoint.pt").epoch == 1
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["status"] == "failed" and os.strerror(number) in summary["error"]
     assert not [*directory.glob(".checkpoint*")]
     outcome = command("train.py", *small, "epochs=3")
-    assert outcome.status == 0 and "going on after epoch 1 of 3" in outcome.out
+    assert outcome.status == 0 and "resuming  after epoch 1 of 3" in outcome.out
 
 
-def test_any_other_error_of_torch_keeps_its_own_words(tmp_path):
+def test_any_other_error_of_torch_is_not_changed(tmp_path):
     with pytest.raises(AttributeError, match="local object"):
         write_atomically(tmp_path / "file", lambda file: torch.save(lambda: 0, file))
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_cache_that_has_no_room_is_done_without(tree, monkeypatch):
+def test_data_loads_without_a_cache_if_the_disk_is_full(tree, monkeypatch):
     class Full:
         room = 1
 
@@ -181,16 +179,16 @@ def test_a_cache_that_has_no_room_is_done_without(tree, monkeypatch):
     assert not [*tree.glob(".decoded*")]
 
 
-@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("recreated", [False, True])
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_a_directory_removed_while_its_run_trains(
-    small, workplace, command, monkeypatch, epoch, anew
+    small, workplace, command, monkeypatch, epoch, recreated
 ):
     def remove():
         directory = only_run(workplace)
         shutil.rmtree(directory)
-        if anew:
-            # As another process would that trains the same run.
+        if recreated:
+            # Another process that trains the same run would do this.
             (directory / ".hydra").mkdir(parents=True)
             (directory / ".lock").write_text("")
 
@@ -198,14 +196,15 @@ def test_a_directory_removed_while_its_run_trains(
         after_epoch(patch, epoch, remove)
         outcome = command("train.py", *small)
     assert_one_line(outcome, 2, "results=results/runs/default/resnet8", "was removed while the run")
-    left = workplace / "results" / "runs" / "default"
-    assert sum(path.is_file() for path in left.rglob("*")) == anew, "nothing is made anew there"
+    group = workplace / "results" / "runs" / "default"
+    files = sum(path.is_file() for path in group.rglob("*"))
+    assert files == recreated, "the run must not write there again"
     outcome = command("train.py", *small)
-    assert outcome.status == 0 and "going on" not in outcome.out
+    assert outcome.status == 0 and "resuming" not in outcome.out
     assert (only_run(workplace) / "summary.json").exists()
 
 
-def test_an_interruption_stays_one_where_nothing_can_be_written(
+def test_an_interruption_is_reported_even_if_nothing_can_be_written(
     small, workplace, command, monkeypatch
 ):
     def remove_and_interrupt():
@@ -220,7 +219,7 @@ def test_an_interruption_stays_one_where_nothing_can_be_written(
 
 @contextmanager
 def serving(folder):
-    """Serve a folder's files on this machine."""
+    """Serve a folder's files over HTTP on this machine; yield the address."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_):
@@ -234,7 +233,10 @@ def serving(folder):
 
 
 def damaged_archive(path, member=None):
-    """Write an archive in CIFAR-10's name, with one member if any; return its MD5."""
+    """Write an archive with CIFAR-10's name and one member; return its MD5.
+
+    Without a member, write a file that is not an archive.
+    """
     if member is None:
         path.write_bytes(b"cut short")
     else:
@@ -246,23 +248,23 @@ def damaged_archive(path, member=None):
 
 
 @pytest.mark.parametrize("member", [None, "../escaped", "cifar-10-batches-py/../../escaped"])
-def test_a_download_that_is_not_what_it_should_be(tmp_path, monkeypatch, member):
+def test_a_damaged_or_malicious_download_is_refused(tmp_path, monkeypatch, member):
     if not hasattr(tarfile, "data_filter"):
         pytest.skip("this Python has no filter for archives")
     server, root = tmp_path / "server", tmp_path / "pictures"
     server.mkdir()
     archive = server / "cifar-10-python.tar.gz"
     md5 = damaged_archive(archive, member)
-    # Only the member's place is wrong where there is one: then the checksum agrees.
+    # With a member the checksum matches, and only the member's path is wrong.
     agreed = "" if member is None else f"; CIFAR10.tgz_md5 = {md5!r}"
     with serving(server) as address:
         url = f"{address}/{archive.name}"
         prelude = f"from torchvision.datasets import CIFAR10; CIFAR10.url = {url!r}{agreed}"
         monkeypatch.setattr(sources, "DOWNLOAD", f"{prelude}\n{sources.DOWNLOAD}")
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as raised:
             load_data(cifar10_config(root))
-    assert str(told.value).startswith("data=cifar10: could not be downloaded (")
-    assert ("not found or corrupted" if member is None else "outside") in str(told.value)
+    assert str(raised.value).startswith("data=cifar10: could not be downloaded (")
+    assert ("not found or corrupted" if member is None else "outside") in str(raised.value)
     assert [*tmp_path.rglob("*")] == [server, archive]
 
 
@@ -284,7 +286,7 @@ def test_a_cache_damaged_anywhere_is_rebuilt(tree):
     torch.save({"fingerprint": fingerprint, "classes": [1], "digest": None}, cache)
     load_data.cache_clear()
     assert torch.equal(load_data(folder_config(tree)).train.images, expected.train.images)
-    assert sources._is_whole(sources._read_cache(cache)), "it is whole again"
+    assert sources._is_whole(sources._read_cache(cache)), "the cache must be complete again"
 
 
 def test_a_clock_that_goes_backwards(small, workplace, command, monkeypatch):
@@ -297,7 +299,7 @@ def test_a_clock_that_goes_backwards(small, workplace, command, monkeypatch):
         assert 0 < row["train_seconds"] <= row["wall_seconds"] < 600
 
 
-def test_a_holder_on_another_host_from_before_the_clock_was_put_back(tmp_path):
+def test_a_remote_holder_from_before_the_clock_was_set_back(tmp_path):
     lock = tmp_path / ".lock"
     lock.write_text("process 1 on elsewhere\n")
     os.utime(lock, (time.time() + 10**6,) * 2)
@@ -306,7 +308,7 @@ def test_a_holder_on_another_host_from_before_the_clock_was_put_back(tmp_path):
         assert held()
 
 
-def test_a_failed_run_from_before_the_clock_was_put_back(small, workplace, command, monkeypatch):
+def test_a_failed_run_from_before_the_clock_was_set_back(small, workplace, command, monkeypatch):
     tries = []
 
     def fail(*_):
@@ -320,7 +322,7 @@ def test_a_failed_run_from_before_the_clock_was_put_back(small, workplace, comma
     os.utime(log, (time.time() + 10**6,) * 2)
     del tries[:]
     assert command(*sweep).status == 1
-    assert len(tries) == 1, "an outcome is one whatever its time"
+    assert len(tries) == 1, "an outcome must count whatever its time"
 
 
 def test_batches_that_leave_no_remainder(small, workplace, command):
@@ -331,7 +333,7 @@ def test_batches_that_leave_no_remainder(small, workplace, command):
     assert [json.loads(row)["images"] for row in rows] == [120, 120]
 
 
-def test_a_class_that_no_split_has_an_example_of(small, workplace, command):
+def test_a_class_without_examples(small, workplace, command):
     few = ["data.train_size=2", "data.test_size=2", "data.holdout=2", "batch=2"]
     assert command("train.py", *small, *few).status == 0
     outcome = command("val.py", f"checkpoint={only_run(workplace)}", "json=true")

@@ -1,6 +1,7 @@
-"""Overrides drawn from the schema, valid and not, as a user would type them.
+"""Random overrides from the schema, valid and invalid, as a user might type them.
 
-Whatever is typed either trains, or is one line on stderr and status 2; nothing is a traceback.
+Any command either trains, or prints one line to stderr and exits with status 2. None gives a
+traceback.
 """
 
 import math
@@ -19,7 +20,8 @@ from engine.config.schema import Config
 from engine.data import sources, synthetic
 
 EXAMPLES = 48
-# What a key may hold here, beside its type: an example must take a moment, and stay in its folder.
+# Values for keys whose type allows more than is useful here: an example must be fast, and write only
+# to its directory.
 QUICK = {
     "batch": st.integers(1, EXAMPLES + 1),
     "compile": st.just(False),
@@ -33,12 +35,12 @@ QUICK = {
     "group": st.from_regex(r"[A-Za-z0-9._-]{1,12}", fullmatch=True),
     "threads": st.just(1),
 }
-# Members that the schema tells apart by name, and others that are chosen in vain.
+# The members of groups, and choices that do not exist.
 CHOICES = {
     "optimizer": ["sgd", "lars"],
     "scheduler": ["polynomial", "multistep", "cosine", "constant", "onecycle"],
 }
-VAIN = ["optimizer=adam", "scheduler=", "scheduler=../sgd", "model=resnet9", "data=mnist",
+ABSENT = ["optimizer=adam", "scheduler=", "scheduler=../sgd", "model=resnet9", "data=mnist",
         "hydra/launcher=nowhere", "+experiment=nowhere", "+model=resnet8"]  # fmt: skip
 ODD = [
     "", " ", "null", "None", "~", "abc", "-1", "0", "1.5", "1e400", "-0.0", "1e-320", ".nan", "nan",
@@ -50,7 +52,7 @@ TEXT = st.text("ab1.-_=,:{}[]()'\"$\\+*%&|<>!?@^`é\n\t #;", max_size=6)
 
 
 def leaves(cls, chosen, prefix=""):
-    """List each dotted key with its type, for the members of its groups that are chosen by name."""
+    """Yield each dotted key and its type, for the chosen members of the groups."""
     for name, hint in get_type_hints(cls, include_extras=True).items():
         groups = [m for m in get_args(hint) or (hint,) if isinstance(m, type) and is_dataclass(m)]
         if not groups:
@@ -61,7 +63,7 @@ def leaves(cls, chosen, prefix=""):
 
 
 def values(key, hint):
-    """Draw what a key's type allows."""
+    """Return a strategy for the values that a key's type allows."""
     if key in QUICK:
         return QUICK[key]
     if get_origin(hint) is Annotated:
@@ -84,7 +86,7 @@ def numbers(base, bounds):
     low = None if math.isinf(bounds.low) else bounds.low
     high = None if math.isinf(bounds.high) else bounds.high
     if base is int:
-        # A step takes a moment whatever the number.
+        # Small numbers are more frequent, and any number is fast.
         return st.one_of(st.integers(int(low or 0), 64), st.integers(int(low or 0), high))
     return st.one_of(
         st.sampled_from([value for value in (0.0, 0.1, 0.5, 1.0, 2.0) if value in bounds]),
@@ -100,7 +102,7 @@ def typed(value):
 
 UNKNOWN = ["hydra.launcher", "hydra.run.dir", "optimizer", "x", "data.x", "batch.x", "a..b"]
 WRONG = st.one_of(
-    st.sampled_from(VAIN),
+    st.sampled_from(ABSENT),
     st.builds(
         lambda sign, key, value: f"{sign}{key}={value}",
         st.sampled_from(["", "", "", "+", "++", "~"]),
@@ -112,7 +114,7 @@ WRONG = st.one_of(
 
 @st.composite
 def commands(draw):
-    """Draw overrides that the schema allows, each by itself, and in half of the cases others."""
+    """Draw overrides that are valid separately, and in half of the cases invalid ones too."""
     chosen = {group: draw(st.sampled_from(names)) for group, names in CHOICES.items()}
     keys = [leaf for leaf in leaves(Config, chosen) if not leaf[0].endswith(".name")]
     overrides = [f"{group}={name}" for group, name in chosen.items()]
@@ -125,7 +127,7 @@ def commands(draw):
 
 @pytest.fixture
 def generated(workplace, monkeypatch):
-    """Have few pictures, drawn once, and a home where nothing is spoilt."""
+    """Use few images, generated once, and a home directory inside the test's directory."""
 
     def draw():
         drawn = {"classes": list(synthetic.CLASSES)}
@@ -163,7 +165,7 @@ def examples(count):
     )  # fmt: skip
 
 
-def test_what_is_typed_trains_or_is_told(generated, command):
+def test_any_command_trains_or_is_refused(generated, command):
     @examples(25)
     @given(commands())
     def run(overrides):
@@ -174,7 +176,7 @@ def test_what_is_typed_trains_or_is_told(generated, command):
 
 
 @pytest.mark.stress
-def test_much_that_is_typed_trains_or_is_told(generated, command):
+def test_many_commands_train_or_are_refused(generated, command):
     @examples(500)
     @given(commands())
     def run(overrides):

@@ -1,4 +1,4 @@
-"""Sweeps by each launcher."""
+"""Sweeps with each launcher."""
 
 import contextlib
 import importlib
@@ -14,7 +14,7 @@ PLUGINS = {
 
 
 def accuracies(work, group):
-    """Return each run's status, accuracy and threads by its name."""
+    """Return each run's status, test accuracy and test loss, by name."""
     found = {}
     for path in sorted((work / "results" / "runs" / group).glob("*/summary.json")):
         summary = json.loads(path.read_text())
@@ -23,7 +23,7 @@ def accuracies(work, group):
 
 
 @pytest.mark.parametrize("launcher", PLUGINS)
-def test_every_launcher_gives_the_same_accuracies_to_the_digit(small, workplace, command, launcher):
+def test_every_launcher_gives_exactly_the_same_accuracies(small, workplace, command, launcher):
     module, extra = PLUGINS[launcher]
     for needed in (module, launcher.partition("_")[0]):
         pytest.importorskip(needed)
@@ -40,7 +40,7 @@ def test_every_launcher_gives_the_same_accuracies_to_the_digit(small, workplace,
 
 
 @pytest.mark.parametrize("launcher", PLUGINS)
-def test_a_launcher_that_is_not_installed_is_told(small, workplace, command, launcher):
+def test_a_launcher_that_is_not_installed_is_reported(small, workplace, command, launcher):
     with contextlib.suppress(ImportError):
         importlib.import_module(PLUGINS[launcher][0])
         pytest.skip("it is installed")

@@ -1,4 +1,4 @@
-"""What comes from elsewhere, a configuration, a file, an archive, a text, is data and stays it."""
+"""Input from elsewhere (configurations, files, archives, text) is used as data, never as code."""
 
 import ast
 import importlib
@@ -19,7 +19,7 @@ from engine.report.write import write_report
 from engine.runs.records import check_inside
 from tests.helpers import PROJECT, files_below
 
-LAUNCHER = "hydra/launcher=NAME and hydra.launcher.KEY=VALUE are"
+LAUNCHER = "only hydra/launcher=NAME and hydra.launcher.KEY=VALUE can be set"
 REFUSED = [
     ("hydra.launcher._target_=os.getcwd", "no key may name code"),
     ("++hydra.launcher._target_=os.getcwd", "no key may name code"),
@@ -45,21 +45,21 @@ REFUSED = [
 
 @pytest.fixture
 def uncalled(monkeypatch):
-    """Fail where the harmless stand-in for hostile code is called by anything but the code here."""
+    """Fail the test if os.system is called, which stands for hostile code."""
     import os
 
     monkeypatch.setattr(os, "system", lambda *_: pytest.fail("code was run"))
 
 
 @pytest.mark.parametrize("flags", [[], ["-m"]])
-@pytest.mark.parametrize(("argument", "told"), REFUSED, ids=[a for a, _ in REFUSED])
-def test_hydras_own_keys_name_no_code(small, workplace, command, argument, told, flags):
+@pytest.mark.parametrize(("argument", "message"), REFUSED, ids=[a for a, _ in REFUSED])
+def test_hydras_own_keys_name_no_code(small, workplace, command, argument, message, flags):
     if not flags and argument == "+hydra.launcher.foo=1":
-        pytest.skip("a run alone has no launcher")
+        pytest.skip("a single run has no launcher")
     outcome = command("train.py", *flags, *small, argument)
     assert outcome.status == 2, outcome
     assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
-    assert told in outcome.err and not files_below(workplace)
+    assert message in outcome.err and not files_below(workplace)
 
 
 HOSTILE = {
@@ -74,7 +74,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("key", HOSTILE)
 @pytest.mark.parametrize("flags", [[], ["-m"], ["--cfg", "job"]])
-def test_an_experiment_from_elsewhere_brings_no_code(
+def test_an_experiment_from_elsewhere_cannot_run_code(
     small, workplace, command, tmp_path, uncalled, key, flags
 ):
     folder = tmp_path / "shared"
@@ -83,13 +83,13 @@ def test_an_experiment_from_elsewhere_brings_no_code(
     (folder / "experiment" / "shared.yaml").write_text(text)
     outcome = command("train.py", *flags, f"--config-dir={folder}", *small, "+experiment=shared")
     assert outcome.status == 2, outcome
-    told = f"error: hydra.{key.partition('.')[0]}="
-    told = "'x' not in 'BasicLauncherConf'" if key == "launcher" else told
-    assert told in outcome.err and outcome.err.count("\n") == 1, outcome.err
+    message = f"error: hydra.{key.partition('.')[0]}="
+    message = "'x' not in 'BasicLauncherConf'" if key == "launcher" else message
+    assert message in outcome.err and outcome.err.count("\n") == 1, outcome.err
     assert not files_below(workplace)
 
 
-def test_a_launchers_own_file_names_its_class_and_no_more(small, workplace, command, tmp_path):
+def test_a_launchers_own_file_can_only_name_a_launcher(small, workplace, command, tmp_path):
     folder = tmp_path / "shared" / "hydra" / "launcher"
     folder.mkdir(parents=True)
     (folder / "shared.yaml").write_text("_target_: os.system\ncommand: exit\n")
@@ -116,7 +116,7 @@ def test_a_launchers_own_file_sets_no_other_key(small, workplace, command, tmp_p
     assert not files_below(workplace) and not (tmp_path / "made").exists()
 
 
-def test_a_launcher_is_the_commands_to_choose(small, workplace, command, tmp_path):
+def test_only_a_command_can_choose_the_launcher(small, workplace, command, tmp_path):
     launcher, experiments = (tmp_path / "shared" / n for n in ("hydra/launcher", "experiment"))
     launcher.mkdir(parents=True)
     experiments.mkdir()
@@ -142,7 +142,7 @@ def sources():
 
 
 def runs_code(source):
-    """Find calls that would run what a file or a text says."""
+    """Yield the calls and imports that could run code from a file or a text."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
@@ -164,7 +164,7 @@ def runs_code(source):
     ["torch.load(f)", "torch.load(f, weights_only=False)", "import pickle", "eval(x)", "exec(x)",
      "yaml.load(f)", "subprocess.run(x, shell=True)", "from pickle import load"],
 )  # fmt: skip
-def test_harm_is_found(harm):
+def test_harmful_calls_are_found(harm):
     assert [*runs_code(harm)]
 
 
@@ -173,12 +173,12 @@ def test_no_file_or_text_is_run_as_code():
     assert len(found) > 50 and not {path: calls for path, calls in found.items() if calls}
 
 
-def test_no_command_of_ours_listens_to_the_network():
+def test_no_documented_command_listens_to_the_network():
     paths = [*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md"), PROJECT / "Makefile"]
     paths += [*(PROJECT / "conf").rglob("*.yaml"), PROJECT / "scripts" / "sweep.sh"]
     text = "\n".join(path.read_text() for path in paths)
     assert "tensorboard --logdir" in text
-    # TensorBoard and Ray's dashboard serve this machine alone, unless they are told otherwise.
+    # By default TensorBoard and Ray's dashboard serve only this machine.
     assert not re.search(r"--bind_all|--host\b|dashboard_host|0\.0\.0\.0", text)
 
 
@@ -204,7 +204,7 @@ def test_no_link_leads_a_group_out_of_results(small, workplace, command, link):
     assert files_below(workplace) == before
 
 
-def test_results_may_be_a_link_itself(workplace):
+def test_results_itself_can_be_a_link(workplace):
     (workplace / "disk" / "runs").mkdir(parents=True)
     (workplace / "larger").mkdir()
     (workplace / "results").symlink_to("disk")
@@ -220,7 +220,7 @@ def test_results_may_be_a_link_itself(workplace):
 HARM = "x</td><script>alert(1)</script>|`[a](javascript:b)\n# c\n```\n<img src=d>"
 
 
-def test_what_was_typed_is_text_in_a_groups_page(small, workplace, command, tree):
+def test_typed_values_are_escaped_in_a_groups_page(small, workplace, command, tree):
     assert command("train.py", *small, "epochs=1").status == 0
     (directory,) = (workplace / "results" / "runs" / "default").iterdir()
     summary = json.loads((directory / "summary.json").read_text())
@@ -236,7 +236,7 @@ def test_what_was_typed_is_text_in_a_groups_page(small, workplace, command, tree
     write_report("default")
     folder = workplace / "results" / "default"
     page = (folder / "README.md").read_text()
-    # What is fenced is shown as it is, and the fence outlasts what is in it.
+    # Text in a fence is shown as it is, and the fence is longer than any inside the text.
     outside = re.sub(r"(?ms)^(`{3,})\n.*?^\1$", "", page)
     assert "````" in page and "alert(1)" in outside
     for text in (outside, (folder / "table.md").read_text()):
@@ -245,16 +245,16 @@ def test_what_was_typed_is_text_in_a_groups_page(small, workplace, command, tree
         assert "\n# c" not in text
         tables = re.findall(r"(?m)^\|.*\|$", text)
         cells = {len(re.findall(r"(?<!\\)\|", line)) for line in tables if line[2:7] != "Optim"}
-        assert tables and cells <= {5, 10}, "a cell stays a cell"
+        assert tables and cells <= {5, 10}, "a value must not add cells"
 
 
-def test_what_is_escaped():
+def test_escaping():
     assert escaped("optimizer.base_lr=0.1 a*b _c_") == r"optimizer.base_lr=0.1 a\*b \_c\_"
     assert escaped("a|b\n<i>`[x](y)") == r"a\|b &lt;i&gt;\`\[x\](y)"
     assert fenced("a", "``` b")[0] == "````" and fenced("a") == ["```", "a", "```"]
 
 
-def test_a_published_line_that_lacks_something_is_told(workplace, command, small):
+def test_a_published_line_with_a_missing_key_is_reported(workplace, command, small):
     (workplace / "results" / "pub").mkdir(parents=True)
     (workplace / "results" / "pub" / "runs.jsonl").write_text('{"run": "x", "status": "y"}\n')
     outcome = command("train.py", *small, "group=pub")
@@ -262,38 +262,38 @@ def test_a_published_line_that_lacks_something_is_told(workplace, command, small
     assert "runs.jsonl: line 1 has no batch; mend or remove it" in outcome.err
 
 
-def test_what_a_killed_writer_of_tables_left_is_removed(small, workplace, command):
+def test_temporary_files_of_a_killed_report_are_removed(small, workplace, command):
     folder = workplace / "results" / "default"
     folder.mkdir(parents=True)
-    left, young = folder / ".table.md.abc", folder / ".table.csv.def"
-    for path, age in ((left, 7200), (young, 5)):
+    old, young = folder / ".table.md.abc", folder / ".table.csv.def"
+    for path, age in ((old, 7200), (young, 5)):
         path.write_text("half")
         os.utime(path, (time.time() - age,) * 2)
     assert command("train.py", "-m", *small, "epochs=1").status == 0
-    assert not left.exists() and young.exists()
+    assert not old.exists() and young.exists()
 
 
 @pytest.mark.parametrize(
     "script", ["val", "scripts.tables", "scripts.status", "scripts.tune", "scripts.lr_range",
                "scripts.bench.__main__"],
 )  # fmt: skip
-def test_what_is_one_process_refuses_ranks(script, workplace, capsys, monkeypatch):
+def test_commands_for_one_process_refuse_ranks(script, workplace, capsys, monkeypatch):
     main = importlib.import_module(script).main
     monkeypatch.setattr(sys, "argv", [f"{script}.py"])
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, told in (("0", 1), ("1", 0)):
+    for rank, lines in (("0", 1), ("1", 0)):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setattr(sys, "stdout", sys.stdout)
         assert exit_status(main) == 2
         err = capsys.readouterr().err
-        assert err.count("is one process; start it with python") == err.count("\n") == told
+        assert err.count("is one process; start it with python") == err.count("\n") == lines
     assert not files_below(workplace)
 
 
-def test_every_entry_point_is_among_them():
+def test_every_entry_point_is_tested():
     entries = {p for p in sources() if "__main__" in p.read_text()} - {PROJECT / "train.py"}
     asked = {"val", "tables", "status", "tune", "lr_range", "bench"}
-    # The other two are what the bench starts, each in a process of its own.
+    # The benchmarks start the other two in separate processes.
     asked |= {"probe", "reference"}
     assert {p.parent.name if p.stem == "__main__" else p.stem for p in entries} == asked
 
@@ -305,7 +305,7 @@ MISTAKEN = {
     "x: !!python/object/apply:os.system [exit]": "could not determine a constructor",
     "3": "Invalid loaded object type",
     "defaults: [shared]": "a configuration that includes itself",
-    f"{GLOBAL}# \xff": "a file of it is no UTF-8 text",
+    f"{GLOBAL}# \xff": "one of its files is not UTF-8 text",
     "epochs: 1": "the first line of its file must be '# @package _global_'",
     f"{GLOBAL}epochs: ${{times_k:abc}}": "error: ${times_k:abc}: must be a number",
     f"{GLOBAL}epochs: ${{by_batch:3}}": "error: ${by_batch:3}: must be pairs, ${by_batch:{a: 1,",
@@ -313,9 +313,9 @@ MISTAKEN = {
 }
 
 
-@pytest.mark.parametrize(("text", "told"), MISTAKEN.items(), ids=MISTAKEN)
+@pytest.mark.parametrize(("text", "message"), MISTAKEN.items(), ids=MISTAKEN)
 def test_a_mistake_in_an_experiment_is_one_line(
-    small, workplace, command, tmp_path, uncalled, text, told
+    small, workplace, command, tmp_path, uncalled, text, message
 ):
     folder = tmp_path / "shared"
     (folder / "experiment").mkdir(parents=True)
@@ -323,7 +323,7 @@ def test_a_mistake_in_an_experiment_is_one_line(
     others = [o for o in small if not o.startswith("epochs=")]
     outcome = command("train.py", f"--config-dir={folder}", *others, "+experiment=shared")
     assert outcome.status == 2 and outcome.err.count("\n") == 1, outcome
-    assert told in outcome.err and not files_below(workplace)
+    assert message in outcome.err and not files_below(workplace)
     outcome = command("train.py", f"--config-dir={folder}", *others, "+experiment=other")
     known = "attempt1, attempt2, attempt3, attempt4, attempt5, demo, ladder, shared"
     assert f"must be one of {known}" in outcome.err
@@ -335,7 +335,9 @@ def test_a_mistake_in_an_experiment_is_one_line(
      (".hydra/overrides.yaml", b"\xff\xfe"), (".hydra/overrides.yaml", b"3"),
      ("summary.json", b'{"status":"completed","run":"x","batch":1,"choices":{}}')],
 )  # fmt: skip
-def test_a_damaged_text_of_a_run_is_no_traceback(small, workplace, command, capsys, name, damage):
+def test_a_damaged_text_file_of_a_run_gives_no_traceback(
+    small, workplace, command, capsys, name, damage
+):
     assert command("train.py", *small, "epochs=1").status == 0
     (run,) = (workplace / "results" / "runs" / "default").iterdir()
     if name != "summary.json":

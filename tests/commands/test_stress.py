@@ -1,7 +1,7 @@
-"""Runs killed and stopped at random moments, each started again until it ends.
+"""Runs that are killed or stopped at random times, and started again until they finish.
 
-Each must equal one left alone, to the bit. The normal suite has a few; `make stress` as many as
-stand here.
+Each must be bit-equal to an uninterrupted run. The normal test suite does a few of them, and
+`make stress` the numbers below.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from tests.helpers.runs import STATE, TOOLBOX, assert_same, only_run, state_of
 
 KILLS = 100
 TERMS = 30
-# In the normal suite.
+# The numbers in the normal test suite.
 FEW_KILLS, FEW_TERMS = 2, 1
 
 EPOCHS, STEPS = 6, 24
@@ -35,9 +35,13 @@ PRELOADED = [
 
 
 def attempt(arguments, folder, slow):
-    """Run train.py in a process of its own, and log its steps and its saves.
+    """Run train.py in this process, and log its steps and its saves.
 
-    slow: seconds that each write of a checkpoint, and each renaming, takes longer.
+    Args:
+        arguments: train.py's arguments.
+        folder: the working directory.
+        slow: seconds added to each write of a checkpoint and to each rename.
+
     """
     import engine.system.files
     import engine.training.checkpoint
@@ -45,7 +49,7 @@ def attempt(arguments, folder, slow):
     from engine.cli import exit_status
     from schedulers import WarmupLR
 
-    # The semaphore that tqdm makes otherwise outlives a killed process.
+    # By default tqdm creates a semaphore, which would outlive a killed process.
     tqdm.set_lock(threading.RLock())
     os.chdir(folder)
     out = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -80,7 +84,7 @@ def attempt(arguments, folder, slow):
 
 
 class Trial:
-    """One run in a folder of its own, started as often as it takes."""
+    """One run in a separate directory, which is started until it finishes."""
 
     def __init__(self, folder, overrides, slow):
         self.folder, self.overrides, self.slow = folder, overrides, slow
@@ -88,7 +92,7 @@ class Trial:
 
     def start(self):
         fork = multiprocessing.get_context("forkserver")
-        # Imported once for all attempts; a run then takes a second.
+        # The modules are imported once for all attempts, so that a run takes a second.
         fork.set_forkserver_preload(["tests.commands.test_stress", *PRELOADED])
         process = fork.Process(target=attempt, args=(self.overrides, self.folder, self.slow))
         process.start()
@@ -116,7 +120,7 @@ class Trial:
 
 @pytest.fixture(scope="module")
 def trials(drawn_tree, tmp_path_factory):
-    """Make trials of the same run; the first is left alone."""
+    """Yield an uninterrupted trial, and a function that makes further trials of the same run."""
     folder = tmp_path_factory.mktemp("trials")
     patch = pytest.MonkeyPatch()
     patch.setenv("PYTHONPATH", os.pathsep.join([str(PROJECT), *filter(None, sys.path)]))
@@ -134,14 +138,14 @@ def trials(drawn_tree, tmp_path_factory):
 
 
 def wait_until_it_trains(process, trial):
-    """Wait for the schedule's own first step, which is 0."""
+    """Wait until the process logs the scheduler's initial step, which is 0."""
     before = len(trial.log())
     while process.is_alive() and len(trial.log()) == before:
         time.sleep(0.002)
 
 
 def check_losses(log):
-    """Check that each attempt went on from the last save, or a later one."""
+    """Check that each attempt resumed at the last save or later."""
     saved = 0
     for (kind, number), (after, following) in itertools.pairwise(log):
         if kind == "saved":
@@ -193,7 +197,7 @@ def stop(trials, terms):
             process.join(120)
             if process.exitcode == 0:
                 break
-            # By its own handler, or before and after it had one.
+            # The signal was handled, or arrived while no handler was installed.
             assert process.exitcode in (143, -signal.SIGTERM, -signal.SIGUSR1)
             done += process.exitcode == 143
         assert trial.steps() == [*range(1, STEPS + 1)], "each step once"

@@ -1,4 +1,4 @@
-"""Two ranks as torchrun starts them, of which one is killed."""
+"""Two ranks started by torchrun, one of which is killed."""
 
 import contextlib
 import json
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.skipif(
 
 
 def kill_one(folder, run, victim, wait):
-    """Start two ranks by torchrun, wait, kill one of them; return what became of it.
+    """Start two ranks with torchrun, call `wait`, then kill the rank `victim`.
 
-    Returns the seconds until all had ended, torchrun's status and the standard error.
+    Returns the seconds until all processes ended, torchrun's exit status and its stderr.
     """
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     torchrun = subprocess.Popen(
@@ -41,7 +41,7 @@ def kill_one(folder, run, victim, wait):
 
 
 def process_of(agent, rank):
-    """Find the process of a rank that torchrun's agent has started; None: there is none yet."""
+    """Return the process id of a rank that torchrun's agent started, or None if not yet started."""
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
@@ -60,19 +60,20 @@ def wait_until(condition):
 
 def assert_ended_resumably(folder, seconds, status, error):
     assert seconds < 30 and status != 0
-    # Beside torchrun's own report: at most the one line of rank 0, and no traceback of a rank.
+    # Besides torchrun's own report: at most one line from rank 0, and no traceback of a rank.
     assert "/gloo/" not in error and 'train.py", line' not in error
-    told = [line for line in error.splitlines() if line.startswith(("interrupted", "error"))]
-    assert told in ([], ["interrupted: another rank ended or is out of reach; the same command "
-                         "goes on from the last checkpoint"])  # fmt: skip
+    printed = [line for line in error.splitlines() if line.startswith(("interrupted", "error"))]
+    line = (
+        "interrupted: another rank ended or cannot be reached; run the same command again to "
+        "resume from the last checkpoint"
+    )
+    assert printed in ([], [line])
     for summary in (folder / "results").glob("runs/default/*/summary.json"):
         assert json.loads(summary.read_text())["status"] == "interrupted"
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
-def test_a_rank_that_is_killed_ends_all_and_leaves_a_run_that_goes_on(
-    drawn_tree, workplace, command
-):
+def test_a_killed_rank_ends_all_ranks_and_the_run_can_be_resumed(drawn_tree, workplace, command):
     run = [*RANKED, f"data.root={drawn_tree}", "epochs=25"]
     runs = workplace / "results" / "runs" / "default"
     ended = kill_one(
@@ -81,18 +82,18 @@ def test_a_rank_that_is_killed_ends_all_and_leaves_a_run_that_goes_on(
     assert_ended_resumably(workplace, *ended)
     (directory,) = (workplace / "results" / "runs" / "default").iterdir()
     outcome = command("train.py", *run)
-    assert outcome.status == 0 and "going on after epoch" in outcome.out
+    assert outcome.status == 0 and "resuming  after epoch" in outcome.out
     assert json.loads((directory / "summary.json").read_text())["status"] == "completed"
     assert len((directory / "metrics.jsonl").read_text().splitlines()) == 25
 
 
 @pytest.mark.stress
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
-def test_ranks_killed_at_random_leave_a_run_that_goes_on(drawn_tree, workplace):
+def test_a_run_can_be_resumed_after_ranks_are_killed_at_random_times(drawn_tree, workplace):
     chance = random.Random(0)
     run = [*RANKED, f"data.root={drawn_tree}", "epochs=1000"]
     for _ in range(20):
-        # From the imports on; a loaded machine takes some seconds to the first step.
+        # This covers the imports as well: a loaded machine takes seconds to the first step.
         seconds = 15 * chance.random()
         ended = kill_one(workplace, run, chance.randrange(2), lambda s=seconds: time.sleep(s))
         assert_ended_resumably(workplace, *ended)

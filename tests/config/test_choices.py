@@ -1,4 +1,4 @@
-"""One tree is one run, however the path of it is typed."""
+"""A run on an image tree is the same run, however the tree's path is typed."""
 
 import os
 
@@ -19,7 +19,7 @@ SPELLINGS = {
     "/home/me": ["..", "../", "~", "~/", "/home/me"],
     "/": ["/", "//", "/.", "/..", "../../..", "../../../../.."],
     "/home/me/desktop": ["../desktop", "/home/me/desktop/"],
-    # Whatever is no folder that the working directory lies in may be a link.
+    # Any folder that does not contain the working directory may be a link.
     "pics/../other": ["pics/../other", f"{HERE}/pics/..//other/"],
     "/data/current/../tree": ["/data/current/../tree", "/data/./current/..//tree/"],
     "/home/me/link/../pics": ["../link/../pics", "~/link/../pics"],
@@ -48,11 +48,11 @@ def test_a_path_has_one_spelling(here, typed, expected):
 @pytest.mark.parametrize(
     ("left", "right"), [("pics", "Pics"), ("pics", "pics "), ("pics", "pics2"), ("é", "e\u0301")]
 )
-def test_other_paths_stay_others(here, left, right):
+def test_different_paths_stay_different(here, left, right):
     assert one_path(left) != one_path(right)
 
 
-def test_a_home_that_is_not_known_is_left_to_who_reads_it(here):
+def test_an_unknown_home_is_kept_as_typed(here):
     assert one_path("~nobody-here/pics") == "~nobody-here/pics"
 
 
@@ -61,7 +61,7 @@ def test_from_the_root_everything_lies_inside(monkeypatch):
     assert one_path("/data/tree") == one_path("data/tree") == "data/tree"
 
 
-def test_a_home_of_other_bytes_makes_a_choice_that_can_be_written(here, monkeypatch):
+def test_a_home_that_is_not_utf8_gives_a_choice_that_can_be_written(here, monkeypatch):
     monkeypatch.setenv("HOME", "/home/caf\udce9")
     assert one_path("~/pics") == r"/home/caf\xe9/pics"
 

@@ -1,4 +1,4 @@
-"""The study's attempts: every row's rates as literals, worked out by hand from the study's text."""
+"""The study's attempts: the rates of every row as literals, computed by hand from its text."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from tests.helpers.runs import config
 
 SEARCHED = PROJECT / "results" / "tune-resnet8" / "runs.jsonl"
 BATCHES = (128, 256, 512, 1024, 2048, 4096, 8192)
-# A row for each batch: start, peak, final rate.
+# Initial, peak and final learning rate, in one row per batch.
 RATES = {
     "attempt1": (
         (0.05, 0.1, 1e-5), (0.05, 0.2, 1e-5), (0.05, 0.4, 1e-5), (0.05, 0.8, 1e-5),
@@ -69,7 +69,7 @@ def test_every_row_of_the_study_has_its_rates(name, optimizer, batch, rates):
 
 
 @pytest.mark.parametrize("name", ["attempt3", "attempt4"])
-def test_the_staircase_falls_after_every_50_epochs(name):
+def test_the_step_schedule_drops_after_every_50_epochs(name):
     made = attempt(name, "batch=128")
     assert (made.scheduler.step_size, made.scheduler.step_fraction * made.epochs) == (None, 50)
     assert made.scheduler.gamma == 0.1
@@ -77,11 +77,11 @@ def test_the_staircase_falls_after_every_50_epochs(name):
 
 @pytest.mark.parametrize("name", RATES)
 @pytest.mark.parametrize("variant", [None, "pytorch-lars", "pytorch-lars-v1"])
-def test_an_attempt_follows_the_right_rule_or_the_studys_own_faulty_one(name, variant):
+def test_an_attempt_uses_the_papers_rule_or_the_studys_faulty_one(name, variant):
     chosen = [f"optimizer.variant={variant}"] if variant else []
     made = attempt(name, "optimizer=lars", "batch=1024", *chosen)
     optimizer = build_optimizer(made.optimizer, made.clip, resnet8(), peak_lr=0.8)
-    # The study's code has the momentum where the paper's denominator has the weight decay.
+    # In the trust ratio's denominator the study's code uses momentum in place of weight decay.
     rule = {
         None: ("weight_decay", "classic", "one"),
         "pytorch-lars": ("momentum", "none", "raw"),
@@ -96,7 +96,7 @@ def test_an_attempt_follows_the_right_rule_or_the_studys_own_faulty_one(name, va
 
 
 def test_fewer_epochs_shrink_warmup_and_steps_in_proportion():
-    # 20 epochs of 391 steps: warm-up over half an epoch, and the rate falls after every 5.
+    # 20 epochs of 391 steps: warm-up over half an epoch, and the rate drops after every 5 epochs.
     plan = make_plan(attempt("attempt2", "epochs=20"), 50_000)
     assert (plan.warmup_steps, plan.total_steps) == (196, 7820)
     assert (plan.peak_lr, plan.final_lr) == (0.1, pytest.approx(1e-5))
@@ -105,7 +105,7 @@ def test_fewer_epochs_shrink_warmup_and_steps_in_proportion():
     assert make_plan(made, 50_000).final_lr == pytest.approx(5e-5)
 
 
-def test_the_command_line_wins_over_an_attempt():
+def test_the_command_line_overrides_an_attempt():
     made = attempt("attempt2", "optimizer=lars", "optimizer.weight_decay=0", "batch=1024",
                    "scheduler.min_lr=0", "model.init=default", "group=mine",
                    "optimizer.trust_coefficient=0.001")  # fmt: skip
@@ -115,7 +115,7 @@ def test_the_command_line_wins_over_an_attempt():
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
-def test_the_ladder_has_the_rates_that_were_searched_and_interpolates_between_them(optimizer):
+def test_the_ladder_has_the_searched_rates_and_interpolates_between_them(optimizer):
     trials = [json.loads(line) for line in open(SEARCHED)]
     made = {
         batch: config("+experiment=ladder", f"optimizer={optimizer}", f"batch={batch}").optimizer
@@ -134,19 +134,20 @@ def test_the_ladder_has_the_rates_that_were_searched_and_interpolates_between_th
 
 
 @pytest.mark.parametrize("batch", ["abc", "0", "1.5", "null"])
-def test_a_wrong_batch_is_told_by_its_own_key(batch):
+def test_the_error_for_a_wrong_batch_names_its_key(batch):
     with pytest.raises(UserError, match=f"^batch={batch}: must be a whole number at least 1"):
         attempt("attempt2", f"batch={batch}")
 
 
-def test_values_by_batch_name_the_batches_they_have():
+def test_the_error_of_by_batch_names_the_known_batches():
     raw = {"batch": 1024, "rate": "${by_batch:{128: 0.1, 1024: 0.8}}"}
     assert plain_config(OmegaConf.create(raw))["rate"] == 0.8
-    with pytest.raises(UserError, match=r"^batch=256: .* has rate for 128, 1024 alone; give rate$"):
+    refused = r"^batch=256: .* has rate only for 128, 1024; give rate=VALUE$"
+    with pytest.raises(UserError, match=refused):
         plain_config(OmegaConf.create(raw | {"batch": 256}))
 
 
-def test_what_is_listed_for_lars_alone_is_no_key_of_sgd():
+def test_a_value_listed_only_for_lars_adds_no_key_to_sgd():
     with pytest.raises(UserError, match=r"optimizer\.adapt=all: unknown key"):
         attempt("attempt1", "optimizer.adapt=all")
 
@@ -160,7 +161,7 @@ def test_attempt_5_peaks_at_the_searched_rates(optimizer, clip, peaks):
         made = attempt("attempt5", f"optimizer={optimizer}", f"batch={batch}")
         assert make_plan(made, 50_000).peak_lr == pytest.approx(peak, rel=1e-5)
         assert made.clip.norm == clip and made.optimizer.nesterov
-    refused = r"^batch=128: this experiment has optimizer\.base_lr for 4096, 8192 alone; give "
+    refused = r"^batch=128: this experiment has optimizer\.base_lr only for 4096, 8192; give "
     with pytest.raises(UserError, match=refused):
         attempt("attempt5", f"optimizer={optimizer}", "batch=128")
     given = ("optimizer.base_lr=1", "optimizer.momentum=0.9")

@@ -1,4 +1,4 @@
-"""Every key's meaning, values and defaults, as `--help`, docs/options.md and conf/ show them."""
+"""The meaning, values and default of every key in `--help`, docs/options.md and conf/."""
 
 import doctest
 
@@ -43,12 +43,12 @@ def test_every_member_has_a_file_and_every_file_a_member():
             assert values_of(group, name)["name"] == name
 
 
-def test_a_models_values_are_those_of_the_file_it_builds_upon():
+def test_a_model_has_the_values_of_the_file_that_it_extends():
     assert values_of("model", "resnet8") == values_of("model", "resnet110") | {"name": "resnet8"}
     assert values_of("model", "resnet8")["bn_momentum"] == 0.1
 
 
-def test_page_and_comments_are_those_of_the_keys():
+def test_options_page_and_comments_are_up_to_date():
     for path, text in scripts.options.render().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run scripts.options"
 
@@ -66,5 +66,5 @@ def test_values_are_written_as_they_are_typed():
 
 
 @pytest.mark.parametrize("module", [keys, options, optimizers, parse, scripts.options])
-def test_examples_in_docstrings_are_true(module):
+def test_examples_in_docstrings_are_correct(module):
     assert doctest.testmod(module).failed == 0

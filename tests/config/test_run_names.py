@@ -1,4 +1,4 @@
-"""A run's name is what its directory is found by again, so the names of earlier runs stay."""
+"""Run names must not change: a run's directory is found by its name."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from engine.config.schema import Config
 from tests.helpers import PROJECT
 from tests.helpers.runs import config
 
-# Command lines and the names that their runs had at commit 43477fa.
+# Command lines, and the names of their runs at commit 43477fa.
 NAMES = {
     "": "resnet18-cifar10-sgd-b128-e200-s0-a10fce6b",
     "batch=4096 optimizer=lars": "resnet18-cifar10-lars-b4096-e200-s0-14f67cb6",
@@ -92,7 +92,7 @@ NAMES = {
     ),
 }
 PUBLISHED = sorted((PROJECT / "results").glob("*/runs.jsonl"))
-# What a name leaves out and a configuration must have.
+# The keys that a configuration needs and that do not change a run's name.
 ELSEWHERE = {
     "group": "default", "device": "auto", "threads": None, "resume": True, "target_accuracy": None,
     "log_layers_every": None, "plan": False, "data.cache": None,
@@ -100,7 +100,7 @@ ELSEWHERE = {
 
 
 def config_of(choices: dict[str, Any]) -> Config:
-    """Build the configuration that a run's recorded choices came from."""
+    """Build a configuration from a run's recorded choices."""
     raw: dict[str, Any] = {}
     for key, value in (ELSEWHERE | choices).items():
         *groups, name = key.split(".")
@@ -112,7 +112,7 @@ def config_of(choices: dict[str, Any]) -> Config:
 
 
 @pytest.mark.parametrize("line", NAMES)
-def test_a_command_names_the_run_that_it_named_before(line):
+def test_a_command_gives_the_same_run_name_as_before(line):
     (job,) = make_jobs("train", Config, [line.split()])
     assert job.config.run_name() == NAMES[line]
 
@@ -136,7 +136,7 @@ def test_same_choices_name_the_same_run():
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
-def test_image_folder_runs_are_told_apart_by_their_root():
+def test_image_folder_runs_with_different_roots_have_different_names():
     here, there = (config("data=image_folder", f"data.root={root}") for root in "ab")
     assert here.run_name() != there.run_name()
 

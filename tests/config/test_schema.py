@@ -1,4 +1,4 @@
-"""Every configuration composes, and each wrong value is told."""
+"""Every configuration composes, and every wrong value is reported."""
 
 import itertools
 from pathlib import Path
@@ -32,18 +32,18 @@ def test_every_member_of_every_group_composes(group, member):
 
 @pytest.mark.parametrize("experiment", members("experiment"))
 def test_every_experiment_composes_with_every_optimizer(experiment):
-    # attempt5 has values for large batches alone.
+    # attempt5 has values only for large batches.
     smallest = 4096 if experiment == "attempt5" else 128
     for batch, optimizer in itertools.product((smallest, 8192), members("optimizer")):
         made = config(f"+experiment={experiment}", f"batch={batch}", f"optimizer={optimizer}")
         assert (made.batch, made.optimizer.name) == (batch, optimizer)
 
 
-def test_command_line_wins_over_an_experiment():
+def test_the_command_line_overrides_an_experiment():
     assert config("+experiment=demo", "epochs=3").epochs == 3
 
 
-def test_defaults_are_the_contract():
+def test_defaults_do_not_change():
     made = config()
     expected = {
         "batch": 128, "micro_batch": 1024, "epochs": 200, "eval_every": 1, "seed": 0,
@@ -56,7 +56,7 @@ def test_defaults_are_the_contract():
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("batch", 0, "batch=0: must be a whole number at least 1"),
         ("batch", 1.5, "batch=1.5: must be a whole number at least 1"),
@@ -94,7 +94,7 @@ def test_defaults_are_the_contract():
         ("model", "resnet8", "model=resnet8: must be a group of keys"),
     ],
 )
-def test_a_wrong_value_is_told_by_key_value_and_what_is_allowed(key, value, told):
+def test_the_error_for_a_wrong_value_names_key_value_and_what_is_allowed(key, value, message):
     raw = composed()
     *path, leaf = key.split(".")
     target = raw
@@ -103,11 +103,11 @@ def test_a_wrong_value_is_told_by_key_value_and_what_is_allowed(key, value, told
     target[leaf] = value
     with pytest.raises(UserError) as raised:
         Config.from_hydra(raw)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
-def test_a_missing_key_is_told():
+def test_a_missing_key_is_reported():
     raw = composed()
     del raw["optimizer"]["momentum"]
     with pytest.raises(UserError, match=r"optimizer\.momentum: this key is missing"):
@@ -115,7 +115,7 @@ def test_a_missing_key_is_told():
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("optimizer.bias_lr_scale=-1", "optimizer.bias_lr_scale=-1: must be a number at least 0"),
         ("model.bn_momentum=0", "model.bn_momentum=0: must be a number above 0 and at most 1"),
@@ -125,10 +125,10 @@ def test_a_missing_key_is_told():
         ("optimizer.zero_norm=two", "must be one of one, skip, raw or null"),
     ],
 )
-def test_wrong_options_are_told(override, told):
+def test_wrong_optimizer_and_model_values_are_reported(override, message):
     with pytest.raises(UserError) as raised:
         config("optimizer=lars", override)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
 
 
 def test_every_variant_of_the_package_can_be_chosen():
@@ -141,7 +141,7 @@ def test_every_variant_of_the_package_can_be_chosen():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (
             ["scheduler.warmup_epochs=5", "scheduler.warmup_steps=20"],
@@ -153,10 +153,10 @@ def test_every_variant_of_the_package_can_be_chosen():
         ),
     ],
 )
-def test_two_keys_that_say_the_same_are_refused(overrides, told):
+def test_two_keys_for_the_same_setting_are_refused(overrides, message):
     with pytest.raises(UserError) as raised:
         config(*overrides)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
 
 
 def test_nesterov_needs_momentum():

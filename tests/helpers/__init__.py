@@ -1,15 +1,15 @@
-"""What tests of several folders share: here the least, in the modules below by theme."""
+"""Helpers that tests in several folders share. The modules below are grouped by theme."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 PROJECT = Path(__file__).resolve().parents[2]
-# Of the tree of images that the fixtures `tree` and `drawn_tree` give.
+# The classes in the image trees of the fixtures `tree` and `drawn_tree`.
 CLASSES = ("cat", "dog", "ship")
 
 
 class Outcome(NamedTuple):
-    """What a command did."""
+    """A command's exit status, stdout and stderr."""
 
     status: int
     out: str
@@ -17,5 +17,5 @@ class Outcome(NamedTuple):
 
 
 def files_below(folder: Path) -> set[str]:
-    """List every file and folder below, relative."""
+    """Return the relative path of every file and folder below a folder."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}

@@ -1,4 +1,4 @@
-"""The files that runs of a group leave, without training them, and what its report says."""
+"""Writes the files of a group's runs without training them, and reads the group's report."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ HISTORY = [
 
 
 def put(work, *overrides, status="completed", accuracy=80.0, history=HISTORY, **changes):
-    """Write the files that a run of these choices would leave."""
+    """Write the files that a run with these overrides would leave."""
     made = config(*overrides)
     name = f"run-{len(list(work.glob('results/runs/g/*')))}"
     folder = work / "results" / "runs" / "g" / name

@@ -1,4 +1,4 @@
-"""Configurations, and what a run leaves in its directory."""
+"""Configurations, and readers of a run's directory."""
 
 import csv
 import json
@@ -12,20 +12,20 @@ from engine.config.schema import Config, DownloadedDataConfig, ImageFolderConfig
 from engine.system.files import write_summed
 
 CPU = torch.device("cpu")
-# Every addition that has a state of its own.
+# Every feature with a separate state in the checkpoint.
 TOOLBOX = [
     "optimizer=lars", "scheduler=onecycle", "scheduler.final_fraction=0.01", "ema.decay=0.9",
     "loss.label_smoothing=0.1", "model.zero_init_residual=true", "model.ghost_batch=8",
     "noise_scale=true",
 ]  # fmt: skip
-# A run that several ranks share, but for its data.root.
+# A run that several ranks can train; data.root is to be added.
 RANKED = [
     "data=image_folder", "model=resnet8", "batch=32", "model.ghost_batch=8", "epochs=4",
     "ema.decay=0.9", "precision=fp32", "threads=1",
-    # A rate that does not blow up the differences between sums in another order.
+    # A rate that does not amplify the differences between sums in different orders.
     "optimizer.base_lr=0.05",
 ]  # fmt: skip
-# What a checkpoint keeps of a run that goes on to the bit.
+# The entries of a checkpoint that must be bit-equal after a resume.
 STATE = ("model", "optimizer", "scheduler", "ema", "noise_scale", "epoch", "partial")
 
 
@@ -60,7 +60,7 @@ def state_of(directory: Path):
 
 
 def rewrite(path, content):
-    """Put other content into a checkpoint, with its checksum."""
+    """Replace a checkpoint's content, and its checksum accordingly."""
     with open(path, "wb") as file:
         write_summed(file, lambda out: torch.save(content, out))
 

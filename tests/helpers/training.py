@@ -1,4 +1,4 @@
-"""Small networks, images that they can learn, and an epoch or two of training."""
+"""Small networks, images that they can learn, and short training runs."""
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from engine.training.setup import Setup
 from engine.training.step import NO_CLIP, Step
 from tests.helpers.runs import config
 
-# Overrides of steps that a CUDA graph captures, by name.
+# Overrides for training steps that a CUDA graph can capture, by name.
 SETTINGS = {
     "sgd": ["optimizer=sgd"],
     "lars": ["optimizer=lars"],
@@ -38,7 +38,7 @@ def images_of(count, seed=0, side=32):
 
 
 def setup_of(made, count):
-    """Set up a run on so many random images in place of its own, in fp32 on one CPU thread."""
+    """Return the setup of a run on `count` random images, in fp32 on one CPU thread."""
     runtime = start_runtime("cpu", "fp32", 1, False, made.seed)
     split = images_of(count)
     data = Dataset(made.data.name, tuple("abcdefghij"), split, split, None)
@@ -46,7 +46,7 @@ def setup_of(made, count):
 
 
 class Plain(nn.Module):
-    """A network without batch norm: its gradient is a mean over examples."""
+    """A network without batch norm, so that its gradient is a mean over examples."""
 
     def __init__(self):
         super().__init__()
@@ -58,7 +58,7 @@ class Plain(nn.Module):
 
 
 class DoubleImages(TrainingImages):
-    """Pictures in float64, so that only the order of a sum is left to differ."""
+    """Training images in float64, so that results differ only by the order of sums."""
 
     def load(self, index, draws):
         images, labels = super().load(index, draws)
@@ -66,7 +66,7 @@ class DoubleImages(TrainingImages):
 
 
 def rates_seen(optimizer, scheduler, steps):
-    """List the rate that the optimizer has at each step of a schedule."""
+    """Return the optimizer's learning rate at each step of a schedule."""
     seen = []
     for _ in range(steps):
         seen.append(optimizer.param_groups[0]["lr"])
@@ -98,14 +98,14 @@ def trained(
     noise=None,
     **more,
 ):
-    """Train a model for some epochs and return it with the last epoch's outcome."""
+    """Train a model; return it with the outcome of the last epoch."""
     made = config("batch=40", "epochs=2", *overrides)
     split = split or images_of(count)
     plan = make_plan(made, len(split))
     runtime = start_runtime("cpu", "fp32", 1, False, 0)
     double = dtype == torch.float64
-    kind = DoubleImages if double else TrainingImages
-    images = kind(split, Normalization.of(split.images), runtime.device)
+    images_type = DoubleImages if double else TrainingImages
+    images = images_type(split, Normalization.of(split.images), runtime.device)
     model = model.to(dtype)
     optimizer = build_optimizer(made.optimizer, clip, model, plan.peak_lr)
     scheduler = build_scheduler(made.scheduler, plan, optimizer)

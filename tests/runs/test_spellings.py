@@ -45,7 +45,7 @@ def test_every_spelling_is_the_same_run(near, workplace, command):
 def test_two_spellings_in_one_sweep_are_told(near, workplace, command):
     outcome = command("train.py", "-m", *near, "data.root=pics,pics/")
     assert outcome.status == 2 and outcome.err.count("\n") == 1
-    assert "data.root=pics, data.root=pics/: both are the run" in outcome.err
+    assert "data.root=pics, data.root=pics/: give one of them; both name the run" in outcome.err
 
 
 def earlier(root):
@@ -87,5 +87,5 @@ def test_an_interrupted_run_of_an_earlier_name_goes_on(near, workplace, command,
     directory = only_run(workplace)
     (directory / "summary.json").unlink()
     outcome = command("train.py", *near, "data.root=pics/", "epochs=2")
-    assert outcome.status == 0 and "going on after epoch 2 of 2" in outcome.out
+    assert outcome.status == 0 and "resuming  after epoch 2 of 2" in outcome.out
     assert only_run(workplace) == directory

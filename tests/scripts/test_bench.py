@@ -55,7 +55,7 @@ def run_epochs(compiler: str = "no-such-compiler") -> dict:
         return epoch.run(CPU, 2, {"ResNet-8": (resnet8, 128, 128)}, CEILINGS)
 
 
-# Each with the figures that are its own.
+# Each part's run at its smallest settings, and the keys of its figures.
 RUNS = {
     "data": (lambda: data.run(CPU, 2, 256, 128, (64,)), {"64"}),
     "epoch": (run_epochs, {"ResNet-8"}),
@@ -81,7 +81,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("part", RUNS)
-def test_each_part_runs_and_leaves_its_figures(part, tmp_path, workplace):
+def test_each_part_runs_and_writes_its_figures(part, tmp_path, workplace):
     assert set(RUNS) == set(__main__.PARTS)
     measure, figures = RUNS[part]
     result = measure()
@@ -101,7 +101,7 @@ def test_each_part_runs_and_leaves_its_figures(part, tmp_path, workplace):
     assert not list(workplace.iterdir())
 
 
-def test_a_profile_sees_each_kind_and_adds_up_to_the_step():
+def test_a_profile_has_each_kind_and_adds_up_to_the_step():
     figures = profile.run(CPU, 2, "resnet8", 16, CEILINGS)["figures"]
     kinds = figures["seconds_by_kind"]
     seen = {*profile.KINDS, *profile.REGIONS} - {"casts and copies"}
@@ -125,7 +125,7 @@ def test_a_profile_sees_each_kind_and_adds_up_to_the_step():
         (["aten::argmax"], "other"),
     ],
 )
-def test_an_operation_is_of_one_kind(names, kind):
+def test_an_operation_has_one_kind(names, kind):
     assert profile.kind_of(names) == kind
 
 
@@ -156,9 +156,9 @@ def test_own_times_add_up_by_kind_and_kernels_count_once():
 
 
 def test_flops_are_two_for_each_multiplication():
-    # The convolution's input needs no gradient, so its backward pass is one product of two.
+    # The convolution's input needs no gradient, so its backward pass has one of two products.
     assert count_flops(tiny_network()) == Flops(442_368 + 163_840, 442_368 + 2 * 163_840)
-    # 555,422,720 multiplications, layer by layer: He et al.'s blocks at 32x32.
+    # 555,422,720 multiplications, added up over the layers of He et al.'s blocks at 32x32.
     assert count_flops(resnet18()).forward == 2 * 555_422_720
 
 
@@ -175,7 +175,7 @@ def test_medians_and_quartiles():
     assert figures == pytest.approx({"median_ms": 3, "min_ms": 1, "q1_ms": 2, "q3_ms": 4})
 
 
-def test_a_ladder_is_of_its_best_rung():
+def test_ladder_rows_are_relative_to_the_fastest_batch():
     times = {"128": [4.0, 2.0, 1.0], "256": [1.0, 1.0, 1.0]}
     rows = ladder.ladder_rows(times, 1000, 1e6, CEILINGS, "bf16")
     assert [tuple(row.values()) for row in rows] == [
@@ -184,7 +184,7 @@ def test_a_ladder_is_of_its_best_rung():
     ]
 
 
-def test_epochs_are_beside_the_reference():
+def test_epoch_rows_compare_with_the_reference():
     times = {"this harness": [1.0, 2.0, 3.0], "reference loop": [8.0, 8.0, 8.0]}
     precisions = {"this harness": "bf16", "reference loop": "fp32"}
     rows = epoch.epoch_rows(times, 1000, 4e6, CEILINGS, precisions)
@@ -194,20 +194,20 @@ def test_epochs_are_beside_the_reference():
     ]
 
 
-def test_epochs_are_compiled_where_that_can_be(monkeypatch):
+def test_epochs_are_compiled_if_there_is_a_compiler(monkeypatch):
     compiled = []
     monkeypatch.setattr(Runtime, "compile", lambda self, model: compiled.append(model) or model)
     assert len(run_epochs("true")["tables"][0][1]) == 3 and len(compiled) == 1
     assert len(run_epochs()["tables"][0][1]) == 2 and len(compiled) == 1
 
 
-def test_the_reference_trains_in_a_process_of_its_own():
+def test_the_reference_trains_in_a_separate_process():
     with epoch.reference_epochs(resnet8, 128, CPU) as reference:
         (process,) = torch.multiprocessing.active_children()
         assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
         reference.step()
         reference.step()
-        # Not sooner: while a process is being started it has no environment yet.
+        # A process that is still starting has no environment, so this comes after a step.
         environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
         assert b"THP_MEM_ALLOC_ENABLE=0" in environment
         assert process.is_alive()
@@ -228,7 +228,7 @@ def test_the_rest_is_scaled_to_a_whole_epoch():
         ("records and TensorBoard", "0.100", "0.50%"),
         ("checkpoint, written beside training", "0.300", "1.50%"),
     ]
-    # 10,000 forward passes, of 50,000 forward and backward.
+    # 10,000 forward passes, compared with 50,000 forward and backward passes.
     assert ratios == pytest.approx(
         {
             "flops": 1 / 15,
@@ -239,7 +239,7 @@ def test_the_rest_is_scaled_to_a_whole_epoch():
     )
 
 
-def test_starts_are_medians_beside_their_aims():
+def test_start_rows_have_medians_and_aims():
     rows = startup.start_rows({"train.py": [3.0, 5.0, 4.0], "reference loop": [6.0, 6.0]})
     assert [tuple(row.values()) for row in rows] == [
         ("train.py", 4.0, "3.50 to 4.50", 6.0),
@@ -277,14 +277,14 @@ def test_an_import_has_its_label(module, label):
     assert probe.label_of(module) == label
 
 
-def test_a_start_is_divided_into_its_phases(tree, tmp_path):
+def test_a_start_is_divided_into_phases(tree, tmp_path):
     arguments = ["data=image_folder", f"data.root={tree}", "model=resnet8", "batch=32", "threads=1"]
     started = time.time()
     phases = startup.start_training(arguments, tmp_path)
     assert tuple(phases) == probe.LABELS
     assert all(seconds > 0 for seconds in phases.values())
     assert 0.5 * (time.time() - started) < sum(phases.values()) < time.time() - started
-    # It ends after one step: no epoch is recorded.
+    # The process ends after one step, so no epoch is recorded.
     (metrics,) = tmp_path.glob("results/runs/*/*/metrics.jsonl")
     assert metrics.read_text() == ""
 
@@ -299,7 +299,7 @@ def test_the_reference_starts_on_the_cached_images(tmp_path):
     assert 0 < startup.start_reference(CPU, tmp_path) < time.time() - started
 
 
-def test_a_start_that_fails_says_so(tmp_path):
+def test_a_start_that_fails_raises(tmp_path):
     with pytest.raises(RuntimeError, match="batch=0"):
         startup.start_training(["batch=0"], tmp_path)
 

@@ -1,4 +1,4 @@
-"""The range test from the command line."""
+"""The command scripts.lr_range."""
 
 import dataclasses
 import json
@@ -26,10 +26,10 @@ def lr_range_command(capsys, monkeypatch):
     return run
 
 
-def test_a_test_from_the_command_line(small, workplace, lr_range_command, monkeypatch):
+def test_the_command_writes_and_prints_a_rate(small, workplace, lr_range_command, monkeypatch):
     load = engine.data.dataset.load_data
 
-    # The test split is not there: to look at it would raise.
+    # There is no test split, so any use of it would raise.
     monkeypatch.setattr(
         engine.data.dataset, "load_data", lambda c: dataclasses.replace(load(c), test=None)
     )
@@ -55,7 +55,7 @@ def test_a_test_from_the_command_line(small, workplace, lr_range_command, monkey
 
 
 @pytest.mark.parametrize(
-    ("argument", "told"),
+    ("argument", "message"),
     [
         ("optimizer=adam", "optimizer=adam: must be one of lars, sgd"),
         ("batch=121", "batch=121: must be at most the training split's 120 images"),
@@ -65,27 +65,27 @@ def test_a_test_from_the_command_line(small, workplace, lr_range_command, monkey
         ("range.high=1e-9", "range.high=1e-09: must be above range.low="),
         ("range.low=1e30", "range.high=5: must be above range.low=1e+30"),
         ("plan=true", "plan=true: scripts.lr_range has no dry run"),
-        ("-m", "scripts.lr_range: tests one choice of keys at a time"),
+        ("-m", "scripts.lr_range: tests one configuration at a time"),
         ("group=..", "group=..: must be letters"),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(
-    small, workplace, lr_range_command, argument, told
+def test_a_mistake_is_one_line_and_writes_nothing(
+    small, workplace, lr_range_command, argument, message
 ):
     key = argument.partition("=")[0]
     outcome = lr_range_command(*[o for o in small if not o.startswith(f"{key}=")], argument)
     assert outcome.status == 2 and outcome.err.count("\n") == 1, outcome.err
-    assert told in outcome.err and outcome.out == ""
+    assert message in outcome.err and outcome.out == ""
     assert not files_below(workplace)
 
 
-def test_rates_far_too_high_are_told(small, workplace, lr_range_command):
+def test_rates_that_are_far_too_high_are_refused(small, workplace, lr_range_command):
     outcome = lr_range_command(*small, "range.low=1e20", "range.high=1e25")
     assert outcome.status == 2 and outcome.err.startswith("error: range.low=1e+20: must be lower")
     assert not files_below(workplace)
 
 
-def test_help_tells_of_its_keys(lr_range_command):
+def test_help_lists_its_keys(lr_range_command):
     outcome = lr_range_command("--help")
     assert outcome.status == 0
     for key in dataclasses.fields(lr_range.Arguments):

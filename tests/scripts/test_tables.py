@@ -1,4 +1,4 @@
-"""Reports written again, and several groups in one plot."""
+"""The command scripts.tables: rebuilt reports, and several groups in one plot."""
 
 import csv
 import sys
@@ -8,7 +8,7 @@ from engine.cli import exit_status
 from tests.helpers.report import put
 
 
-def test_a_target_may_be_given_after_the_runs(workplace, monkeypatch):
+def test_a_target_can_be_given_after_the_runs(workplace, monkeypatch):
     put(workplace)
     monkeypatch.setattr(sys, "argv", ["tables", "group=g", "target_accuracy=35"])
     assert exit_status(scripts.tables.main) == 0
@@ -30,7 +30,7 @@ def test_several_groups_in_one_plot(workplace, monkeypatch, capsys):
     assert (workplace / "results" / "g+h.png").stat().st_size > 0
 
 
-def test_tables_of_several_groups_are_written_or_none(workplace, monkeypatch, capsys):
+def test_tables_of_several_groups_are_all_written_or_none(workplace, monkeypatch, capsys):
     put(workplace, "batch=128", "epochs=3")
     monkeypatch.setattr(sys, "argv", ["tables", "group=g,h"])
     assert exit_status(scripts.tables.main) == 2

@@ -1,4 +1,4 @@
-"""The search from the command line: its trials, page, experiment and mistakes."""
+"""The command scripts.tune: its trials, page, experiment and errors."""
 
 import json
 import shlex
@@ -40,11 +40,11 @@ def test_a_search_writes_an_experiment_that_the_final_sweep_runs(
     monkeypatch.setattr(engine.training.evaluate, "evaluate", noted)
     asked = [o for o in small if not o.startswith("batch=")]
     asked += ["optimizer=sgd,lars", "batch=32,64", "epochs=1", "group=tuned", "data.holdout=30"]
-    # Around a rate of the command's own, which must not come before the chosen one.
+    # The grid lies around the command's rate, which must not override the chosen one later.
     asked += ["optimizer.base_lr=0.02", "data.test_size=0", "tune.trials=null"]
     status, out, err = tune(*asked, "tune.points=3", "tune.factor=10", "tune.most=4")
     assert status == 0, err
-    assert set(evaluated) == {30}, "the test split was evaluated"
+    assert set(evaluated) == {30}, "the test split must not be evaluated"
     folder = workplace / "results" / "tuned"
     assert {"README.md", "rates.png", "runs.jsonl"} <= files_below(folder)
     page = (folder / "README.md").read_text()
@@ -77,7 +77,7 @@ def test_a_search_writes_an_experiment_that_the_final_sweep_runs(
         assert again.status == 0 and "finished already" in again.out, run["command"]
 
 
-def test_a_search_upon_an_experiment_keeps_its_recipe_and_its_group_clean(
+def test_a_search_on_an_experiment_keeps_its_settings_and_not_its_group(
     small, workplace, tune, command
 ):
     asked = [*small, "+experiment=attempt2", "optimizer=lars", "epochs=1", "data.holdout=30"]
@@ -92,7 +92,7 @@ def test_a_search_upon_an_experiment_keeps_its_recipe_and_its_group_clean(
     assert made["model"]["init"] == "he" and made["optimizer"]["trust_coefficient"] == 0.1
     chosen = {0.00625, 0.0125, 0.025}
     assert made["optimizer"]["base_lr"] in chosen and made["data"]["holdout"] == 0
-    # Tables of the trials leave the search's page alone.
+    # A report of the trials does not overwrite the search's page.
     page = workplace / "results" / "tune" / "README.md"
     before = page.read_text()
     assert "- Model: resnet8 " in before and "- Commit: " in before
@@ -100,7 +100,7 @@ def test_a_search_upon_an_experiment_keeps_its_recipe_and_its_group_clean(
     assert page.read_text() == before
 
 
-def test_a_search_upon_an_experiment_of_another_folder(small, workplace, tune, command, tmp_path):
+def test_a_search_on_an_experiment_from_config_dir(small, workplace, tune, command, tmp_path):
     folder = tmp_path / "own"
     (folder / "experiment").mkdir(parents=True)
     recipe = "# @package _global_\noptimizer:\n  momentum: 0.5\n"
@@ -130,7 +130,7 @@ def test_a_budget_makes_the_same_report(small, workplace, tune):
     assert "run   " not in again[1] and (folder / "README.md").read_text() == page
 
 
-def test_a_trial_that_fails_stops_the_choice(small, workplace, tune, monkeypatch):
+def test_a_failed_trial_stops_the_search(small, workplace, tune, monkeypatch):
     import engine.training.loop
 
     def fail(*rest):
@@ -143,7 +143,7 @@ def test_a_trial_that_fails_stops_the_choice(small, workplace, tune, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["tune.points=2"], "tune.points=2: must be a whole number at least 3"),
         (["tune.factor=1"], "tune.factor=1: must be a number above 1"),
@@ -151,12 +151,12 @@ def test_a_trial_that_fails_stops_the_choice(small, workplace, tune, monkeypatch
         (["plan=true", "data.holdout=30"], "plan=true: scripts.tune has no dry run"),
         (["data.holdout=0"], "data.holdout=0: must be above 0"),
         (["optimizer.momentum=0,0.9"], "only optimizer, batch and seed may have several"),
-        (["--cfg", "job"], "scripts.tune: shows no configuration"),
+        (["--cfg", "job"], "scripts.tune: cannot show a configuration"),
         (["data.test_size=20"], "data.test_size=20: a search never evaluates the test split"),
         (["group=a", "group=b"], "group: is given more than once"),
     ],
 )
-def test_mistakes_are_told(small, workplace, tune, arguments, told):
+def test_mistakes_are_reported(small, workplace, tune, arguments, message):
     status, out, err = tune(*small, *arguments)
-    assert status == 2 and told in err and err.count("\n") == 1 and out == ""
+    assert status == 2 and message in err and err.count("\n") == 1 and out == ""
     assert files_below(workplace) == set()

@@ -1,4 +1,4 @@
-"""How many threads each of several jobs at once gets."""
+"""The number of threads of jobs that run at the same time."""
 
 from types import SimpleNamespace
 
@@ -23,12 +23,12 @@ from engine.sweeps.launch import threads_each
         ("RayLauncher", {"ray": {"remote": {"num_cpus": 3}}}, 14, 3),
     ],
 )
-def test_threads_are_divided_among_jobs_at_once(monkeypatch, target, settings, jobs, expected):
+def test_threads_are_divided_among_parallel_jobs(monkeypatch, target, settings, jobs, expected):
     monkeypatch.setattr(engine.sweeps.launch, "available_cpus", lambda: 16)
     assert threads_each({"_target_": f"some.module.{target}"} | settings, jobs) == expected
 
 
-def test_divided_threads_reach_the_jobs_that_leave_them_open(workplace, monkeypatch):
+def test_jobs_without_a_number_of_threads_get_their_share(workplace, monkeypatch):
     launched = []
 
     class Recorder:

@@ -1,4 +1,4 @@
-"""The range test of rates: its steps, where it stops, and what it suggests."""
+"""The learning-rate range test: its steps, when it stops, and the rate that it suggests."""
 
 import math
 
@@ -20,7 +20,7 @@ def test_rates_grow_by_one_factor():
 
 
 def test_the_suggestion_is_the_rate_of_the_lowest_loss():
-    # The loss is level to 0.01, falls as a sine to its lowest at 1, and turns.
+    # The loss is constant up to rate 0.01, falls as a cosine to its minimum at 1, then rises.
     rates = growing_rates(1e-4, 100.0, 121)
     losses = []
     for rate in rates:
@@ -67,7 +67,7 @@ def test_each_step_is_taken_at_its_rate(scale):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_batches_are_whole_and_go_on_into_the_next_epoch():
+def test_batches_are_full_and_continue_into_the_next_epoch():
     split = images_of(90)
     training_images = TrainingImages(split, Normalization.of(split.images), torch.device("cpu"))
     batches = endless_batches(training_images, 40, 0)
@@ -76,7 +76,7 @@ def test_batches_are_whole_and_go_on_into_the_next_epoch():
     assert torch.equal(seen[2], training_images.draw_epoch(0, 2).order[:40])
 
 
-def test_it_stops_where_the_loss_turns_or_is_no_longer_finite():
+def test_it_stops_if_the_loss_rises_or_is_no_longer_finite():
     turned, _, _ = make_test(growing_rates(0.01, 1e4, 100), most=1.5)
     assert turned.stopped == "the loss was 1.5 times its best"
     assert len(turned.rates) == len(turned.losses) < 100
@@ -96,7 +96,7 @@ def test_it_stops_where_the_loss_turns_or_is_no_longer_finite():
         ["+experiment=attempt2"],
     ],
 )
-def test_the_pasted_rate_has_the_suggested_peak(overrides):
+def test_the_suggested_base_lr_has_the_suggested_peak(overrides):
     made = config("batch=2048", *overrides)
     pasted = config("batch=2048", *overrides, f"optimizer.base_lr={base_lr_for(made, 1.7)!r}")
     assert make_plan(pasted, 50_000).peak_lr == pytest.approx(1.7)

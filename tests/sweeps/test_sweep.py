@@ -35,7 +35,7 @@ def directories(work: Path, group: str = "default") -> dict[int, Path]:
 
 @pytest.fixture
 def trained(monkeypatch) -> list[int]:
-    """Record the batch of every epoch that is trained, and let a test interfere."""
+    """Record the batch size of every epoch that is trained."""
     batches: list[int] = []
     train_epoch = engine.training.loop.train_epoch
 
@@ -47,7 +47,7 @@ def trained(monkeypatch) -> list[int]:
     return batches
 
 
-def test_the_same_command_again_trains_only_what_is_missing(small, workplace, command, trained):
+def test_the_same_command_again_trains_only_missing_runs(small, workplace, command, trained):
     assert command("train.py", "-m", *small, "batch=32,64").status == 0
     del trained[:]
     longer = command("train.py", "-m", *small, "batch=32,64,96", "seed=0")
@@ -62,10 +62,10 @@ def test_the_same_command_again_trains_only_what_is_missing(small, workplace, co
     assert [(row["batch"], row["runs"]) for row in rows] == [("32", "2"), ("64", "1"), ("96", "2")]
 
 
-def test_a_run_begun_afresh_is_no_longer_what_was_published(
+def test_a_restarted_run_is_unfinished_until_it_completes_again(
     small, workplace, command, trained, monkeypatch
 ):
-    """Until it is finished again; and the same command goes on with it."""
+    """An interrupted run with resume=false has no result, and the same command resumes it."""
     sweep = ("-m", *small, "epochs=3", "batch=32,64")
     assert command("train.py", *sweep).status == 0
     train_epoch, stops = engine.training.loop.train_epoch, []
@@ -83,10 +83,10 @@ def test_a_run_begun_afresh_is_no_longer_what_was_published(
     (row,) = [r for r in load_records("default") if r.summary["batch"] == 64]
     assert row.status == "interrupted"
     outcome = command("train.py", *alone)
-    assert outcome.status == 0 and "going on after epoch 2 of 3" in outcome.out
+    assert outcome.status == 0 and "resuming  after epoch 2 of 3" in outcome.out
     assert not (directories(workplace)[64] / ".afresh").exists()
     del trained[:]
-    assert "going on" not in command("train.py", *alone).out and trained == [64, 64, 64]
+    assert "resuming" not in command("train.py", *alone).out and trained == [64, 64, 64]
 
 
 def test_a_run_that_cannot_be_trained_again_fails(small, workplace, command, monkeypatch):
@@ -113,7 +113,7 @@ def test_a_run_that_cannot_be_trained_again_fails(small, workplace, command, mon
     assert [row["failed"] for row in rows] == ["1", "1"]
 
 
-def test_a_reader_that_leaves_is_no_fault_of_a_run(small, workplace, command, monkeypatch):
+def test_a_closed_output_does_not_make_a_run_fail(small, workplace, command, monkeypatch):
     def leave(*_):
         raise BrokenPipeError
 
@@ -125,7 +125,7 @@ def test_a_reader_that_leaves_is_no_fault_of_a_run(small, workplace, command, mo
         assert not (directory / "error.log").exists()
 
 
-def test_one_raises_one_diverges_one_finds_the_disk_full(
+def test_a_sweep_in_which_runs_raise_diverge_and_fill_the_disk(
     small, workplace, command, trained, monkeypatch
 ):
     train_epoch, save_checkpoint = (
@@ -166,13 +166,13 @@ def test_one_raises_one_diverges_one_finds_the_disk_full(
         assert row in table
     before = len(trained)
     assert command("train.py", *sweep).status == 0
-    # Failed ones are tried again, the diverged one is kept.
+    # Failed runs are trained again, the diverged one is not.
     assert trained[before:] == [16, 16, 64, 64]
     assert not (place[16] / "error.log").exists()
     assert "failed" not in (workplace / "results" / "default" / "table.md").read_text()
 
 
-def test_a_run_that_is_refused_before_it_starts_failed(small, workplace, command, monkeypatch):
+def test_a_run_that_is_refused_before_it_starts_is_failed(small, workplace, command, monkeypatch):
     check_memory = engine.training.memory.check_memory
 
     def refuse(setup):
@@ -238,17 +238,17 @@ def test_a_run_that_another_process_trains_is_waited_for(
     ) as holder:
         assert holder.stdin is not None and holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        # It lets go only once the sweep waits, however slow the machine is.
+        # The holder releases the lock only once the sweep waits, however slow the machine is.
         waits = types.SimpleNamespace(sleep=lambda seconds: holder.communicate())
         monkeypatch.setattr(engine.sweeps.sweep, "time", waits)
         outcome = command("train.py", "-m", *small, "batch=32,64", "epochs=1")
     assert outcome.status == 0
     assert "waiting   for 1 runs" in outcome.out
-    # The other was stopped without an outcome, so its run was taken over, after our own.
+    # The other process ended without an outcome, so the sweep took its run over, after its own.
     assert trained == [64, 32]
 
 
-def test_a_launcher_that_loses_its_workers_costs_no_run(
+def test_runs_are_retried_if_a_launcher_loses_its_workers(
     small, workplace, command, trained, monkeypatch
 ):
     launch_jobs, launched = engine.sweeps.sweep.launch_jobs, []
@@ -288,7 +288,7 @@ def test_two_sweeps_at_once_share_the_runs_and_the_table(small, workplace, tmp_p
         thread.join()
     assert [made.returncode for made in outputs] == [0, 0], [made.stderr for made in outputs]
     lines = [line for made in outputs for line in made.stdout.splitlines()]
-    # Each run printed its plan once it was to be trained; nobody trained one after another had.
+    # At least one of the sweeps prints the result of each run.
     assert sum(line.startswith("test accuracy") for line in lines) >= 4
     rows = rows_of(workplace / "results" / "default" / "table.csv")
     assert [(row["batch"], row["missing"]) for row in rows] == [

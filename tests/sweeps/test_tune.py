@@ -1,4 +1,4 @@
-"""The search for rates, over accuracies that a formula gives."""
+"""The search for learning rates, with accuracies from a formula."""
 
 import math
 import sys
@@ -10,7 +10,7 @@ from engine.sweeps.tune import Cell, geometric, search, search_by_optuna
 
 
 def cell(peak, batch=128, **axes):
-    """A cell whose accuracy falls with the distance, in octaves, from a best rate."""
+    """Return a cell and its best point; accuracy falls with the distance in octaves from it."""
     return Cell("sgd", batch, [], axes or {"optimizer.base_lr": geometric(0.1, 5, 2.0)}), peak
 
 
@@ -31,24 +31,24 @@ def run_search(pairs, most=13):
     return measured
 
 
-def test_a_geometric_grid_lies_around_its_centre():
+def test_a_geometric_grid_lies_around_its_center():
     assert geometric(0.1, 5, 2.0) == [0.025, 0.05, 0.1, 0.2, 0.4]
     assert geometric(3.0, 4, 10.0) == [0.03, 0.3, 3.0, 30.0]
 
 
-def test_the_grid_stays_where_its_best_is_inside():
+def test_the_grid_stays_if_its_best_point_is_inside():
     one = cell((0.2,))
     run_search([one])
     assert one[0].axes["optimizer.base_lr"] == [0.025, 0.05, 0.1, 0.2, 0.4]
     assert one[0].best() == (0.2,)
 
 
-def test_the_grid_widens_while_its_best_is_on_the_edge_and_all_cells_grow_alike():
+def test_the_grid_widens_while_its_best_is_on_the_edge_and_all_cells_grow_equally():
     wide, inside = cell((1.6,)), cell((0.1,), batch=256)
     run_search([wide, inside])
     assert wide[0].axes["optimizer.base_lr"] == [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2]
     assert wide[0].best() == (1.6,)
-    # The other spends its trials beside its best.
+    # The other cell adds its values next to its best one.
     assert len(inside[0].points()) == 8 and inside[0].best() == (0.1,)
     assert min(inside[0].axes["optimizer.base_lr"]) == 0.025
     low = cell((0.001,))
@@ -56,7 +56,7 @@ def test_the_grid_widens_while_its_best_is_on_the_edge_and_all_cells_grow_alike(
     assert low[0].axes["optimizer.base_lr"][:2] == [0.000390625, 0.00078125]
 
 
-def test_a_bound_on_the_grid_holds_and_the_edge_is_told():
+def test_the_grid_is_bounded_and_the_edge_reported():
     one = cell((1000.0,))
     run_search([one], most=7)
     assert len(one[0].points()) == 7 and one[0].edge("optimizer.base_lr") == 1
@@ -70,14 +70,14 @@ def test_two_keys_make_a_grid_that_grows_along_each():
     assert one[0].axes["optimizer.weight_decay"] == [1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3]
 
 
-def test_where_everything_diverges_smaller_rates_are_tried():
+def test_if_everything_diverges_smaller_rates_are_tried():
     one, _ = cell((0.1,))
     one.scores = dict.fromkeys(one.points())
     one.grow("optimizer.base_lr", 2.0)
     assert one.axes["optimizer.base_lr"][0] == 0.0125
 
 
-def test_optuna_spends_a_budget_alike_for_all_and_asks_the_same_again():
+def test_optuna_spends_the_same_budget_on_each_cell_and_repeats_its_trials():
     pytest.importorskip("optuna")
 
     def asked():

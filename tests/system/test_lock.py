@@ -13,7 +13,7 @@ from engine.system.lock import RunBusy, holder, locked
 from tests.helpers import PROJECT
 
 HERE = socket.gethostname()
-# Takes the lock, says so or who has it, and keeps it.
+# Takes the lock and keeps it, or prints which process has it.
 HOLD = """
 import errno, sys, time
 from pathlib import Path
@@ -31,7 +31,7 @@ except engine.system.lock.RunBusy as error:
 
 @pytest.fixture
 def refused(monkeypatch):
-    """Have a file system without locks, such as some network mounts."""
+    """Simulate a file system without locks, such as some network mounts."""
 
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -53,7 +53,7 @@ def hold(folder, how="shared"):
 
 
 @pytest.mark.parametrize("how", ["shared", "refused"])
-def test_the_lock_names_its_holder_and_dies_with_it(tmp_path, monkeypatch, how, request):
+def test_the_lock_names_its_holder_and_ends_with_it(tmp_path, monkeypatch, how, request):
     if how == "refused":
         request.getfixturevalue("refused")
     with hold(tmp_path, how) as process:
@@ -62,7 +62,7 @@ def test_the_lock_names_its_holder_and_dies_with_it(tmp_path, monkeypatch, how, 
         assert holder(tmp_path) == name
         with pytest.raises(RunBusy, match=f"is being trained by {name}"), locked(tmp_path):
             pass
-        assert holder(tmp_path) == name, "the refusal has not touched it"
+        assert holder(tmp_path) == name, "a refused process must not change the lock file"
         process.kill()
     assert (tmp_path / ".lock").read_text() == f"{name}\n"
     assert holder(tmp_path) is None
@@ -73,7 +73,7 @@ def test_the_lock_names_its_holder_and_dies_with_it(tmp_path, monkeypatch, how, 
     assert (tmp_path / ".lock").read_text() == ""
 
 
-def test_of_several_at_once_one_gets_it_where_there_are_no_locks(tmp_path):
+def test_without_locks_one_of_several_simultaneous_processes_gets_it(tmp_path):
     processes = [hold(tmp_path, "refused") for _ in range(3)]
     lines = [process.stdout.readline() for process in processes]
     for process in processes:
@@ -85,10 +85,8 @@ def test_of_several_at_once_one_gets_it_where_there_are_no_locks(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["shared", "refused"])
-def test_a_holder_on_another_host_counts_while_it_touches_the_file(
-    tmp_path, impatient, how, request
-):
-    # As where flock is kept within each host: here it is granted, or refused.
+def test_a_remote_holder_counts_while_it_updates_the_mtime(tmp_path, impatient, how, request):
+    # A file system may apply flock only within each host: then it is granted here. Or it refuses.
     if how == "refused":
         request.getfixturevalue("refused")
     path, done = tmp_path / ".lock", threading.Event()
@@ -105,7 +103,7 @@ def test_a_holder_on_another_host_counts_while_it_touches_the_file(
         assert path.read_text() == f"process {os.getpid()} on {HERE}\n"
 
 
-def test_one_on_another_host_that_is_long_gone_is_not_waited_for(tmp_path, monkeypatch):
+def test_a_remote_holder_that_ended_long_ago_is_not_waited_for(tmp_path, monkeypatch):
     path = tmp_path / ".lock"
     path.write_text("process 1 on elsewhere\n")
     before = time.time() - 2 * engine.system.lock.STALE_SECONDS
@@ -118,15 +116,15 @@ def test_one_on_another_host_that_is_long_gone_is_not_waited_for(tmp_path, monke
     assert time.monotonic() - started < 2
 
 
-def test_the_holder_touches_its_file(tmp_path, impatient):
+def test_the_holder_updates_its_files_mtime(tmp_path, impatient):
     with locked(tmp_path):
         os.utime(tmp_path / ".lock", (0, 0))
         time.sleep(0.3)
         assert (tmp_path / ".lock").stat().st_mtime > 0
 
 
-def test_a_name_of_this_very_process_holds_nothing(tmp_path, refused):
-    # As the first process of each container is number 1.
+def test_a_lock_file_with_this_process_id_is_stale(tmp_path, refused):
+    # The first process of every container has the id 1.
     (tmp_path / ".lock").write_text(f"process {os.getpid()} on {HERE}\n")
     with locked(tmp_path):
         pass

@@ -1,4 +1,4 @@
-"""What the machine and its container still have of memory."""
+"""The memory that the machine and its container have available."""
 
 import pytest
 
@@ -8,7 +8,7 @@ MIB = 2**20
 
 
 def machine(root, files):
-    """Make a file system of these files; numbers are MiB."""
+    """Write these files, and those of a machine with 8000 MiB available and 100 MiB of swap."""
     meminfo = "MemTotal: 9999 kB\nMemAvailable: {} kB\nSwapFree: {} kB\n"
     files = {"proc/meminfo": meminfo.format(8000 * 1024, 100 * 1024)} | files
     files |= {"proc/self/status": f"Name: python\nRssAnon:\t{300 * 1024} kB\n"}
@@ -22,7 +22,7 @@ def machine(root, files):
     ("files", "expected"),
     [
         ({}, 8100),
-        # Version 2: the least that any group above leaves; none is "max".
+        # Version 2: the smallest unused amount over all parent groups. "max" is no limit.
         (
             {
                 "proc/self/cgroup": "0::/job/step\n",
@@ -33,7 +33,7 @@ def machine(root, files):
             },
             3500,
         ),
-        # Inside a container the path is the host's, and the container's own group is the top.
+        # Inside a container the path is the host's, and the container's group is the root.
         (
             {
                 "proc/self/cgroup": "0::/docker/abc\n",
@@ -42,7 +42,7 @@ def machine(root, files):
             },
             1600,
         ),
-        # Version 1, with version 2 beside it, which limits nothing.
+        # Version 1, next to version 2, which has no limits.
         (
             {
                 "proc/self/cgroup": "9:pids:/x\n4:cpu,memory:/job\n0::/\n",
@@ -57,9 +57,9 @@ def machine(root, files):
     ],
     ids=["machine", "version 2", "container", "version 1", "unknown"],
 )
-def test_what_is_left_is_read_from_machine_and_container(tmp_path, files, expected):
+def test_available_memory_is_read_from_machine_and_container(tmp_path, files, expected):
     assert available_bytes(machine(tmp_path, files)) == (expected + 300) * MIB
 
 
-def test_where_nothing_is_known_nothing_is_told(tmp_path):
+def test_available_memory_is_none_if_unknown(tmp_path):
     assert available_bytes(tmp_path) is None

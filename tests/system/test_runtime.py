@@ -1,4 +1,4 @@
-"""The machine's settings that a run depends on."""
+"""Settings of the allocator, precision and torch.compile."""
 
 import json
 import os
@@ -24,8 +24,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
-def test_a_large_tensors_memory_is_used_again():
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is set up")
+def test_the_memory_of_large_tensors_is_reused():
     def faults(mode):
         done = subprocess.run(
             [sys.executable, "-c", PAGES, mode], capture_output=True, text=True, check=True,
@@ -33,7 +33,7 @@ def test_a_large_tensors_memory_is_used_again():
         )  # fmt: skip
         return int(done.stdout)
 
-    # A busy system may take idle pages back, so not none.
+    # A busy system may reclaim idle pages, so some faults remain.
     assert faults("kept") < 0.5 * faults("default")
 
 
@@ -50,8 +50,8 @@ for line in open("/proc/self/smaps"):
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are asked for on Linux alone")
-def test_a_large_tensor_asks_for_huge_pages():
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are requested only on Linux")
+def test_a_large_tensor_requests_huge_pages():
     def asked(environment):
         done = subprocess.run(
             [sys.executable, "-c", HUGE], capture_output=True, text=True, check=True,
@@ -71,7 +71,7 @@ def test_fp32_is_not_tf32(monkeypatch):
 
 
 def test_every_run_of_a_sweep_is_compiled(small, workplace, command, monkeypatch):
-    """By a backend that compiles nothing, so that this takes no time: torch finds the shapes."""
+    """The backend compiles nothing, to save time. torch still finds the input shapes."""
     compile_model, shapes = torch.compile, []
 
     def backend(module, inputs):
@@ -84,7 +84,7 @@ def test_every_run_of_a_sweep_is_compiled(small, workplace, command, monkeypatch
     monkeypatch.setattr(torch, "compile", compile_for_nothing)
     sweep = ["-m", *small, "batch=16,28,32,36,44,50", "epochs=1"]
     assert command("train.py", *sweep, "compile=true", "group=compiled").status == 0
-    # A full pass and a short one each; torch stops at 8 of one piece of code.
+    # A full micro-batch and a short one for each run; torch stops at 8 shapes of one function.
     assert len(shapes) == 12
     assert command("train.py", *sweep, "group=plain").status == 0
     assert len(shapes) == 12

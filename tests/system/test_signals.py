@@ -32,7 +32,7 @@ SIGNALS = [
 
 @pytest.fixture
 def steps(monkeypatch):
-    """Count optimizer steps; `at[n]` is called in the n-th, before it is finished."""
+    """Count optimizer steps; `at[n]` is called in the n-th step, before it ends."""
     counted = {"done": 0, "at": {}}
 
     def commit(model):
@@ -41,7 +41,7 @@ def steps(monkeypatch):
         counted["at"].get(counted["done"], lambda: None)()
 
     monkeypatch.setattr(engine.training.step, "commit_batch_statistics", commit)
-    # Files of one second and process are read in the order of this count, as text.
+    # Event files of the same second and process are read in the text order of this counter.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(100))
     return counted
 
@@ -50,22 +50,22 @@ def send(number):
     return lambda: os.kill(os.getpid(), number)
 
 
-def test_a_run_stopped_at_any_step_goes_on_at_the_next_to_the_bit(small, workplace, command, steps):
+def test_a_run_stopped_at_any_step_resumes_bit_equal(small, workplace, command, steps):
     run = [*small, "epochs=3", *TOOLBOX, "deterministic=true", "log_layers_every=1"]
     assert command("train.py", *run).status == 0
     directory = only_run(workplace)
     expected = state_of(directory)
     summary = json.loads((directory / "summary.json").read_text())
-    directory.rename(workplace / "left-alone")
+    directory.rename(workplace / "uninterrupted")
     total = steps["done"]
     assert total == 12
-    # In the first epoch, at an epoch's last step, in the middle, and twice in one epoch.
+    # In the first epoch, at an epoch's last step, in mid-epoch, and twice in one epoch.
     stops = {1: SIGNALS[0], 4: SIGNALS[1], 6: SIGNALS[2], 7: SIGNALS[0], 11: SIGNALS[3]}
     steps.update(done=0, at={step: send(number) for step, (number, _) in stops.items()})
     for step, (_, status) in stops.items():
         outcome = command("train.py", *run)
         assert outcome.status == status and steps["done"] == step
-        assert "interrupted; the same command goes on" in outcome.err
+        assert "interrupted; run the same command again to resume" in outcome.err
         assert json.loads((directory / "summary.json").read_text())["status"] == "interrupted"
         saved = load_checkpoint(directory / "checkpoint.pt", CPU)
         assert saved.partial is not None
@@ -74,8 +74,8 @@ def test_a_run_stopped_at_any_step_goes_on_at_the_next_to_the_bit(small, workpla
     assert "after epoch 2 of 3 and step 3 of 4 of the next\n" in evaluated.out
     resumed = command("train.py", *run)
     assert resumed.status == 0
-    assert "going on after epoch 2 of 3 and step 3 of 4 of the next" in resumed.out
-    assert steps["done"] == total, "not one step is repeated"
+    assert "resuming  after epoch 2 of 3 and step 3 of 4 of the next" in resumed.out
+    assert steps["done"] == total, "no step may be repeated"
 
     got = state_of(directory)
     for key in STATE:
@@ -86,11 +86,11 @@ def test_a_run_stopped_at_any_step_goes_on_at_the_next_to_the_bit(small, workpla
     assert {k: v for k, v in again.items() if k not in timed} == {
         k: v for k, v in summary.items() if k not in timed
     }
-    assert points(directory) == points(workplace / "left-alone")
+    assert points(directory) == points(workplace / "uninterrupted")
 
 
 def points(directory):
-    """Return the curves in a run's events by tag: the last value at each step."""
+    """Return the last value at each step in a run's events, by tag."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
@@ -100,7 +100,7 @@ def points(directory):
     return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in tags}
 
 
-def test_a_signal_during_the_evaluation_stops_after_it(
+def test_a_signal_during_evaluation_stops_the_run_after_it(
     small, workplace, command, steps, monkeypatch
 ):
     evaluate_splits = engine.runs.run.evaluate_splits
@@ -116,9 +116,7 @@ def test_a_signal_during_the_evaluation_stops_after_it(
     assert command("train.py", *small).status == 0 and steps["done"] == 8
 
 
-def test_a_signal_after_the_last_step_of_all_does_not_undo_the_run(
-    small, workplace, command, monkeypatch
-):
+def test_a_signal_after_the_last_step_lets_the_run_complete(small, workplace, command, monkeypatch):
     record_epoch = engine.runs.run.Run.record_epoch
 
     def interrupt(self, row, trained):
@@ -132,14 +130,14 @@ def test_a_signal_after_the_last_step_of_all_does_not_undo_the_run(
 
 
 @pytest.mark.parametrize(("number", "status"), SIGNALS)
-def test_a_sweep_stops_after_the_run_that_was_interrupted_and_goes_on(
+def test_a_sweep_stops_after_an_interrupted_run_and_resumes(
     small, workplace, command, steps, number, status
 ):
     sweep = ("-m", *small, "batch=32,64,96", "epochs=1")
     steps["at"] = {5: send(number)}
     outcome = command("train.py", *sweep)
     assert outcome.status == status
-    assert steps["done"] == 5, "the third run did not start"
+    assert steps["done"] == 5, "the third run must not start"
     table = (workplace / "results" / "default" / "table.md").read_text()
     assert table.count("missing") == 2
     summaries = (workplace / "results" / "runs").rglob("summary.json")
@@ -147,11 +145,11 @@ def test_a_sweep_stops_after_the_run_that_was_interrupted_and_goes_on(
     assert found == ["completed", "interrupted"]
     again = command("train.py", *sweep)
     assert again.status == 0 and "3 runs, 1 finished already" in again.out
-    assert "going on after epoch 0 of 1 and step 1 of 2 of the next" in again.out
+    assert "resuming  after epoch 0 of 1 and step 1 of 2 of the next" in again.out
     assert steps["done"] == 4 + 2 + 2
 
 
-def test_a_sweep_stops_after_a_run_that_was_about_to_finish_anyway(
+def test_a_sweep_stops_after_a_run_that_completes_despite_the_signal(
     small, workplace, command, monkeypatch
 ):
     record_epoch = engine.runs.run.Run.record_epoch
@@ -167,7 +165,7 @@ def test_a_sweep_stops_after_a_run_that_was_about_to_finish_anyway(
     assert again.status == 0 and "2 runs, 1 finished already" in again.out
 
 
-def test_handlers_are_there_only_while_a_run_trains(small, workplace, command, steps):
+def test_handlers_are_installed_only_while_a_run_trains(small, workplace, command, steps):
     numbers = [number for number, _ in SIGNALS]
     before = [signal.getsignal(number) for number in numbers]
     seen = []
@@ -199,22 +197,22 @@ def test_a_thread_gets_no_signals_and_an_ignored_one_stays_ignored():
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
-def test_a_launchers_own_handler_decides_once_the_run_has_saved(number):
-    heard = []
-    before = signal.signal(number, lambda *arguments: heard.append(arguments[0]))
+def test_a_launchers_own_handler_is_called_once_the_run_has_saved(number):
+    received = []
+    before = signal.signal(number, lambda *arguments: received.append(arguments[0]))
     try:
         with pausing(1) as pauses:
             send(number)()
-            assert pauses.due() and not heard
+            assert pauses.due() and not received
             pauses.saved()
-            assert heard == [number] and not pauses.due(), "it returned, so the run goes on"
+            assert received == [number] and not pauses.due(), "it returned: training continues"
             send(number)()
-        assert heard == [number, number], "too late for the run"
+        assert received == [number, number], "a signal after the last save goes to the launcher"
     finally:
         signal.signal(number, before)
 
 
-def test_a_warning_counts_for_no_first_signal_and_twins_for_one(monkeypatch):
+def test_a_warning_is_no_first_signal_and_a_repeated_signal_counts_once(monkeypatch):
     killed = []
     monkeypatch.setattr(
         engine.system.signals.os, "kill", lambda *arguments: killed.append(arguments[1])
@@ -231,7 +229,7 @@ def test_a_warning_counts_for_no_first_signal_and_twins_for_one(monkeypatch):
     assert killed == [signal.SIGINT]
 
 
-def test_a_second_signal_counts_while_a_stopped_run_closes(monkeypatch):
+def test_a_second_signal_kills_while_a_stopped_run_closes(monkeypatch):
     killed = []
     monkeypatch.setattr(
         engine.system.signals.os, "kill", lambda *arguments: killed.append(arguments[1])
@@ -243,30 +241,30 @@ def test_a_second_signal_counts_while_a_stopped_run_closes(monkeypatch):
     with pytest.raises(Stopped):
         pauses.saved()
     pauses.note(signal.SIGTERM, None)
-    assert not killed, "the first one's twin"
+    assert not killed, "a repetition of the first signal"
     pauses.asked_at -= 2 * engine.system.signals.REPEAT_SECONDS
     pauses.note(signal.SIGTERM, None)
     assert killed == [signal.SIGTERM] and pauses.signal is None
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Stopped(143)])
-def test_only_what_resumes_says_so(capsys, error):
+def test_only_a_command_that_can_resume_advises_it(capsys, error):
     def interrupted():
         raise error
 
-    for resumes, said in (
-        (True, "; the same command goes on from the last checkpoint"),
+    for resumes, advice in (
+        (True, "; run the same command again to resume from the last checkpoint"),
         (False, ""),
     ):
         assert exit_status(interrupted, resumes) == getattr(error, "status", 130)
-        assert capsys.readouterr().err == f"interrupted{said}\n"
+        assert capsys.readouterr().err == f"interrupted{advice}\n"
 
 
-def test_stopped_passes_between_processes():
+def test_stopped_can_be_pickled():
     assert pickle.loads(pickle.dumps(Stopped(143))).status == 143
 
 
-# Holds the run in a step, as a device that hangs would.
+# Keeps the run inside a step, as a device that hangs would.
 HANGS = """
 import sys, time, train
 from engine.cli import exit_status
@@ -296,7 +294,7 @@ def test_a_second_signal_ends_the_process_at_once(small, workplace):
         assert process.wait(10) == -signal.SIGTERM
 
 
-# Stops while torch, or whatever else the run needs first, is imported, and then while it reads.
+# The signal arrives while torch is imported, or while the data is read.
 @pytest.mark.parametrize(("number", "status"), SIGNALS)
 @pytest.mark.parametrize("place", ["import", "data"])
 def test_a_signal_before_training_ends_the_process(small, workplace, number, status, place):
@@ -328,8 +326,8 @@ sys.exit(exit_status(train.main))
         assert process.stdout.readline() == b"here\n"
         process.send_signal(number)
         assert process.wait(20) == status
-        told = process.stderr.read()
-        assert told.startswith(b"interrupted") and told.count(b"\n") == 1, told
+        message = process.stderr.read()
+        assert message.startswith(b"interrupted") and message.count(b"\n") == 1, message
     assert not (workplace / "results").exists()
 
 
@@ -348,7 +346,7 @@ def test_minutes_between_checkpoints(monkeypatch):
     assert not pauses.due() and [e for e in range(1, 12) if pauses.due_after(e)] == [5, 10]
 
 
-def test_saving_in_the_midst_of_epochs_changes_nothing(small, workplace, command, monkeypatch):
+def test_saving_in_mid_epoch_changes_nothing(small, workplace, command, monkeypatch):
     run = [*small, "deterministic=true"]
     assert command("train.py", *run).status == 0
     directory = only_run(workplace)
@@ -363,7 +361,7 @@ def test_saving_in_the_midst_of_epochs_changes_nothing(small, workplace, command
     monkeypatch.setattr(engine.training.checkpoint, "save_checkpoint", save)
     monkeypatch.setattr(engine.system.signals.Pauses, "due", late_at_every_second_call())
     assert command("train.py", *run, "checkpoint_every=10min", "resume=false").status == 0
-    assert only_run(workplace) == directory, "the same run"
+    assert only_run(workplace) == directory, "it must be the same run"
     got = state_of(directory)
     assert len([part for part in saves if part is not None]) >= 4
     for key in STATE:
@@ -407,9 +405,12 @@ def test_mistakes_in_checkpoint_every(small, workplace, command, value):
 
 
 def in_a_terminal(work: Path, *arguments: object) -> tuple[subprocess.Popen, int]:
-    """Start train.py as the leader of a terminal's session; return it and the terminal's end."""
+    """Start train.py as the leader of a terminal session.
+
+    Returns the process and our end of the terminal.
+    """
     ours, theirs = os.openpty()
-    # Without a width the bars are not drawn.
+    # Without a width the progress bars are not drawn.
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
 
     def take_terminal():
@@ -432,7 +433,7 @@ def read_until(end: int, text: bytes) -> None:
         seen += os.read(end, 4096)
 
 
-def test_a_run_whose_terminal_is_closed_saves_and_leaves(small, workplace):
+def test_a_run_whose_terminal_is_closed_saves_and_exits(small, workplace):
     process, terminal = in_a_terminal(workplace, *small, "epochs=2000")
     read_until(terminal, b"epoch 3/2000")
     os.close(terminal)
@@ -451,8 +452,8 @@ def test_a_sweep_whose_terminal_is_closed_writes_its_table(small, workplace):
     assert table.splitlines()[1].split(",")[8:12] == ["2", "0", "0", "2"]
 
 
-def test_a_hangup_that_is_ignored_stays_ignored(small, workplace):
-    """As under nohup."""
+def test_an_ignored_hangup_stays_ignored(small, workplace):
+    """nohup ignores SIGHUP."""
     process = subprocess.Popen(
         [sys.executable, PROJECT / "train.py", *small, "epochs=3"],
         cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,

@@ -72,7 +72,7 @@ def test_a_write_that_fails_ends_the_run(small, workplace, command, monkeypatch,
     summary = json.loads((only_run(workplace) / "summary.json").read_text())
     assert summary["status"] == "failed"
     again = command("train.py", *small)
-    assert again.status == 0 and ("going on after epoch 1" in again.out) == (epoch == 2)
+    assert again.status == 0 and ("resuming  after epoch 1" in again.out) == (epoch == 2)
 
 
 def test_one_file_is_written_at_a_time():

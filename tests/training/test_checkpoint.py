@@ -41,7 +41,7 @@ def test_a_stopped_and_resumed_run_equals_one_left_alone_to_the_bit(
     monkeypatch.setattr(engine.runs.run.Run, "record_epoch", record_epoch)
     resumed = command("train.py", *run)
     assert resumed.status == 0
-    assert "going on after epoch 2 of 4" in resumed.out
+    assert "resuming  after epoch 2 of 4" in resumed.out
 
     got = state_of(directory)
     for key in ("model", "optimizer", "scheduler", "ema", "noise_scale", "epoch"):

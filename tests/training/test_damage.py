@@ -205,7 +205,7 @@ def test_a_damaged_run_goes_on_from_the_checkpoint_before(small, workplace, comm
     outcome = command("val.py", f"checkpoint={directory}")
     assert outcome.status == 2 and outcome.err.count("\n") == 1, "val.py takes no other"
     outcome = command("train.py", *run)
-    assert outcome.status == 0 and "going on after epoch 2 of 3" in outcome.out
+    assert outcome.status == 0 and "resuming  after epoch 2 of 3" in outcome.out
     assert outcome.err.count("\n") == 1 and "checkpoint.prev.pt is used instead" in outcome.err
     got = state_of(directory)
     assert torch.equal(got[0]["model"]["fc.weight"], expected[0]["model"]["fc.weight"])

@@ -462,12 +462,12 @@ def test_a_run_goes_on_with_any_number_of_ranks(made, places, drawn_tree, comman
     assert made[2][0]["stopped"][0] == 130
     assert made[2][0]["stopped"][2].startswith("interrupted; ")
     assert made[2][1]["stopped"] == (1, "", "")
-    assert "going on after epoch 2 of 4" in made[4][0]["resumed"][1]
+    assert "resuming  after epoch 2 of 4" in made[4][0]["resumed"][1]
     assert [rank["resumed"][0] for rank in made[4]] == [0] * 4
     run = [*RANKED, f"data.root={drawn_tree}"]
     monkeypatch.chdir(places / "1")
     outcome = command("train.py", *run)
-    assert outcome.status == 0 and "going on after epoch 2 of 4" in outcome.out
+    assert outcome.status == 0 and "resuming  after epoch 2 of 4" in outcome.out
     assert command("train.py", *run, "group=alone").status == 0
     states, accuracies = [], []
     for place, group in (("1", "alone"), ("1", "default"), ("4", "default")):
@@ -487,7 +487,7 @@ def test_a_signal_to_one_rank_pauses_all_after_the_same_step(
 ):
     assert [rank["paused"][0] for rank in made[2]] == [143, 143]
     # Of the 4 steps of an epoch the signal came in the second epoch's second.
-    told = "going on after epoch 1 of 4 and step 2 of 4 of the next"
+    told = "resuming  after epoch 1 of 4 and step 2 of 4 of the next"
     monkeypatch.chdir(places / "2")
     outcome = command("train.py", *RANKED, f"data.root={drawn_tree}", "group=paused")
     assert outcome.status == 0 and told in outcome.out
