@@ -1,4 +1,4 @@
-"""ResNets for 32x32 pictures: models.resnet20(num_classes=10), and so on."""
+"""ResNets for 32x32 images, such as models.resnet20(num_classes=10)."""
 
 from models.batch_norm import (
     BatchNorm2d,

@@ -1,8 +1,9 @@
-"""ResNet-18, -34 and -50 for 32x32 pictures, made of torchvision's blocks.
+"""ResNet-18, -34 and -50 for 32x32 images, built from torchvision's blocks.
 
-The CIFAR stem is one 3x3 convolution of stride 1 and no pooling, as is usual for pictures of this
-size; `resnet50_imagenet_stem` keeps torchvision's 7x7 convolution of stride 2 and max pooling.
-torchvision is imported when a model is made: it takes seconds, and the small networks need none.
+The CIFAR stem is one 3x3 convolution of stride 1 without pooling, as is usual for images of this
+size. `resnet50_imagenet_stem` keeps torchvision's 7x7 convolution of stride 2 and its max pooling.
+torchvision is imported when a model is built, because the import takes seconds and the networks in
+resnet_cifar.py do not need it.
 """
 
 from torch import nn
@@ -17,13 +18,22 @@ def _make(
     zero_init_residual: bool,
     cifar_stem: bool = True,
 ) -> nn.Module:
-    """Make torchvision's ResNet with this project's batch normalisation and the stem asked for."""
+    """Build torchvision's ResNet with this project's BatchNorm2d.
+
+    Args:
+        block: "basic" or "bottleneck".
+        layers: number of blocks in each of the four stages.
+        num_classes: number of logits.
+        zero_init_residual: start every block as its shortcut (Goyal et al. 2017, section 5.1).
+        cifar_stem: replace the ImageNet stem by a 3x3 convolution of stride 1.
+
+    """
     from torchvision.models import resnet
 
-    # torchvision initialises a ResNet as it is made: Kaiming normal for convolutions.
-    kinds: dict[str, type] = {"basic": resnet.BasicBlock, "bottleneck": resnet.Bottleneck}
+    # torchvision's constructor initializes the weights: Kaiming normal for convolutions.
+    blocks: dict[str, type] = {"basic": resnet.BasicBlock, "bottleneck": resnet.Bottleneck}
     model = resnet.ResNet(
-        kinds[block],
+        blocks[block],
         layers,
         num_classes=num_classes,
         zero_init_residual=zero_init_residual,
@@ -37,20 +47,20 @@ def _make(
 
 
 def resnet18(num_classes: int = 10, zero_init_residual: bool = False) -> nn.Module:
-    """Make a ResNet-18 with the CIFAR stem: 11,173,962 parameters with 10 classes."""
+    """Build a ResNet-18 with the CIFAR stem: 11,173,962 parameters with 10 classes."""
     return _make("basic", [2, 2, 2, 2], num_classes, zero_init_residual)
 
 
 def resnet34(num_classes: int = 10, zero_init_residual: bool = False) -> nn.Module:
-    """Make a ResNet-34 with the CIFAR stem: 21,282,122 parameters with 10 classes."""
+    """Build a ResNet-34 with the CIFAR stem: 21,282,122 parameters with 10 classes."""
     return _make("basic", [3, 4, 6, 3], num_classes, zero_init_residual)
 
 
 def resnet50(num_classes: int = 10, zero_init_residual: bool = False) -> nn.Module:
-    """Make a ResNet-50 with the CIFAR stem: 23,520,842 parameters with 10 classes."""
+    """Build a ResNet-50 with the CIFAR stem: 23,520,842 parameters with 10 classes."""
     return _make("bottleneck", [3, 4, 6, 3], num_classes, zero_init_residual)
 
 
 def resnet50_imagenet_stem(num_classes: int = 10, zero_init_residual: bool = False) -> nn.Module:
-    """Make torchvision's own ResNet-50, ImageNet stem: 23,528,522 parameters with 10 classes."""
+    """Build a ResNet-50 with the ImageNet stem: 23,528,522 parameters with 10 classes."""
     return _make("bottleneck", [3, 4, 6, 3], num_classes, zero_init_residual, cifar_stem=False)

@@ -1,8 +1,8 @@
 """The CIFAR ResNets of He et al. 2015 (arXiv 1512.03385, section 4.2).
 
-Depth 6n + 2: a 3x3 convolution, three stages of n basic blocks with 16, 32 and 64 channels, the
-mean over the picture, one linear layer. Shortcuts have no parameters ("option A"): where a stage
-halves the picture, they take every second pixel and pad the new channels with zeros.
+A network of depth 6n + 2 is a 3x3 convolution, three stages of n basic blocks with 16, 32 and 64
+channels, global average pooling and one linear layer. Shortcuts have no parameters ("option A"): if
+a stage halves the resolution, they take every second pixel and pad the new channels with zeros.
 """
 
 from torch import Tensor, nn
@@ -12,10 +12,16 @@ from models.batch_norm import BatchNorm2d
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut without parameters."""
+    """Two 3x3 convolutions and a shortcut without parameters.
+
+    Args:
+        in_channels: channels of the input.
+        channels: channels of the output.
+        stride: 1, or 2 to halve height and width.
+
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        """Make the block; `stride` 2 halves the picture."""
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
         self.bn1 = BatchNorm2d(channels)
@@ -28,8 +34,8 @@ class BasicBlock(nn.Module):
         """Map [N, in_channels, H, W] to [N, channels, H / stride, W / stride]."""
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
         if self.stride != 1:
-            # Every second pixel, as a slice would take it; but a slice's gradient comes back in
-            # NCHW, and one such tensor slows down every channels_last operation it meets.
+            # Pooling with kernel size 1 takes every second pixel. A slice would too, but its
+            # gradient is in NCHW memory, which slows down every channels_last operation after it.
             x = F.avg_pool2d(x, kernel_size=1, stride=self.stride)
         if self.new_channels:
             before = self.new_channels // 2
@@ -38,17 +44,20 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A ResNet of depth 6n + 2 for 32x32 pictures."""
+    """A ResNet of depth 6n + 2 for 32x32 images.
+
+    Args:
+        depth: 6n + 2 and at least 8; ValueError otherwise.
+        num_classes: number of logits.
+        zero_init_residual: start every block as its shortcut (Goyal et al. 2017, section 5.1).
+
+    """
 
     def __init__(self, depth: int, num_classes: int = 10, zero_init_residual: bool = False) -> None:
-        """Make the network; `depth` is 6n + 2, at least 8.
-
-        zero_init_residual: every block starts as its shortcut (Goyal et al. 2017, section 5.1).
-        """
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
-            raise ValueError(f"depth={depth}: must be 6n + 2, at least 8")
+            raise ValueError(f"depth={depth}: must be 6n + 2 and at least 8")
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = BatchNorm2d(16)
         stages = []
@@ -66,37 +75,37 @@ class CifarResNet(nn.Module):
                     nn.init.zeros_(module.bn2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map pictures [N, 3, 32, 32] to logits [N, num_classes]."""
+        """Map images [N, 3, 32, 32] to logits [N, num_classes]."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(x.mean(dim=(2, 3)))
 
 
 def resnet8(num_classes: int = 10, zero_init_residual: bool = False) -> CifarResNet:
-    """Make a ResNet-8: 75,290 parameters with 10 classes."""
+    """Build a ResNet-8: 75,290 parameters with 10 classes."""
     return CifarResNet(8, num_classes, zero_init_residual)
 
 
 def resnet20(num_classes: int = 10, zero_init_residual: bool = False) -> CifarResNet:
-    """Make a ResNet-20: 269,722 parameters with 10 classes."""
+    """Build a ResNet-20: 269,722 parameters with 10 classes."""
     return CifarResNet(20, num_classes, zero_init_residual)
 
 
 def resnet32(num_classes: int = 10, zero_init_residual: bool = False) -> CifarResNet:
-    """Make a ResNet-32: 464,154 parameters with 10 classes."""
+    """Build a ResNet-32: 464,154 parameters with 10 classes."""
     return CifarResNet(32, num_classes, zero_init_residual)
 
 
 def resnet44(num_classes: int = 10, zero_init_residual: bool = False) -> CifarResNet:
-    """Make a ResNet-44: 658,586 parameters with 10 classes."""
+    """Build a ResNet-44: 658,586 parameters with 10 classes."""
     return CifarResNet(44, num_classes, zero_init_residual)
 
 
 def resnet56(num_classes: int = 10, zero_init_residual: bool = False) -> CifarResNet:
-    """Make a ResNet-56: 853,018 parameters with 10 classes."""
+    """Build a ResNet-56: 853,018 parameters with 10 classes."""
     return CifarResNet(56, num_classes, zero_init_residual)
 
 
 def resnet110(num_classes: int = 10, zero_init_residual: bool = False) -> CifarResNet:
-    """Make a ResNet-110: 1,727,962 parameters with 10 classes."""
+    """Build a ResNet-110: 1,727,962 parameters with 10 classes."""
     return CifarResNet(110, num_classes, zero_init_residual)

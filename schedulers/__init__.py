@@ -1,4 +1,4 @@
-"""Learning-rate schedules as torch LRSchedulers, stepped once an optimizer step."""
+"""Learning-rate schedules as torch LRSchedulers, stepped once per optimizer step."""
 
 from schedulers.decay import cosine, multistep, polynomial
 from schedulers.scaling import SCALING_RULES, linear_scale, sqrt_scale

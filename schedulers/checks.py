@@ -1,6 +1,6 @@
-"""The numbers of a schedule: Python's own, whatever library made them, and none that ruins a run.
+"""Check the numeric arguments of a schedule and convert them to Python numbers.
 
-NaN passes each comparison that looks for what is wrong, and infinity passes "above 0".
+NaN and infinity need checks: `value < 0` is false for NaN, and `value > 0` is true for infinity.
 """
 
 import math
@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 def check_number(name: str, value: Any, above_zero: bool = False, most: float = math.inf) -> float:
-    """Return a finite number of at least 0, or above it; raise ValueError, naming it, otherwise.
+    """Return `value` as a Python number; raise ValueError if it is out of range or not finite.
 
     Args:
-        name: what the error calls it.
+        name: name of the argument in the error message.
         value: a number, a numpy scalar, or an array or tensor of one element.
-        above_zero: whether 0 is wrong too.
-        most: the largest that is right.
+        above_zero: if True the number must be above 0, otherwise at least 0.
+        most: largest allowed number.
 
     """
     number = _plain(value)
@@ -30,17 +30,25 @@ def check_number(name: str, value: Any, above_zero: bool = False, most: float = 
 
 
 def check_count(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """Return a whole number from `least` to `most`; raise ValueError, naming it, otherwise."""
+    """Return `value` as an int; raise ValueError if it is no whole number from `least` to `most`.
+
+    Args:
+        name: name of the argument in the error message.
+        value: as in `check_number`.
+        least: smallest allowed number.
+        most: largest allowed number; None is no limit.
+
+    """
     number = _plain(value)
     is_whole = number is not None and math.isfinite(number) and number == int(number)
     if not is_whole or number < least or (most is not None and number > most):
-        wanted = f"at least {least}" if most is None else f"{least} to {most}"
-        raise ValueError(f"{name}={value}: must be a whole number, {wanted}")
+        wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name}={value}: must be a whole number {wanted}")
     return int(number)
 
 
 def _plain(value: Any) -> Any:
-    """The value as Python's own number; None if it is none."""
+    """Return the value as an int or float; None if it is not a real number."""
     if isinstance(value, Tensor):
         value = value.item() if value.numel() == 1 else None
     elif getattr(value, "ndim", None) == 0 and hasattr(value, "item"):

@@ -1,6 +1,6 @@
-"""How the rate falls from its peak: pure functions that give a factor in [0, 1].
+"""Decay curves: pure functions that return a factor in [0, 1] for the learning rate.
 
-`polynomial` and `cosine` take the progress of the decay, 0 at the peak and 1 at the last step;
+`polynomial` and `cosine` take the progress of the decay: 0 at the peak, 1 at the last step.
 `multistep` takes the optimizer step.
 """
 
@@ -13,11 +13,11 @@ def polynomial(progress: float, power: float) -> float:
 
 
 def cosine(progress: float) -> float:
-    """Return half a cosine, from 1 to 0 (Loshchilov & Hutter 2017, without restarts)."""
+    """Return half a cosine wave, from 1 to 0 (Loshchilov & Hutter 2017, without restarts)."""
     return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def multistep(step: int, step_size: float, gamma: float) -> float:
     """Return gamma ** n after n whole intervals of `step_size` optimizer steps."""
-    # The small term keeps a step on a boundary there when step_size is a rounded fraction.
+    # If step_size is a rounded fraction, 1e-9 keeps a step on a boundary from falling below it.
     return gamma ** math.floor(step / step_size + 1e-9)

@@ -1,4 +1,4 @@
-"""How the learning rate grows with the batch."""
+"""Rules that scale the learning rate with the batch size."""
 
 import math
 from collections.abc import Callable
@@ -7,12 +7,15 @@ from schedulers.checks import check_number
 
 
 def linear_scale(batch: int, base_batch: int) -> float:
-    """Return batch / base_batch: k times the batch, k times the rate (Goyal et al. 2017)."""
+    """Return batch / base_batch (Goyal et al. 2017); raise ValueError if either is not above 0."""
     return _ratio(batch, base_batch)
 
 
 def sqrt_scale(batch: int, base_batch: int) -> float:
-    """Return sqrt(batch / base_batch): the update's noise keeps its size (Krizhevsky 2014)."""
+    """Return sqrt(batch / base_batch); raise ValueError if either is not above 0.
+
+    This rule keeps the noise of an update constant (Krizhevsky 2014).
+    """
     return math.sqrt(_ratio(batch, base_batch))
 
 

@@ -1,14 +1,14 @@
-"""Gradual warm-up, then decay: one torch LRScheduler for each kind of decay.
+"""Linear warm-up, then decay: one torch LRScheduler per decay curve.
 
-The optimizer is made with the peak rate. For step s of S, with W warm-up steps:
+The optimizer is constructed with the peak learning rate. For step s of S, with W warm-up steps:
 
     s <  W   start + (peak - start) * s / W
-    s >= W   the decay at progress (s - W) / (S - 1 - W), so that step S - 1 is at the minimum
+    s >= W   the decay at progress (s - W) / (S - 1 - W), so step S - 1 runs at the minimum
 
-The first step therefore runs at `start_lr` and step W at the peak. Each rate depends on the step
-alone, never on the rate before it, so a resumed run is on the same curve to the bit. A group with
-an `lr_scale` runs at so many times these rates. A group that is added to a running optimizer joins
-with the schedule's next step; the `lr` it was added with is its peak.
+The first step therefore runs at `start_lr` and step W at the peak. Each rate depends only on the
+step and never on the previous rate, so a resumed run has bit-identical rates. A group's `lr_scale`
+multiplies its rates. A group added to the optimizer later follows the schedule from the next
+`step()` on; the `lr` it was added with is its peak.
 """
 
 from typing import Any
@@ -22,16 +22,18 @@ from schedulers.checks import check_count, check_number
 
 
 class WarmupLR(LRScheduler):
-    """Linear warm-up from `start_lr`, then a decay, which a subclass gives by `decayed`.
+    """Linear warm-up from `start_lr`, then the decay that a subclass implements in `decayed`.
 
-    A subclass says the same as text by `factor`, or by `formula` if there is no minimum.
+    A subclass also returns its decay as text: in `factor`, or in `formula` if it has no minimum.
+    Raises ValueError if an argument is out of range.
 
     Args:
-        optimizer: its groups' rates are their peaks; None is the curve alone, for `lr_at`.
+        optimizer: each group's `lr` is its peak. None gives the curve only, for `lr_at`.
         total_steps: optimizer steps in the whole run, at least 1.
         warmup_steps: optimizer steps of warm-up, 0 to `total_steps`.
-        start_lr: the first step's rate in every group; None is each group's own peak.
-        min_lr: the last step's rate in every group, where the decay has a minimum.
+        start_lr: rate of the first step, before `lr_scale`; None is the group's peak.
+        min_lr: rate of the last step, before `lr_scale`, if the decay has a minimum.
+        last_epoch: index of the last step done, as in LRScheduler; -1 starts a run.
 
     """
 
@@ -44,7 +46,6 @@ class WarmupLR(LRScheduler):
         min_lr: float = 0.0,
         last_epoch: int = -1,
     ) -> None:
-        """Set every group to the first step's rate; raise ValueError on a wrong argument."""
         self.total_steps = check_count("total_steps", total_steps, least=1)
         self.warmup_steps = check_count("warmup_steps", warmup_steps, 0, self.total_steps)
         self.start_lr = None if start_lr is None else check_number("start_lr", start_lr)
@@ -55,19 +56,22 @@ class WarmupLR(LRScheduler):
         for group in optimizer.param_groups:
             _check_group(group)
         for group in optimizer.param_groups:
-            _own_rate(group)
+            _unshare_rate(group)
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[Any]:
-        """Return every group's rate for the present step, its `lr_scale` included."""
+        """Return each group's rate for the current step, times its `lr_scale`.
+
+        Raises ValueError if the optimizer has lost a group since the last call.
+        """
         groups = self.optimizer.param_groups
         for group in groups[len(self.base_lrs) :]:
             _check_group(group)
-            _own_rate(group)
+            _unshare_rate(group)
             self.base_lrs.append(group.setdefault("initial_lr", float(group["lr"])))
         if len(groups) < len(self.base_lrs):
             raise ValueError(
-                f"the schedule is of {len(self.base_lrs)} parameter groups and its optimizer has "
+                f"the schedule has {len(self.base_lrs)} parameter groups but its optimizer has "
                 f"{len(groups)}: add the missing ones to the optimizer, or make a new schedule"
             )
         return [
@@ -77,7 +81,7 @@ class WarmupLR(LRScheduler):
         ]
 
     def lr_at(self, step: int, peak: float) -> float:
-        """Return the rate of one step, counted from 0, under a given peak."""
+        """Return the rate of a step, counted from 0, for a group with this peak."""
         peak, step = check_number("peak", peak), check_count("step", step, least=0)
         if step < self.warmup_steps:
             start = peak if self.start_lr is None else self.start_lr
@@ -87,11 +91,18 @@ class WarmupLR(LRScheduler):
         return self.decayed(peak, min(progress, 1.0), step)
 
     def decayed(self, peak: float, progress: float, step: int) -> float:
-        """Return the rate after warm-up: `progress` runs from 0 to 1, `step` counts from 0."""
+        """Return the rate of a step after warm-up.
+
+        Args:
+            peak: the group's peak rate.
+            progress: 0 at the end of warm-up, 1 at the last step.
+            step: optimizer step, counted from 0.
+
+        """
         raise NotImplementedError
 
     def formula(self) -> str:
-        """Return the rate after warm-up as text, in `peak`, `final`, `step` and the factor's t."""
+        """Return the rate after warm-up as a formula in `peak`, `final`, `step` and t."""
         last = self.total_steps - 1
         if self.warmup_steps >= last:
             return "none"
@@ -101,48 +112,53 @@ class WarmupLR(LRScheduler):
         )
 
     def factor(self) -> str:
-        """Return the factor of a decay as text, in t, which runs from 0 to 1."""
+        """Return the decay's factor as a formula in t, which runs from 0 to 1."""
         raise NotImplementedError
 
 
 def _check_group(group: dict[str, Any]) -> None:
-    """Raise ValueError if a group's peak or scale is no rate."""
+    """Raise ValueError if a group's peak or `lr_scale` is negative or not finite."""
     check_number("lr", group.get("initial_lr", group["lr"]))
     check_number("lr_scale", group.get("lr_scale", 1.0))
 
 
-def _own_rate(group: dict[str, Any]) -> None:
-    """Part a rate that is a tensor from those it is shared with: rates are written into it."""
+def _unshare_rate(group: dict[str, Any]) -> None:
+    """Clone a tensor rate: groups may share one, and LRScheduler writes into it in place."""
     if isinstance(group["lr"], Tensor):
         group["lr"] = group["lr"].clone()
 
 
 class WarmupConstantLR(WarmupLR):
-    """Warm-up, then the peak rate to the end."""
+    """Warm-up, then the peak rate until the end."""
 
     def decayed(self, peak: float, progress: float, step: int) -> float:
         """Return the peak."""
         return peak
 
     def formula(self) -> str:
-        """Return that there is no decay."""
+        """Return "none": there is no decay."""
         return "none"
 
 
 class WarmupCosineLR(WarmupLR):
-    """Warm-up, then half a cosine down to `min_lr`."""
+    """Warm-up, then half a cosine wave down to `min_lr`."""
 
     def decayed(self, peak: float, progress: float, step: int) -> float:
-        """Return the rate on the cosine."""
+        """Return min_lr + (peak - min_lr) * (1 + cos(pi * progress)) / 2."""
         return self.min_lr + (peak - self.min_lr) * decay.cosine(progress)
 
     def factor(self) -> str:
-        """Return half a cosine."""
+        """Return the cosine factor in t."""
         return "(1 + cos(pi t)) / 2"
 
 
 class WarmupPolynomialLR(WarmupLR):
-    """Warm-up, then (1 - progress) ** power down to `min_lr`."""
+    """Warm-up, then a decay by (1 - progress) ** power down to `min_lr`.
+
+    Args:
+        power: exponent, above 0. The other arguments are WarmupLR's.
+
+    """
 
     def __init__(
         self,
@@ -154,40 +170,44 @@ class WarmupPolynomialLR(WarmupLR):
         power: float = 2.0,
         last_epoch: int = -1,
     ) -> None:
-        """Set every group to the first step's rate; `power` is above 0."""
         self.power = check_number("power", power, above_zero=True)
         super().__init__(optimizer, total_steps, warmup_steps, start_lr, min_lr, last_epoch)
 
     def decayed(self, peak: float, progress: float, step: int) -> float:
-        """Return the rate on the polynomial."""
+        """Return min_lr + (peak - min_lr) * (1 - progress) ** power."""
         return self.min_lr + (peak - self.min_lr) * decay.polynomial(progress, self.power)
 
     def factor(self) -> str:
-        """Return the power of what is left of the way."""
+        """Return the polynomial factor in t."""
         return f"(1 - t)^{self.power:g}"
 
 
 class WarmupOneCycleLR(WarmupLR):
-    """One triangle: up in a straight line to the peak, down in another to `min_lr`.
+    """Linear rise to the peak, then linear decay to `min_lr`.
 
-    Smith & Topin 2017 (arXiv 1708.07120), without the cycle of the momentum and without a last
-    phase of its own: warm-up is the way up, and `warmup_steps` says where the peak is.
+    This is the schedule of Smith & Topin 2017 (arXiv 1708.07120) without cyclic momentum and
+    without a separate last phase. The warm-up is the rise, so the peak is at step `warmup_steps`.
     """
 
     def decayed(self, peak: float, progress: float, step: int) -> float:
-        """Return the rate on the way down."""
+        """Return min_lr + (peak - min_lr) * (1 - progress)."""
         return self.min_lr + (peak - self.min_lr) * (1.0 - progress)
 
     def factor(self) -> str:
-        """Return a straight line."""
+        """Return the linear factor in t."""
         return "(1 - t)"
 
 
 class WarmupMultiStepLR(WarmupLR):
-    """Warm-up, then the peak times gamma ** n, n whole intervals after the run's first step.
+    """Warm-up, then the peak times gamma ** n after n whole intervals of `step_size` steps.
 
-    The intervals are counted from the start of the run, as torch's StepLR counts them, so warm-up
-    takes its steps from the first one. There is no minimum.
+    Intervals count from the first step of the run, as in torch's StepLR, so they include warm-up.
+    There is no minimum.
+
+    Args:
+        step_size: optimizer steps between two drops of the rate, above 0; may be a fraction.
+        gamma: factor of each drop, above 0 and at most 1. The other arguments are WarmupLR's.
+
     """
 
     def __init__(
@@ -200,15 +220,14 @@ class WarmupMultiStepLR(WarmupLR):
         start_lr: float | None = None,
         last_epoch: int = -1,
     ) -> None:
-        """Set every group to the first step's rate; `step_size` is in optimizer steps."""
         self.step_size = check_number("step_size", step_size, above_zero=True)
         self.gamma = check_number("gamma", gamma, above_zero=True, most=1.0)
         super().__init__(optimizer, total_steps, warmup_steps, start_lr, 0.0, last_epoch)
 
     def decayed(self, peak: float, progress: float, step: int) -> float:
-        """Return the rate on the staircase."""
+        """Return peak * gamma ** (number of whole intervals up to `step`)."""
         return peak * decay.multistep(step, self.step_size, self.gamma)
 
     def formula(self) -> str:
-        """Return the staircase, which counts from the run's first step."""
+        """Return the rate as a formula in `peak` and `step`, counted from the run's first step."""
         return f"peak x {self.gamma:g} ^ floor(step / {self.step_size:.6g})"

@@ -1,4 +1,4 @@
-"""Batch norm over ghost groups and passes, beside torch's own."""
+"""Batch norm over ghost groups and micro-batches, compared with torch's layer."""
 
 import pytest
 import torch
@@ -9,15 +9,15 @@ from engine.training.build import build_model
 from models.batch_norm import BatchNorm2d, batch_norms, commit_batch_statistics, group_sizes
 
 
-def test_group_sizes_join_a_short_last_group_to_its_neighbour():
+def test_group_sizes_merge_a_short_last_group_into_the_one_before():
     assert group_sizes(256, 64) == [64] * 4
     assert group_sizes(250, 64) == [64, 64, 122]
     assert group_sizes(100, 64) == [100]
     assert group_sizes(100, None) == [100]
 
 
-def moved_by_torch(x, weight, bias, upstream, sizes):
-    """One torch layer a group, from fresh buffers: output, gradients, buffers averaged."""
+def normalized_by_torch(x, weight, bias, upstream, sizes):
+    """Return output, gradients and mean buffers of one new nn.BatchNorm2d per group."""
     x = x.detach().clone().requires_grad_()
     layers, outputs = [], []
     for group in x.split(sizes):
@@ -36,7 +36,7 @@ def moved_by_torch(x, weight, bias, upstream, sizes):
 
 @pytest.mark.parametrize("loop_on", [("cpu",), ()], ids=["loop", "together"])
 @pytest.mark.parametrize(("ghost", "count"), [(None, 20), (8, 16), (8, 24), (8, 30), (3, 20)])
-def test_batch_norm_equals_one_torch_layer_a_group(ghost, count, loop_on, monkeypatch):
+def test_batch_norm_equals_one_torch_layer_per_group(ghost, count, loop_on, monkeypatch):
     monkeypatch.setattr(BatchNorm2d, "loop_on", loop_on)
     torch.manual_seed(0)
     x = (torch.randn(count, 5, 4, 3, dtype=torch.float64) * 3 + 1).requires_grad_()
@@ -45,10 +45,10 @@ def test_batch_norm_equals_one_torch_layer_a_group(ghost, count, loop_on, monkey
     nn.init.normal_(layer.weight)
     nn.init.normal_(layer.bias)
     sizes = group_sizes(count, ghost)
-    expected = moved_by_torch(x, layer.weight, layer.bias, upstream, sizes)
+    expected = normalized_by_torch(x, layer.weight, layer.bias, upstream, sizes)
     out = layer(x.to(memory_format=torch.channels_last))
     assert out.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(layer.running_mean, torch.zeros(5))  # nothing moves before the step
+    assert torch.equal(layer.running_mean, torch.zeros(5))  # unchanged before the commit
     gradients = torch.autograd.grad(out, (x, layer.weight, layer.bias), upstream)
     assert (layer.sums[2] == len(sizes)).all()
     commit_batch_statistics(layer)
@@ -61,7 +61,7 @@ def test_batch_norm_equals_one_torch_layer_a_group(ghost, count, loop_on, monkey
         assert torch.allclose(made, wanted, rtol=1e-9, atol=1e-9), name
 
 
-def test_running_statistics_move_once_a_step_by_the_mean_over_micro_batches():
+def test_running_statistics_are_updated_once_per_step_by_the_mean_over_micro_batches():
     x = torch.randn(16, 3, 2, 2)
     layer, reference = BatchNorm2d(3), nn.BatchNorm2d(3)
     for part in x.split(8):
@@ -72,12 +72,12 @@ def test_running_statistics_move_once_a_step_by_the_mean_over_micro_batches():
     assert layer.num_batches_tracked == 1
     assert layer.state_dict().keys() == reference.state_dict().keys()
     before = layer.running_mean.clone()
-    commit_batch_statistics(layer)  # nothing is pending
+    commit_batch_statistics(layer)  # no forward pass since the last commit
     assert torch.equal(layer.running_mean, before)
 
 
 @pytest.mark.parametrize("ghost", [None, 2])
-def test_a_layer_is_compiled_once_however_many_passes_a_step_has(ghost):
+def test_a_layer_is_compiled_once_for_any_number_of_passes_per_step(ghost):
     compiled = []
 
     def backend(module, inputs):
@@ -97,7 +97,7 @@ def test_a_layer_is_compiled_once_however_many_passes_a_step_has(ghost):
     assert layer.num_batches_tracked == 2
 
 
-def test_a_model_has_the_momentum_that_is_asked_for():
+def test_a_model_has_the_configured_batch_norm_momentum():
     made = ModelConfig("resnet8", "default", None, bn_momentum=0.75)
     model, x = build_model(made, 10), torch.randn(4, 3, 8, 8)
     assert {layer.momentum for layer in batch_norms(model)} == {0.75}

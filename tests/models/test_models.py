@@ -1,4 +1,4 @@
-"""The networks: their sizes and shortcuts."""
+"""Parameter counts, output shapes and shortcuts of the networks."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_parameter_counts_are_the_published_ones(name):
 
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet18", "resnet50_imagenet_stem"])
-def test_output_is_one_logit_a_class(name):
+def test_output_is_one_logit_per_class(name):
     model = MODELS[name](num_classes=7).eval()
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 

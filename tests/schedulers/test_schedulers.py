@@ -1,3 +1,5 @@
+"""Each schedule against literal lists of rates, and its errors."""
+
 import math
 
 import numpy as np
@@ -10,7 +12,7 @@ from tests.helpers.training import rates_seen
 
 
 def rates(scheduler_type, steps, peak=1.0, **options):
-    """List the rate that each step runs at."""
+    """Return the learning rate of each step."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     scheduler = scheduler_type(optimizer, total_steps=steps, **options)
     return rates_seen(optimizer, scheduler, steps)
@@ -49,7 +51,7 @@ def test_one_cycle_is_the_expected_triangle():
     [
         (0, [1.0, 0.5, 0.0]),
         (1, [0.5, 1.0, 0.0]),
-        (2, [0.5, 0.75, 1.0]),  # the peak is the last step: nothing is left to fall
+        (2, [0.5, 0.75, 1.0]),  # the peak is the last step, so there is no decay
         (3, [0.5, 2 / 3, 5 / 6]),
     ],
 )
@@ -63,7 +65,7 @@ def test_multistep_counts_from_the_start_of_the_run():
     assert seen == pytest.approx([0.5, 0.75, 1.0, 0.1, 0.1, 0.1, 0.01, 0.01])
 
 
-def test_multistep_holds_a_boundary_that_is_a_rounded_fraction():
+def test_multistep_drops_at_a_boundary_that_is_a_rounded_fraction():
     # 0.1 * 3 is a little more than 0.3: step 3 of 10 is still a boundary.
     assert decay.multistep(3, 0.1 * 3 * 10, 0.1) == pytest.approx(0.1)
 
@@ -74,7 +76,7 @@ def test_constant_is_the_expected_list():
     )
 
 
-def test_warmup_that_fills_the_run_never_falls():
+def test_warmup_over_the_whole_run_never_decays():
     seen = rates(schedulers.WarmupPolynomialLR, 4, warmup_steps=4, start_lr=0.0)
     assert seen == pytest.approx([0.0, 0.25, 0.5, 0.75])
 
@@ -83,7 +85,7 @@ def test_one_step_runs_at_the_peak():
     assert rates(schedulers.WarmupPolynomialLR, 1) == [1.0]
 
 
-def test_each_group_keeps_its_own_peak():
+def test_each_group_has_its_own_peak():
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 3.0)]
     optimizer = torch.optim.SGD(groups, lr=1.0)
     scheduler = schedulers.WarmupPolynomialLR(optimizer, total_steps=3, power=1.0)
@@ -106,7 +108,7 @@ def test_a_groups_lr_scale_multiplies_every_rate():
     assert seen == [[2.0, 0.5], [3.0, 0.75], [4.0, 1.0], [2.5, 0.625], [1.0, 0.25]]
 
 
-def test_a_rate_that_groups_share_as_one_tensor_is_each_groups_own():
+def test_groups_that_share_one_tensor_rate_get_separate_tensors():
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)]
     groups[1]["lr_scale"] = 0.25
     optimizer = torch.optim.SGD(groups, lr=torch.tensor(4.0))
@@ -121,14 +123,14 @@ def test_a_rate_that_groups_share_as_one_tensor_is_each_groups_own():
 
 
 @pytest.mark.parametrize(
-    "kind",
+    "scheduler_type",
     [schedulers.WarmupPolynomialLR, schedulers.WarmupCosineLR, schedulers.WarmupOneCycleLR],
 )
 @pytest.mark.parametrize("stop", [5, 9, 23])
-def test_resume_in_mid_curve_is_bit_equal(kind, stop):
+def test_a_schedule_resumed_midway_has_bit_identical_rates(scheduler_type, stop):
     def make():
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.7)
-        return optimizer, kind(
+        return optimizer, scheduler_type(
             optimizer, total_steps=50, warmup_steps=9, start_lr=0.03, min_lr=0.002
         )
 
@@ -155,7 +157,7 @@ def test_resume_in_mid_curve_is_bit_equal(kind, stop):
     "warmup", [{}, {"warmup_steps": 7, "start_lr": 0.03}, {"warmup_steps": 23}]
 )
 @pytest.mark.parametrize(
-    ("kind", "options"),
+    ("scheduler_type", "options"),
     [
         (schedulers.WarmupConstantLR, {}),
         (schedulers.WarmupCosineLR, {"min_lr": 0.002}),
@@ -164,15 +166,15 @@ def test_resume_in_mid_curve_is_bit_equal(kind, stop):
         (schedulers.WarmupMultiStepLR, {"step_size": 4.5, "gamma": 0.3}),
     ],
 )
-def test_the_curve_alone_has_the_rates_that_an_optimizer_is_given(kind, options, warmup):
-    curve = kind(None, total_steps=23, **options, **warmup)
-    seen = rates(kind, 23, peak=0.7, **options, **warmup)
+def test_a_curve_without_an_optimizer_has_the_same_rates(scheduler_type, options, warmup):
+    curve = scheduler_type(None, total_steps=23, **options, **warmup)
+    seen = rates(scheduler_type, 23, peak=0.7, **options, **warmup)
     assert [curve.lr_at(step, 0.7) for step in range(23)] == seen
 
 
-@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("with_optimizer", [True, False])
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("options", "message"),
     [
         ({"total_steps": 0}, "total_steps=0"),
         ({"total_steps": 5, "warmup_steps": 6}, "warmup_steps=6"),
@@ -182,10 +184,10 @@ def test_the_curve_alone_has_the_rates_that_an_optimizer_is_given(kind, options,
         ({"total_steps": 5, "power": 0.0}, "power=0.0"),
     ],
 )
-def test_wrong_arguments_are_named(options, named, alone):
+def test_an_error_names_the_wrong_argument(options, message, with_optimizer):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    with pytest.raises(ValueError, match=named):
-        schedulers.WarmupPolynomialLR(None if alone else optimizer, **options)
+    with pytest.raises(ValueError, match=message):
+        schedulers.WarmupPolynomialLR(optimizer if with_optimizer else None, **options)
 
 
 NOT_NUMBERS = [math.nan, math.inf, -math.inf, "1", None, True, [1.0], torch.tensor(math.nan)]
@@ -200,7 +202,7 @@ WRONG += [("total_steps", 2.5), ("warmup_steps", 0.5), ("last_epoch", -2)]
 
 @pytest.mark.parametrize(("option", "value"), WRONG, ids=str)
 @pytest.mark.parametrize(
-    ("kind", "options"),
+    ("scheduler_type", "options"),
     [
         (schedulers.WarmupConstantLR, {}),
         (schedulers.WarmupCosineLR, {}),
@@ -209,15 +211,17 @@ WRONG += [("total_steps", 2.5), ("warmup_steps", 0.5), ("last_epoch", -2)]
         (schedulers.WarmupMultiStepLR, {"step_size": 2}),
     ],
 )
-def test_what_is_no_finite_number_is_refused_by_name(kind, options, option, value):
-    if option == "min_lr" and kind is schedulers.WarmupMultiStepLR:
+def test_an_error_names_the_argument_that_is_not_a_finite_number(
+    scheduler_type, options, option, value
+):
+    if option == "min_lr" and scheduler_type is schedulers.WarmupMultiStepLR:
         pytest.skip("has no minimum")
     with pytest.raises(ValueError, match=f"{option}="):
-        kind(None, **{"total_steps": 5, **options, option: value})
+        scheduler_type(None, **{"total_steps": 5, **options, option: value})
 
 
 @pytest.mark.parametrize("value", [*NOT_NUMBERS, 0.0, -1.0], ids=str)
-def test_the_numbers_of_one_decay_alone_are_checked_too(value):
+def test_the_arguments_of_a_single_decay_are_checked(value):
     with pytest.raises(ValueError, match="power="):
         schedulers.WarmupPolynomialLR(None, 5, power=value)
     for option in ("step_size", "gamma"):
@@ -230,7 +234,7 @@ def test_the_numbers_of_one_decay_alone_are_checked_too(value):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
-def test_a_group_s_numbers_are_checked(value):
+def test_a_groups_peak_and_scale_are_checked(value):
     for key in ("lr", "lr_scale"):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
         optimizer.param_groups[0][key] = value
@@ -245,7 +249,7 @@ def test_a_group_s_numbers_are_checked(value):
     [np.float64, np.float32, np.array, torch.tensor],
     ids=["float64", "float32", "array", "tensor"],
 )
-def test_numbers_of_other_libraries_make_the_same_curve(make):
+def test_numpy_and_torch_numbers_give_the_same_curve(make):
     whole = np.int64 if make in (np.float64, np.float32) else make
     options = {"warmup_steps": whole(2), "start_lr": make(0.5), "min_lr": make(0.25)}
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -267,8 +271,8 @@ def test_numbers_of_other_libraries_make_the_same_curve(make):
 
 @pytest.mark.parametrize("lr", [2.0, torch.tensor(2.0)], ids=str)
 @pytest.mark.parametrize("own", [{}, {"lr": 4.0}, {"lr": 4.0, "lr_scale": 0.5}], ids=str)
-def test_a_group_that_joins_later_is_on_the_curve(lr, own):
-    """torch's StepLR takes such a group along; its LambdaLR raises an error of zip."""
+def test_a_group_added_later_follows_the_curve(lr, own):
+    """torch's StepLR includes such a group; its LambdaLR raises an error from zip."""
     params = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
     optimizer = torch.optim.SGD(params[:1], lr=lr)
     scheduler = schedulers.WarmupPolynomialLR(optimizer, 6, warmup_steps=1, min_lr=0.25)
@@ -291,7 +295,7 @@ def test_a_group_that_joins_later_is_on_the_curve(lr, own):
     assert len(resumed.get_lr()) == 3
 
 
-def test_a_group_that_is_gone_is_an_error_that_says_what_to_do():
+def test_the_error_for_a_removed_group_says_what_to_do():
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)]
     optimizer = torch.optim.SGD(groups, lr=1.0)
     scheduler = schedulers.WarmupConstantLR(optimizer, 5)
