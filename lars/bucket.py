@@ -193,12 +193,22 @@ def gradient_of(param: Tensor) -> Tensor:
     assert grad is not None
     if grad.layout != torch.strided:
         raise RuntimeError("LARS does not support sparse gradients: norms need all of them")
+    check_shape(param, grad, "gradient")
     if grad.dtype is not param.dtype:
         if not (grad.is_floating_point() or grad.is_complex()):
             return grad.to(param.dtype)
         if param.is_complex() and not grad.is_complex():
             return grad.to(torch.promote_types(param.dtype, grad.dtype))
     return grad
+
+
+def check_shape(param: Tensor, tensor: Tensor, what: str) -> None:
+    """Raise RuntimeError unless a tensor is of its parameter's shape: kernels take it so."""
+    if tensor.shape != param.shape:
+        raise RuntimeError(
+            f"The {what} has shape {tuple(tensor.shape)}, its parameter {tuple(param.shape)}: the "
+            "parameter was resized, or a checkpoint has its parameters in another order"
+        )
 
 
 def _local(tensor: Any, param: Any) -> Tensor:

@@ -15,6 +15,7 @@ from .bucket import (
     LayerStatistics,
     as_tensor,
     check_not_capturing,
+    check_shape,
     choose_path,
     gradient_of,
     path_on,
@@ -190,6 +191,7 @@ class LARS(Optimizer):
                 if fresh := buffer is None:
                     check_not_capturing(param, "its first step, which creates the buffers,")
                     buffer = self.state[param]["momentum_buffer"] = torch.zeros_like(param.detach())
+                check_shape(param, buffer, "momentum buffer")
             # A first gradient is not dampened, so where dampening matters it goes separately.
             alone = fresh and rule.dampening != 0
             buffer_dtype = None if buffer is None else buffer.dtype

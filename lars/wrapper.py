@@ -175,7 +175,8 @@ class LARSWrapper(Optimizer):
             self.optimizer.step()
         finally:
             for param, (grad, dtype) in zip(params, grads, strict=True):
-                _set_gradient(param, grad, dtype)
+                if param.grad is not grad:
+                    _set_gradient(param, grad, dtype)
             for group, decay in zip(self.param_groups, decays, strict=True):
                 if decay is not None:
                     group["weight_decay"] = decay

@@ -1,0 +1,79 @@
+"""What public reports tell of optimizers in other people's training loops, tried on every path.
+
+The right value is torch's own SGD's, or worked out by hand; a report is named where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from lars import LARS, LARSWrapper
+
+Make = Callable[..., torch.optim.Optimizer]
+
+
+def _wrapped(params: Any, **options: Any) -> LARSWrapper:
+    """The wrapper over SGD, with a momentum."""
+    own = {
+        name: options.pop(name) for name in ("lr", "momentum", "weight_decay") if name in options
+    }
+    return LARSWrapper(torch.optim.SGD(params, **{"lr": 0.1, "momentum": 0.9, **own}), **options)
+
+
+PATHS: dict[str, Make] = {
+    "single": lambda params, **options: LARS(params, foreach=False, **options),
+    "foreach": lambda params, **options: LARS(params, foreach=True, **options),
+    "fused": lambda params, **options: LARS(params, fused=True, **options),
+    "default": LARS,
+}
+all_paths = pytest.mark.parametrize("make", PATHS.values(), ids=PATHS)
+MAKERS: dict[str, Make] = {**PATHS, "wrapper": _wrapped}
+all_makers = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+
+
+def parameter(*shape: int) -> torch.nn.Parameter:
+    """A parameter of ones with a gradient of ones."""
+    param = torch.nn.Parameter(torch.ones(shape))
+    param.grad = torch.ones(shape)
+    return param
+
+
+@all_paths
+@pytest.mark.parametrize("shape", [(2, 2), (4, 3)], ids=["smaller", "as large"])
+def test_a_buffer_of_another_shape_is_refused(make: Make, shape: tuple[int, ...]) -> None:
+    """Of pruning, and of checkpoints in another order, https://github.com/pytorch/pytorch/issues/1489.
+
+    A kernel that walks memory would write past the end of the shorter one.
+    """
+    param = parameter(3, 4)
+    optimizer = make([param])
+    optimizer.step()
+    param.grad = None
+    param.data = torch.ones(shape)
+    param.grad = torch.ones(shape)
+    with pytest.raises(RuntimeError, match=r"momentum buffer has shape \(3, 4\), its parameter \("):
+        optimizer.step()
+    other = parameter(*shape)
+    second = make([other])
+    second.load_state_dict(optimizer.state_dict())
+    with pytest.raises(RuntimeError, match="a checkpoint has its parameters in another order"):
+        second.step()
+    assert torch.equal(param.detach(), torch.ones(shape))
+    assert torch.equal(other.detach(), torch.ones(shape))
+
+
+@all_makers
+def test_a_gradient_of_another_shape_is_refused(make: Make) -> None:
+    """One that was left when its parameter was resized; nothing has changed then."""
+    param, other = parameter(4), parameter(8)
+    optimizer = make([param, other], momentum=0.0, weight_decay=0.5)
+    other.data = torch.ones(3)
+    with pytest.raises(RuntimeError, match=r"gradient has shape \(8,\), its parameter \(3,\)"):
+        optimizer.step()
+    assert torch.equal(param.detach(), torch.ones(4)) and torch.equal(other.detach(), torch.ones(3))
+    assert param.grad is not None and torch.equal(param.grad, torch.ones(4))
+    assert optimizer.param_groups[0]["weight_decay"] == 0.5
