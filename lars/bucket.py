@@ -120,6 +120,9 @@ class Bucket:
             columns = fused_cpu.update(*lists, self.rule, float(self.factor), known, record)
         else:
             columns = self._update_stacked(record)
+        if self.path in ("fused", "triton"):
+            # Neither kernel tells autograd that what it has saved of the weights is stale now.
+            torch.autograd.graph.increment_version(self.weights)
         return LayerStatistics(self.keys, *columns) if record else None
 
     def trust_ratios(self, record: bool = False) -> tuple[Tensor, Tensor | float, Tensor, Tensor]:
@@ -194,6 +197,8 @@ def gradient_of(param: Tensor) -> Tensor:
     if grad.layout != torch.strided:
         raise RuntimeError("LARS does not support sparse gradients: norms need all of them")
     check_shape(param, grad, "gradient")
+    if grad.is_neg():  # autograd may hand one out whose sign is still to be changed
+        grad = grad.resolve_neg()
     if grad.dtype is not param.dtype:
         if not (grad.is_floating_point() or grad.is_complex()):
             return grad.to(param.dtype)
@@ -220,7 +225,9 @@ def _local(tensor: Any, param: Any) -> Tensor:
 
 def as_tensor(values: Values) -> Tensor:
     """Numbers of the fused CPU path in the precision they have; a tensor as it is."""
-    return values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float64)
+    if isinstance(values, Tensor):
+        return values
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def stack(value: Tensor | float, like: Tensor) -> Tensor:

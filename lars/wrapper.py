@@ -71,7 +71,7 @@ class LARSWrapper(Optimizer):
         }
         make_plain(options, options)
         # Without an optimizer yet, this makes the hooks alone: no group is moved or made.
-        super().__init__([torch.empty(0)], {})
+        super().__init__([torch.empty(0, device="cpu")], {})
         own = optimizer.defaults
         self._settings = {f"lars_{k}" if k in own else k: v for k, v in options.items()}
         for group in optimizer.param_groups:

@@ -77,3 +77,53 @@ def test_a_gradient_of_another_shape_is_refused(make: Make) -> None:
     assert torch.equal(param.detach(), torch.ones(4)) and torch.equal(other.detach(), torch.ones(3))
     assert param.grad is not None and torch.equal(param.grad, torch.ones(4))
     assert optimizer.param_groups[0]["weight_decay"] == 0.5
+
+
+@all_makers
+def test_a_gradient_whose_sign_is_still_to_be_changed(make: Make) -> None:
+    """As autograd hands it out, https://github.com/pytorch/pytorch/issues/184379.
+
+    A real one, of one element. Kernels that read memory see the other sign, and go uphill.
+    """
+    real, imaginary = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+    (torch.complex(real, imaginary).conj() * (1 + 2j)).abs().sum().backward()
+    assert imaginary.grad is not None and imaginary.grad.is_neg() and imaginary.grad.is_contiguous()
+    plain = torch.nn.Parameter(torch.ones(1))
+    plain.grad = imaginary.grad.clone().resolve_neg()
+    for param in (imaginary, plain):
+        make([param], trust_coefficient=0.1).step()
+    assert plain.grad.item() > 0
+    assert torch.equal(imaginary.detach(), plain.detach()) and plain.item() < 1
+
+
+@all_makers
+def test_a_backward_pass_after_the_step_is_refused(make: Make) -> None:
+    """Of GANs, https://github.com/linkedin/Liger-Kernel/issues/272: what was saved has changed."""
+    param = parameter(4)
+    loss = param.square().sum()
+    make([param]).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@all_makers
+def test_torch_s_default_device_makes_no_difference(make: Make) -> None:
+    """Under set_default_device("cuda"), https://github.com/flashinfer-ai/flashinfer/pull/755.
+
+    What a step makes for itself is on the CPU or beside its parameters. "meta" holds no values.
+    """
+    ends = []
+    for device in ("cpu", "meta"):
+        param = parameter(4)
+        with torch.device(device):
+            optimizer = make([param], weight_decay=0.1)
+            options = {"clip_norm": 1.0, "clip_value": 0.3}
+            optimizer.param_groups[0].update(options if isinstance(optimizer, LARS) else {})
+            optimizer.telemetry = True  # type: ignore[attr-defined]
+            optimizer.step()
+            ends.append([param.detach()])
+            if isinstance(optimizer, LARS):
+                assert optimizer.grad_norm is not None
+                row = optimizer.layer_statistics()[0].values()
+                ends[-1] += [value.cpu() for value in (optimizer.grad_norm, *row)]
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
