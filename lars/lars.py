@@ -251,9 +251,9 @@ def run_step(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
 
 
 def _step_if_finite(optimizer: Any) -> None:
-    # GradScaler leaves it to the step to look.
+    # GradScaler leaves it to the step to look; without any gradient it hands over the number 0.
     found_inf = getattr(optimizer, "found_inf", None)
-    if found_inf is None or found_inf.item() == 0:
+    if found_inf is None or float(found_inf) == 0:
         optimizer._take_step()
 
 

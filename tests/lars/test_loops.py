@@ -127,3 +127,43 @@ def test_torch_s_default_device_makes_no_difference(make: Make) -> None:
                 row = optimizer.layer_statistics()[0].values()
                 ends[-1] += [value.cpu() for value in (optimizer.grad_norm, *row)]
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+@all_makers
+def test_grad_scaler_without_a_gradient(make: Make) -> None:
+    """One of two optimizers has none, https://github.com/huggingface/accelerate/issues/328."""
+    idle, busy = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizers = [make([idle]), make([busy])]
+    scaler = torch.amp.GradScaler("cpu")
+    for _ in range(2):
+        scaler.scale(busy.sum()).backward()
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+        scaler.update()
+    assert torch.equal(idle.detach(), torch.ones(2)) and (busy < 1).all()
+
+
+@all_makers
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_grad_scaler_may_be_told_to_unscale_and_to_skip(make: Make, unscaled: bool) -> None:
+    """By the flag it looks at: Lightning then clips, and Accelerate sees a step that was skipped.
+
+    https://github.com/Lightning-AI/pytorch-lightning/issues/21435 and
+    https://github.com/huggingface/accelerate/issues/4242.
+    """
+    plain, param = parameter(4), torch.nn.Parameter(torch.ones(4))
+    make([plain]).step()
+    optimizer = make([param])
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    steps: list[None] = []
+    optimizer.register_step_post_hook(lambda *_: steps.append(None))
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for factor, taken in ((torch.inf, 0), (1.0, 1)):
+        optimizer.zero_grad()
+        scaler.scale((param * factor).sum()).backward()
+        if unscaled:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        assert len(steps) == taken
+    assert torch.equal(param.detach(), plain.detach())
