@@ -166,6 +166,7 @@ class LARSWrapper(Optimizer):
         return run_step(self, closure)
 
     def _take_step(self) -> None:
+        self._complete_groups()  # the optimizer may have got or loaded some by itself
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         grads = [(p.grad, getattr(p, "grad_dtype", None)) for p in params]
         decays = [group.get("weight_decay") for group in self.param_groups]

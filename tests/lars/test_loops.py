@@ -167,3 +167,20 @@ def test_grad_scaler_may_be_told_to_unscale_and_to_skip(make: Make, unscaled: bo
         scaler.update()
         assert len(steps) == taken
     assert torch.equal(param.detach(), plain.detach())
+
+
+@pytest.mark.parametrize("way", ["add", "append", "load"])
+def test_a_group_that_the_wrapped_optimizer_got_by_itself(way: str) -> None:
+    """Its options are the wrapper's, also after https://github.com/NVIDIA/apex/issues/766."""
+    first, second = parameter(4), parameter(4)
+    base = torch.optim.SGD([first], lr=1.0)
+    optimizer = LARSWrapper(base, trust_coefficient=0.5)
+    if way == "add":
+        base.add_param_group({"params": [second], "lr": 2.0})
+    elif way == "append":
+        base.param_groups.append({**base.defaults, "params": [second], "lr": 2.0})
+    else:
+        base.load_state_dict(torch.optim.SGD([first], lr=2.0).state_dict())
+    optimizer.step()
+    moved = [1 - param.mean().item() for param in (first, second)]
+    assert moved == pytest.approx([0.5, 1.0] if way != "load" else [1.0, 0.0])
