@@ -25,7 +25,7 @@ Values = Tensor | list[float]
 class LayerStatistics(NamedTuple):
     """What telemetry keeps of a bucket: norms after loss scale and clipping, ratios, rates."""
 
-    keys: list[str | int]
+    positions: list[int]
     weight_norm: Values
     gradient_norm: Values
     trust_ratio: Values
@@ -44,7 +44,7 @@ class Bucket:
     rule: Rule
     path: str
     params: list[Tensor] = field(default_factory=list)
-    keys: list[str | int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)
     buffers: list[Tensor] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Bucket:
     factor: float | Tensor = 1.0
     chunking: fused_cuda.Chunking | None = None
 
-    def add(self, param: Tensor, key: str | int, grad: Tensor, buffer: Tensor | None) -> None:
+    def add(self, param: Tensor, position: int, grad: Tensor, buffer: Tensor | None) -> None:
         """Take in a parameter, with its gradient and its momentum buffer where it has one."""
         tensors = [param, grad] if buffer is None else [param, grad, buffer]
         if is_dtensor(param):
@@ -62,7 +62,7 @@ class Bucket:
             # Autograd hands out gradients whose conjugation is still to be done.
             tensors = [torch.view_as_real(t.resolve_conj()) for t in tensors]
         self.params.append(param)
-        self.keys.append(key)
+        self.positions.append(position)
         self.weights.append(tensors[0])
         self.grads.append(tensors[1])
         self.buffers += tensors[2:]
@@ -123,7 +123,7 @@ class Bucket:
         if self.path in ("fused", "triton"):
             # Neither kernel tells autograd that what it has saved of the weights is stale now.
             torch.autograd.graph.increment_version(self.weights)
-        return LayerStatistics(self.keys, *columns) if record else None
+        return LayerStatistics(self.positions, *columns) if record else None
 
     def trust_ratios(self, record: bool = False) -> tuple[Tensor, Tensor | float, Tensor, Tensor]:
         """Stacked ratios, weight decay, weight norms and gradient norms.

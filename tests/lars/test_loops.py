@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from lars import LARS, LARSWrapper
+from lars import LARS, LARSWrapper, parameter_groups
 
 Make = Callable[..., torch.optim.Optimizer]
 
@@ -184,3 +184,24 @@ def test_a_group_that_the_wrapped_optimizer_got_by_itself(way: str) -> None:
     optimizer.step()
     moved = [1 - param.mean().item() for param in (first, second)]
     assert moved == pytest.approx([0.5, 1.0] if way != "load" else [1.0, 0.0])
+
+
+@all_paths
+def test_statistics_of_two_models_of_the_same_names(make: Make) -> None:
+    """As of a GAN, https://github.com/horovod/horovod/issues/2670: none takes another's place."""
+    models = [torch.nn.Linear(3, 2), torch.nn.Linear(2, 4)]
+    optimizer = make([group for model in models for group in parameter_groups(model, 0.1)])
+    assert isinstance(optimizer, LARS)
+    optimizer.telemetry = True
+    params = [p for model in models for p in model.parameters()]
+    keys = ["weight", "bias", "weight (2)", "bias (3)"]
+    for skipped in (None, 0):
+        for index, param in enumerate(params):
+            param.grad = None if index == skipped else torch.full_like(param, 1.0 + index)
+        expected = [p.detach().norm() for p in params]
+        optimizer.step()
+        found = optimizer.layer_statistics()
+        assert list(found) == [key for index, key in enumerate(keys) if index != skipped]
+        for index, key in enumerate(keys):
+            if index != skipped:
+                torch.testing.assert_close(found[key]["weight_norm"].float(), expected[index])
