@@ -243,7 +243,7 @@ def choose_path(group: dict[str, Any]) -> str:
     distributed = any(is_dtensor(p) for p in params)
     if group["differentiable"]:
         return "single"
-    if group["foreach"] or (group["fused"] and distributed):
+    if group["foreach"] or (group["fused"] and not all(_has_memory(p) for p in params)):
         return "foreach"
     if group["fused"]:
         return "fused"
@@ -253,6 +253,11 @@ def choose_path(group: dict[str, Any]) -> str:
         return "single"
     on_cpu = all(p.device.type == "cpu" for p in params)
     return "fused" if on_cpu and not distributed and not group["capturable"] else "foreach"
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor is no DTensor, FakeTensor or other subclass that stands for its values."""
+    return type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
 def path_on(param: Tensor, path: str) -> str:

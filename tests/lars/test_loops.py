@@ -205,3 +205,29 @@ def test_statistics_of_two_models_of_the_same_names(make: Make) -> None:
         for index, key in enumerate(keys):
             if index != skipped:
                 torch.testing.assert_close(found[key]["weight_norm"].float(), expected[index])
+
+
+@all_makers
+def test_parameters_without_memory_of_their_own(make: Make) -> None:
+    """As quantised ones, https://github.com/pytorch/pytorch/issues/121412: there is no address."""
+    two = pytest.importorskip("torch.testing._internal.two_tensor").TwoTensor
+    param, plain = torch.nn.Parameter(two(torch.ones(4), torch.ones(4))), parameter(4)
+    param.grad = two(torch.ones(4), torch.ones(4))
+    for weight in (param, plain):
+        optimizer = make([weight], weight_decay=0.1, trust_coefficient=0.1)
+        for _ in range(2):
+            optimizer.step()
+    torch.testing.assert_close([param.a, param.b], [plain.detach()] * 2)  # type: ignore[attr-defined]
+
+
+@all_makers
+def test_memory_is_estimated_with_fake_tensors(make: Make) -> None:
+    """https://github.com/pytorch/pytorch/issues/93654: nothing is read, state has its size."""
+    private = pytest.importorskip("torch._subclasses.fake_tensor")
+    with private.FakeTensorMode():
+        model = torch.nn.Linear(3, 3)
+        optimizer = make(model.parameters())
+        model(torch.ones(2, 3)).sum().backward()
+        optimizer.step()
+        shapes = [s["momentum_buffer"].shape for s in optimizer.state.values()]
+    assert shapes == [(3, 3), (3,)]

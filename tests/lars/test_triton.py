@@ -157,6 +157,7 @@ def test_tables_follow_the_gradients(interpreted: None) -> None:
         test_loops.test_a_gradient_whose_sign_is_still_to_be_changed,
         test_loops.test_a_backward_pass_after_the_step_is_refused,
         test_loops.test_torch_s_default_device_makes_no_difference,
+        test_loops.test_parameters_without_memory_of_their_own,
     ],
 )
 def test_loops_of_others(interpreted: None, loop: Any) -> None:
