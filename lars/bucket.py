@@ -25,7 +25,7 @@ Values = Tensor | list[float]
 class LayerStatistics(NamedTuple):
     """What telemetry keeps of a bucket: norms after loss scale and clipping, ratios, rates."""
 
-    keys: list[str | int]
+    positions: list[int]
     weight_norm: Values
     gradient_norm: Values
     trust_ratio: Values
@@ -44,7 +44,7 @@ class Bucket:
     rule: Rule
     path: str
     params: list[Tensor] = field(default_factory=list)
-    keys: list[str | int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)
     buffers: list[Tensor] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Bucket:
     factor: float | Tensor = 1.0
     chunking: fused_cuda.Chunking | None = None
 
-    def add(self, param: Tensor, key: str | int, grad: Tensor, buffer: Tensor | None) -> None:
+    def add(self, param: Tensor, position: int, grad: Tensor, buffer: Tensor | None) -> None:
         """Take in a parameter, with its gradient and its momentum buffer where it has one."""
         tensors = [param, grad] if buffer is None else [param, grad, buffer]
         if is_dtensor(param):
@@ -62,7 +62,7 @@ class Bucket:
             # Autograd hands out gradients whose conjugation is still to be done.
             tensors = [torch.view_as_real(t.resolve_conj()) for t in tensors]
         self.params.append(param)
-        self.keys.append(key)
+        self.positions.append(position)
         self.weights.append(tensors[0])
         self.grads.append(tensors[1])
         self.buffers += tensors[2:]
@@ -120,7 +120,10 @@ class Bucket:
             columns = fused_cpu.update(*lists, self.rule, float(self.factor), known, record)
         else:
             columns = self._update_stacked(record)
-        return LayerStatistics(self.keys, *columns) if record else None
+        if self.path in ("fused", "triton"):
+            # Neither kernel tells autograd that what it has saved of the weights is stale now.
+            torch.autograd.graph.increment_version(self.weights)
+        return LayerStatistics(self.positions, *columns) if record else None
 
     def trust_ratios(self, record: bool = False) -> tuple[Tensor, Tensor | float, Tensor, Tensor]:
         """Stacked ratios, weight decay, weight norms and gradient norms.
@@ -193,12 +196,24 @@ def gradient_of(param: Tensor) -> Tensor:
     assert grad is not None
     if grad.layout != torch.strided:
         raise RuntimeError("LARS does not support sparse gradients: norms need all of them")
+    check_shape(param, grad, "gradient")
+    if grad.is_neg():  # autograd may hand one out whose sign is still to be changed
+        grad = grad.resolve_neg()
     if grad.dtype is not param.dtype:
         if not (grad.is_floating_point() or grad.is_complex()):
             return grad.to(param.dtype)
         if param.is_complex() and not grad.is_complex():
             return grad.to(torch.promote_types(param.dtype, grad.dtype))
     return grad
+
+
+def check_shape(param: Tensor, tensor: Tensor, what: str) -> None:
+    """Raise RuntimeError unless a tensor is of its parameter's shape: kernels take it so."""
+    if tensor.shape != param.shape:
+        raise RuntimeError(
+            f"The {what} has shape {tuple(tensor.shape)}, its parameter {tuple(param.shape)}: the "
+            "parameter was resized, or a checkpoint has its parameters in another order"
+        )
 
 
 def _local(tensor: Any, param: Any) -> Tensor:
@@ -210,7 +225,9 @@ def _local(tensor: Any, param: Any) -> Tensor:
 
 def as_tensor(values: Values) -> Tensor:
     """Numbers of the fused CPU path in the precision they have; a tensor as it is."""
-    return values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float64)
+    if isinstance(values, Tensor):
+        return values
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def stack(value: Tensor | float, like: Tensor) -> Tensor:
@@ -226,7 +243,7 @@ def choose_path(group: dict[str, Any]) -> str:
     distributed = any(is_dtensor(p) for p in params)
     if group["differentiable"]:
         return "single"
-    if group["foreach"] or (group["fused"] and distributed):
+    if group["foreach"] or (group["fused"] and not all(_has_memory(p) for p in params)):
         return "foreach"
     if group["fused"]:
         return "fused"
@@ -236,6 +253,11 @@ def choose_path(group: dict[str, Any]) -> str:
         return "single"
     on_cpu = all(p.device.type == "cpu" for p in params)
     return "fused" if on_cpu and not distributed and not group["capturable"] else "foreach"
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor is no DTensor, FakeTensor or other subclass that stands for its values."""
+    return type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
 def path_on(param: Tensor, path: str) -> str:

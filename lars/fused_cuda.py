@@ -45,12 +45,14 @@ class Chunking:
         self._kernels = kernels
         self._dtype = getattr(kernels.tl, str(dtype).removeprefix("torch."))
         self.sizes, self._device = sizes, device
-        counts = torch.tensor([-(-size // _BLOCK) for size in sizes])
-        first = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-        tensor_of = torch.repeat_interleave(torch.arange(len(sizes)), counts)
-        start_of = (torch.arange(len(tensor_of)) - first[tensor_of]) * _BLOCK
+        # On the CPU, whatever torch's default device is.
+        counts = torch.tensor([-(-size // _BLOCK) for size in sizes], device="cpu")
+        first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        tensor_of = torch.repeat_interleave(torch.arange(len(sizes), device="cpu"), counts)
+        start_of = torch.arange(len(tensor_of), device="cpu").sub_(first[tensor_of]).mul_(_BLOCK)
         self._first_chunk = first.to(device)
-        self._chunks = (tensor_of.to(device), start_of.to(device), torch.tensor(sizes).to(device))
+        size_of = torch.tensor(sizes, device=device)
+        self._chunks = (tensor_of.to(device), start_of.to(device), size_of)
         self._grid = (len(tensor_of),)
         self._tables: dict[str, tuple[list[int], Tensor]] = {}
         self._spare: list[Tensor] = []
@@ -114,11 +116,12 @@ class Chunking:
         if on_cuda and torch.cuda.is_current_stream_capturing():
             return self._table_to_replay(addresses, table if known == addresses else None)
         if table is None or known != addresses:
-            host = torch.tensor(addresses)
+            host = torch.tensor(addresses, device="cpu")
             table = host.pin_memory().to(self._device, non_blocking=True) if on_cuda else host
             self._tables[role] = (addresses, table)
         while on_cuda and len(self._spare) < 4:
-            self._spare.append(torch.empty(len(addresses), dtype=torch.int64).pin_memory())
+            spare = torch.empty(len(addresses), dtype=torch.int64, device="cpu")
+            self._spare.append(spare.pin_memory())
         return table
 
     def _table_to_replay(self, addresses: list[int], table: Tensor | None) -> Tensor:
@@ -127,7 +130,7 @@ class Chunking:
             # A capture may not ask for pinned memory, so eager steps have put some aside.
             if not self._spare:
                 raise RuntimeError("LARS needs an eager step before each four that are captured")
-            pinned = self._spare.pop().copy_(torch.tensor(addresses))
+            pinned = self._spare.pop().copy_(torch.tensor(addresses, device="cpu"))
             self._captured.append(pinned)
             table = pinned.to(self._device, non_blocking=True)
         self._captured.append(table)

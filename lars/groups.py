@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import ParametrizationList
@@ -46,12 +47,13 @@ def parameter_groups(
     check_number("weight_decay", weight_decay)
     check_number("bias_lr_scale", bias_lr_scale)
 
+    _refuse_exported(model)
     modules = dict(model.named_modules())
     pairs: dict[bool, list[tuple[str, nn.Parameter]]] = {True: [], False: []}
     for module, attribute, name, parameter in _parameters_with_owners(model):
         if parameter.requires_grad:
             is_weight = not any(
-                isinstance(owner, norm_modules) or _is_bias(owner, role)
+                _is_a(owner, norm_modules) or _is_bias(owner, role)
                 for owner, role in _roles(modules, name, module, attribute)
             )
             pairs[is_weight].append((name, parameter))
@@ -92,7 +94,7 @@ def _roles(
     for i in range(len(parts) - 1):
         here = modules[".".join(parts[: i + 1])]
         above = modules[".".join(parts[:i])] if i else modules[""]
-        if isinstance(here, nn.ParameterList | nn.ParameterDict):
+        if _is_a(here, (nn.ParameterList, nn.ParameterDict)):
             yield above, parts[i]
         elif isinstance(here, ParametrizationList):
             # `above` is the ModuleDict `parametrizations`, of the module that is meant.
@@ -106,6 +108,34 @@ def _is_bias(module: nn.Module, attribute: str) -> bool:
         if hidden != attribute and hidden not in module._parameters and hasattr(module, hidden):
             attribute = hidden
     # These have several biases each; everywhere else in torch a bias is the attribute `bias`.
-    if isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention):
+    if _is_a(module, (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)):
         return "bias" in attribute
     return attribute == "bias"
+
+
+def _is_a(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Like isinstance; by the class's name for a scripted or traced module, which has no more."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return getattr(module, "original_name", None) in _names(kinds)
+    return isinstance(module, kinds)
+
+
+def _names(kinds: Iterable[type[nn.Module]]) -> set[str]:
+    """The names of classes and of all that derive from them."""
+    return {name for kind in kinds for name in (kind.__name__, *_names(kind.__subclasses__()))}
+
+
+def _refuse_exported(model: nn.Module) -> None:
+    """Raise TypeError for a graph of torch.export, whose modules have neither class nor name."""
+    for graph in model.modules():
+        if isinstance(graph, torch.fx.GraphModule):
+            owners = [m for m in graph.modules() if m is not graph and m._parameters]
+            lost = bool(owners) and all(type(owner) is nn.Module for owner in owners)
+        else:
+            lost = type(graph).__module__ == "torch.export.unflatten"
+        if lost:
+            raise TypeError(
+                "parameter_groups judges parameters by their modules' types, which torch.export "
+                "loses. Make the groups from the model that was exported: module() shares its "
+                "parameters"
+            )

@@ -15,6 +15,7 @@ from .bucket import (
     LayerStatistics,
     as_tensor,
     check_not_capturing,
+    check_shape,
     choose_path,
     gradient_of,
     path_on,
@@ -85,6 +86,7 @@ class LARS(Optimizer):
     # The norm of all gradients, unscaled and before clipping, where clipping or telemetry is on.
     grad_norm: Tensor | None = None
     _statistics: tuple[LayerStatistics, ...] = ()
+    _keys: tuple[str | int, ...] = ()
     _chunkings: dict[Any, Any] | None = None
 
     def __init__(
@@ -153,28 +155,40 @@ class LARS(Optimizer):
             if bucket.group["differentiable"] and bucket.buffers:
                 self._keep_buffers(bucket)
         self._statistics = tuple(s for s in statistics if s is not None)
+        self._keys = self._make_keys() if self.telemetry else ()
         if self.grad_norm is None and self._statistics:
             self.grad_norm = _global_norm([as_tensor(s.gradient_norm) for s in self._statistics])
 
     def layer_statistics(self) -> dict[str | int, dict[str, Tensor]]:
         """0-d tensors on the parameters' devices, as the last step with `telemetry` on had them.
 
-        The keys are parameter names, or where there are none indices as in state_dict(). Each
-        holds weight_norm and gradient_norm (after loss scale and clipping), trust_ratio, and
-        effective_rate, lr * trust_ratio.
+        The keys are parameter names, or where there are none indices as in state_dict(); a name
+        that came before, as of a second model, has its index after it. Each holds weight_norm and
+        gradient_norm (after loss scale and clipping), trust_ratio, and effective_rate,
+        lr * trust_ratio.
         """
         statistics: dict[str | int, dict[str, Tensor]] = {}
         for part in self._statistics:
-            columns = {k: as_tensor(v) for k, v in part._asdict().items() if k != "keys"}
-            for row, key in enumerate(part.keys):
-                statistics[key] = {name: column[row] for name, column in columns.items()}
+            columns = {k: as_tensor(v) for k, v in part._asdict().items() if k != "positions"}
+            for row, position in enumerate(part.positions):
+                values = {name: column[row] for name, column in columns.items()}
+                statistics[self._keys[position]] = values
         return statistics
+
+    def _make_keys(self) -> tuple[str | int, ...]:
+        """A key for each parameter, by its position; two models' names may be the same."""
+        keys: dict[str | int, None] = {}
+        for group in self.param_groups:
+            for name in group.get("param_names") or [None] * len(group["params"]):
+                index = len(keys)
+                key = index if name is None else f"{name} ({index})" if name in keys else name
+                keys[key] = None
+        return tuple(keys)
 
     def _init_group(self, group: dict[str, Any], position: int) -> list[Bucket]:
         """Sort a group's parameters into buckets; new momentum buffers are zeros."""
         make_plain(group, OPTIONS & group.keys())
         rule = Rule.from_group(group)
-        names = group.get("param_names")
         path = choose_path(group)
         needs_norms = rule.adapt or self.telemetry or any(group[clip] for clip in ABOVE_ZERO)
         buckets: dict[Any, Bucket] = {}
@@ -190,6 +204,7 @@ class LARS(Optimizer):
                 if fresh := buffer is None:
                     check_not_capturing(param, "its first step, which creates the buffers,")
                     buffer = self.state[param]["momentum_buffer"] = torch.zeros_like(param.detach())
+                check_shape(param, buffer, "momentum buffer")
             # A first gradient is not dampened, so where dampening matters it goes separately.
             alone = fresh and rule.dampening != 0
             buffer_dtype = None if buffer is None else buffer.dtype
@@ -205,7 +220,7 @@ class LARS(Optimizer):
                 sign = -1.0 if group["maximize"] else 1.0
                 own_path = path_on(param, path)
                 buckets[kind] = Bucket(group, own_rule, own_path, factor=sign)
-            buckets[kind].add(param, names[index] if names else position + index, grad, buffer)
+            buckets[kind].add(param, position + index, grad, buffer)
         for kind, bucket in buckets.items():
             if bucket.path == "triton":
                 self._chunkings = {} if self._chunkings is None else self._chunkings
@@ -249,9 +264,9 @@ def run_step(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
 
 
 def _step_if_finite(optimizer: Any) -> None:
-    # GradScaler leaves it to the step to look.
+    # GradScaler leaves it to the step to look; without any gradient it hands over the number 0.
     found_inf = getattr(optimizer, "found_inf", None)
-    if found_inf is None or found_inf.item() == 0:
+    if found_inf is None or float(found_inf) == 0:
         optimizer._take_step()
 
 

@@ -1,7 +1,7 @@
 """Norms of lists of tensors: one stacked tensor a list, in at least fp32, never read by the host.
 
 A DTensor (FSDP2, tensor parallel) counts with the norm of the whole tensor: its local shards'
-squares are summed over the mesh dimensions it is sharded on.
+squares are summed over the mesh dimensions that it is not replicated on.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def reduce_over_shards(norms: Tensor, params: list[Any]) -> Tensor:
     kinds: dict[tuple[Any, tuple[int, ...]], list[int]] = {}
     for index, param in enumerate(params):
         if is_dtensor(param):
-            sharded = tuple(d for d, p in enumerate(param.placements) if p.is_shard())
+            # Not by `is_shard`, which is False for what FSDP2 makes of a tensor-parallel shard.
+            sharded = tuple(d for d, p in enumerate(param.placements) if not p.is_replicate())
             kinds.setdefault((param.device_mesh, sharded), []).append(index)
     if not kinds:
         return norms

@@ -71,7 +71,7 @@ class LARSWrapper(Optimizer):
         }
         make_plain(options, options)
         # Without an optimizer yet, this makes the hooks alone: no group is moved or made.
-        super().__init__([torch.empty(0)], {})
+        super().__init__([torch.empty(0, device="cpu")], {})
         own = optimizer.defaults
         self._settings = {f"lars_{k}" if k in own else k: v for k, v in options.items()}
         for group in optimizer.param_groups:
@@ -166,6 +166,7 @@ class LARSWrapper(Optimizer):
         return run_step(self, closure)
 
     def _take_step(self) -> None:
+        self._complete_groups()  # the optimizer may have got or loaded some by itself
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         grads = [(p.grad, getattr(p, "grad_dtype", None)) for p in params]
         decays = [group.get("weight_decay") for group in self.param_groups]
@@ -175,7 +176,8 @@ class LARSWrapper(Optimizer):
             self.optimizer.step()
         finally:
             for param, (grad, dtype) in zip(params, grads, strict=True):
-                _set_gradient(param, grad, dtype)
+                if param.grad is not grad:
+                    _set_gradient(param, grad, dtype)
             for group, decay in zip(self.param_groups, decays, strict=True):
                 if decay is not None:
                     group["weight_decay"] = decay

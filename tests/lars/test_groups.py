@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
@@ -279,3 +280,53 @@ def test_bad_arguments_name_themselves(options: dict[str, Any], message: str) ->
     """ValueError with argument and value."""
     with pytest.raises(ValueError, match=message):
         parameter_groups(nn.Linear(1, 1), **{"weight_decay": 0.1, **options})
+
+
+class _ConvNorm(nn.Module):
+    """What torch.jit and torch.export take apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.rnn = nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.LSTM(5, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """A number for each image."""
+        return self.norm(self.conv(images)).sum((1, 2, 3)) + self.rnn(images[:, 0, 0:1])[0].sum()
+
+
+def _reloaded(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(model), file)
+    file.seek(0)
+    return torch.jit.load(file)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit's of its end, and of what it cannot trace
+@pytest.mark.parametrize(
+    "change",
+    [
+        torch.jit.script,
+        lambda model: torch.jit.trace(model, torch.ones(2, 3, 5, 5)),
+        _reloaded,
+        torch.fx.symbolic_trace,
+        torch.compile,
+    ],
+    ids=["scripted", "traced", "loaded", "fx", "compiled"],
+)
+def test_modules_of_a_changed_class_are_what_they_were(change: Any) -> None:
+    """isinstance fails for scripted ones, https://github.com/pytorch/pytorch/issues/19348."""
+    model = _ConvNorm()
+    found = names_of(change(model))
+    assert [{n.removeprefix("_orig_mod.") for n in names} for names in found] == names_of(model)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_exported_graphs_are_refused() -> None:
+    """Their modules have neither class nor name, at any depth of a model."""
+    model = _ConvNorm()
+    program = torch.export.export(model, (torch.ones(2, 3, 5, 5),))
+    graphs = program.module(), torch.export.unflatten(program)
+    for graph in (*graphs, nn.Sequential(graphs[0])):
+        with pytest.raises(TypeError, match="Make the groups from the model that was exported"):
+            parameter_groups(graph, 0.1)
+    assert dict(graphs[0].named_parameters())["norm.weight"] is model.norm.weight

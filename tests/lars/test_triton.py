@@ -16,6 +16,8 @@ import torch
 
 from lars import LARS, bucket
 
+from . import test_loops
+
 triton = pytest.importorskip("triton")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -146,6 +148,21 @@ def test_tables_follow_the_gradients(interpreted: None) -> None:
     params[1].grad = -torch.ones(20)
     optimizer.step()
     torch.testing.assert_close(params[1].detach(), torch.full((20,), 1.1))
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        test_loops.test_a_gradient_of_another_shape_is_refused,
+        test_loops.test_a_gradient_whose_sign_is_still_to_be_changed,
+        test_loops.test_a_backward_pass_after_the_step_is_refused,
+        test_loops.test_torch_s_default_device_makes_no_difference,
+        test_loops.test_parameters_without_memory_of_their_own,
+    ],
+)
+def test_loops_of_others(interpreted: None, loop: Any) -> None:
+    """The kernels, too, are behind autograd's back, and make tensors on the host."""
+    loop(test_loops.PATHS["fused"])
 
 
 def test_a_missing_compiler_means_foreach(
