@@ -9,6 +9,7 @@ does for 16-bit RGB. Numbers of no known range are refused.
 import contextlib
 import logging
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -44,6 +45,7 @@ def decode_image(path: str) -> tuple[Tensor, bool]:
     # Its size is looked at before anything is decoded, so that a bomb is only a wrong size.
     Image.MAX_IMAGE_PIXELS = None
     try:
+        _check_kind(path)
         with Image.open(path) as file:
             _check_size(path, file)
             several = _has_frames(path, file)
@@ -76,6 +78,13 @@ def _quiet() -> Iterator[None]:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+
+
+def _check_kind(path: str) -> None:
+    """Raise UserError unless a path leads to a regular file: reading a pipe may wait for ever."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        allowed = "is a pipe, a socket or a device; an image must be a regular file"
+        raise key_error("data.root", shown(path), allowed)
 
 
 def _check_size(path: str, image: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.report.plots import save
+from engine.report.plots import label_of, save
 from engine.report.rows import Row
 from engine.report.tables import escaped
 from engine.runs.records import Record
@@ -90,7 +90,7 @@ def write_noise_plot(path: Path, group: str, rows: Sequence[Row]) -> list[Path]:
     def draw(figure: Any) -> None:
         axes = figure.subplots()
         for number, row in enumerate(measured(rows)):
-            label: str | None = f"{row.optimizer_title} {row.title}"
+            label: str | None = label_of(f"{row.optimizer_title} {row.title}")
             for record in row.records:
                 epochs, scales = noise_scales(record)
                 # Where there is none the line has a gap.

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -99,23 +100,34 @@ def write_comparison(path: Path, groups: Mapping[str, Sequence[Row]]) -> Path:
 
 def save(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> Path:
     """Make a figure, let `draw` fill it, write it; the same runs give the same file."""
+    # A notebook names its own backend to the commands that it starts, and matplotlib cannot be
+    # imported if that is not installed here.
+    os.environ["MPLBACKEND"] = "agg"
     # Figure by itself, without pyplot, needs no display and keeps no state between plots.
+    import matplotlib.style
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=120, layout="constrained")
-    draw(figure)
-    for axes in figure.axes:
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        labelled = axes.get_legend_handles_labels()[0]
-        if labelled and axes.get_legend() is None and not figure.legends:
-            # A label wider than the plot would squeeze the axes to nothing.
-            axes.legend(fontsize=8, frameon=False).set_in_layout(False)
     buffer = io.BytesIO()
-    # Dates and versions would make two files of the same runs differ.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    # What a user's matplotlibrc asks for, such as LaTeX, is not for these plots.
+    with matplotlib.style.context("default"):
+        figure = Figure(figsize=size, dpi=120, layout="constrained")
+        draw(figure)
+        for axes in figure.axes:
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+            labelled = axes.get_legend_handles_labels()[0]
+            if labelled and axes.get_legend() is None and not figure.legends:
+                # A label wider than the plot would squeeze the axes to nothing.
+                axes.legend(fontsize=8, frameon=False).set_in_layout(False)
+        # Dates and versions would make two files of the same runs differ.
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     write_atomically(path, lambda file: file.write(buffer.getbuffer()))
     return path
+
+
+def label_of(name: str) -> str:
+    """Return a name, which may hold a folder's, as a label: between dollars would be a formula."""
+    return name.replace("$", r"\$")
 
 
 def part_settings(lines: Lines) -> tuple[Lines, list[Row]]:
@@ -170,7 +182,7 @@ def draw_against(
         means = [statistics.fmean(values) for _, values in points]
         spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in points]
         colour, style = COLOURS.get(label, f"C{number}"), LINESTYLES[number // 10 % len(LINESTYLES)]
-        axes.plot(x, means, style, label=label, color=colour, linewidth=1.5)
+        axes.plot(x, means, style, label=label_of(label), color=colour, linewidth=1.5)
         axes.fill_between(
             x,
             [m - s for m, s in zip(means, spreads, strict=True)],
@@ -204,7 +216,7 @@ def draw_settings(group: str, rows: Sequence[Row], figure: Any) -> None:
     # A key is known without these, and the tables have it whole.
     groups = r"\b(?:optimizer|model|loss|scheduler)\.(?!name)"
     titles = [re.sub(groups, "", f"{row.optimizer_title} {row.title}") for row in ranked]
-    axes.set_yticks(range(len(ranked)), titles, fontsize=7)
+    axes.set_yticks(range(len(ranked)), [label_of(title) for title in titles], fontsize=7)
     axes.set_ylim(-1, len(ranked))
     axes.set(xlabel=f"Final {SPLITS[rows[0].split]}, %", title=group)
 
@@ -227,7 +239,7 @@ def draw_curves(group: str, lines: Lines, figure: Any) -> None:
     for label, rows in lines.items():
         left, right = panels[titles[label]]
         what = SPLITS[rows[0].split].capitalize()
-        left.set(title=f"{group}: {titles[label]}", ylabel=f"{what}, %")
+        left.set(title=f"{group}: {label_of(titles[label])}", ylabel=f"{what}, %")
         for row in rows:
             shade = 0.92 * batches.index(row.batch) / max(1, len(batches) - 1)
             colour = colormaps["viridis"](shade)

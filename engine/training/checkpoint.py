@@ -20,6 +20,7 @@ from torch import nn
 
 from engine.config.schema import Config
 from engine.data.augment import Normalization
+from engine.data.folder import differences
 from engine.errors import UserError, key_error
 from engine.system.files import (
     check_written,
@@ -80,8 +81,12 @@ class Checkpoint:
         Raises UserError where the training images are not those that the run began with, or where
         the state does not fit.
         """
-        if (setup.data.classes, setup.normalization) != (self.classes, self.normalization):
-            allowed = f"began with other pictures; {START_OVER}"
+        if setup.data.classes != self.classes:
+            differ = differences("data.root", setup.data.classes, "the checkpoint", self.classes)
+            allowed = f"began with other classes; {differ}; {START_OVER}"
+            raise key_error("checkpoint", self.path, allowed)
+        if setup.normalization != self.normalization:
+            allowed = f"began with other images of the same classes; {START_OVER}"
             raise key_error("checkpoint", self.path, allowed)
         self.restore(state)
         return Progress(self.config.epochs, self.history, self.partial, self.diverged)

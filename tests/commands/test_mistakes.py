@@ -273,6 +273,17 @@ def test_a_dangling_link_among_the_images(small, workplace, command, tree):
     assert outcome.err.count("\n") == 1 and not files_below(workplace)
 
 
+def test_a_pipe_among_the_images(small, workplace, tree):
+    """https://github.com/xyb3rt/sxiv/issues/252: what opens a named pipe waits for its writer."""
+    os.mkfifo(tree / "train" / "cat" / "pipe.png")
+    command = [sys.executable, PROJECT / "train.py", *small]
+    # In a process of its own, which can be ended.
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "pipe.png: is a pipe, a socket or a device; an image must be a regular" in done.stderr
+    assert not files_below(workplace)
+
+
 @pytest.mark.parametrize("flag", [["--resolve"], ["--package", "model"]])
 def test_some_flags_need_cfg(small, workplace, command, flag):
     outcome = command("train.py", *small, *flag)

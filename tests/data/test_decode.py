@@ -348,6 +348,7 @@ def test_whatever_a_plugin_raises_is_one_line_that_names_the_file(tmp_path, monk
         raise error
 
     monkeypatch.setattr(Image, "open", fail)
+    (tmp_path / "a.png").touch()
     with pytest.raises(UserError) as raised:
         decode_image(str(tmp_path / "a.png"))
     text = str(raised.value)
@@ -360,5 +361,6 @@ def test_ctrl_c_is_no_damage(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Image, "open", stop)
+    (tmp_path / "a.png").touch()
     with pytest.raises(KeyboardInterrupt):
         decode_image(str(tmp_path / "a.png"))

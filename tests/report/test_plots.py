@@ -1,13 +1,20 @@
 """The plots of a group: what is a line, and what is a plot of its own."""
 
+import os
+import subprocess
+import sys
+
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import engine.report.plots
 import engine.report.write
 from engine.report import titles
-from engine.report.plots import draw_against
+from engine.report.plots import draw_against, label_of
 from engine.report.rows import gather_lines, make_rows
+from engine.report.write import write_report
 from engine.runs.records import load_records
+from tests.helpers import PROJECT
 from tests.helpers.report import HISTORY, baselines_drawn, page_of, put, table
 
 
@@ -128,3 +135,45 @@ def test_settings_are_ranked_with_what_they_differ_from(workplace):
     assert [row.batch for row in lines["SGD optimizer.momentum=0.9"]] == [128, 512]
     assert len(lines) == 1 and sorted(row.accuracy() for row in settings)[-1] == 80.0
     assert {row.batch for row in settings} == {512}
+
+
+def test_a_folder_with_dollars_in_its_name_is_drawn(workplace):
+    """https://github.com/telperion/nine-or-null/issues/14: between dollars a title is a formula."""
+    noisy = [row | {"noise_scale": 100.0} for row in HISTORY]
+    for number, root in enumerate(("$x^$", r"b_$\frac$", "c$")):
+        for batch in (128, 256):
+            changes = ["data=image_folder", f"data.root='{root}'", f"batch={batch}"]
+            put(workplace, *changes, "noise_scale=true", history=noisy, accuracy=70.0 + number)
+    write_report("g")
+    drawn = {path.name for path in (workplace / "results" / "g").glob("*.png")}
+    assert drawn == {"accuracy.png", "time.png", "curves.png", "noise.png"}
+    # The row of each folder is a setting of its batch, and they get a plot of their own.
+    for root in ("$y^$", "d$$"):
+        put(workplace, "data=image_folder", f"data.root='{root}'", "batch=512")
+    for root in ("$z^$", "e$$", "f"):
+        put(workplace, "data=image_folder", f"data.root='{root}'", "batch=1024")
+    write_report("g")
+    assert (workplace / "results" / "g" / "settings.png").exists()
+
+
+def test_a_label_is_shown_as_the_name_that_it_is_of():
+    for name in ("$x^$", r"\$a", "a$b", "plain"):
+        text = Text(text=label_of(name))
+        assert text._preprocess_math(text.get_text()) == (name, False)
+
+
+def test_plots_are_of_the_runs_and_not_of_what_matplotlib_was_told(workplace):
+    """https://github.com/bmaltais/kohya_ss/issues/2521: a notebook's backend in its commands.
+
+    https://github.com/astroswego/plotypus/issues/67: LaTeX asked for where there is none.
+    """
+    put(workplace)
+    write_report("g")
+    plots = [workplace / "results" / "g" / name for name in ("accuracy.png", "curves.png")]
+    expected = [path.read_bytes() for path in plots]
+    (workplace / "matplotlibrc").write_text("text.usetex: True\naxes.facecolor: red\n")
+    backend = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    environment = os.environ | backend | {"PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-m", "scripts.tables", "group=g"]
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    assert [path.read_bytes() for path in plots] == expected

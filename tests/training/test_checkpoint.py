@@ -144,5 +144,19 @@ def test_a_run_does_not_go_on_with_other_images(small, workplace, command, tree)
     next((tree / "train" / "cat").iterdir()).unlink()
     load_data.cache_clear()  # as a new process would
     outcome = command("train.py", *small)
-    assert outcome.status == 2 and "began with other pictures; resume=false" in outcome.err
+    told = "checkpoint.pt: began with other images of the same classes; resume=false starts afresh"
+    assert outcome.status == 2 and told in outcome.err
+    assert command("train.py", *small, "resume=false").status == 0
+
+
+def test_a_run_does_not_go_on_with_other_classes(small, workplace, command, tree):
+    """https://github.com/ultralytics/yolov5/issues/410: a class is added, and tensors mismatch."""
+    command("train.py", *small)
+    (only_run(workplace) / "summary.json").unlink()
+    for split in ("train", "test"):
+        (tree / split / "ship").rename(tree / split / "boat")
+    load_data.cache_clear()  # as a new process would
+    outcome = command("train.py", *small)
+    told = "began with other classes; only data.root has boat, only the checkpoint has ship; resume"
+    assert outcome.status == 2 and told in outcome.err
     assert command("train.py", *small, "resume=false").status == 0
