@@ -56,7 +56,7 @@ def read_overrides(
     sweep: a list of values is a job for each of them, as under Hydra's -m.
     """
     with _hydra(config_name):
-        overrides = _as_text(overrides, text_keys(config_type))
+        overrides = as_text(overrides, text_keys(config_type))
         _check_grammar(overrides)
         lists = _split(overrides) if sweep else [overrides]
         if len(lists) >= MANY:
@@ -141,7 +141,7 @@ def quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
-def _as_text(overrides: Sequence[str], keys: set[str]) -> list[str]:
+def as_text(overrides: Sequence[str], keys: set[str]) -> list[str]:
     """Quote the values of text keys that Hydra would read as numbers or truth values."""
     found = []
     for override in overrides:
