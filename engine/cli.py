@@ -26,9 +26,11 @@ from hydra._internal.utils import _run_hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.config.choices import check_utf8
 from engine.config.compose import (
     CONF,
     Job,
+    as_text,
     check_overrides,
     plain_config,
     read_overrides,
@@ -160,12 +162,13 @@ def read_command_line(
     for folder in folders:
         if not os.path.isdir(folder):
             raise UserError(f"--config-dir={folder}: must be a directory")
+        check_utf8("--config-dir", os.path.abspath(folder))
     if folders:
         overrides.append(search_path(folders))
     if flags.hydra_help or flags.info or flags.shell_completion or flags.cfg:
         if flags.cfg:
             check_overrides(config_name, config_type, overrides)
-        flags.overrides = overrides
+        flags.overrides = as_text(overrides, text_keys(config_type))
         return CommandLine(
             [], False, [], functools.partial(_let_hydra_answer, config_name, parser, flags)
         )

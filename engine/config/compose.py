@@ -65,7 +65,7 @@ def read_overrides(
 
     """
     with _hydra(config_name):
-        overrides = _as_text(overrides, text_keys(config_type))
+        overrides = as_text(overrides, text_keys(config_type))
         _check_grammar(overrides)
         lists = _split(overrides) if sweep else [overrides]
         if len(lists) >= MANY:
@@ -156,7 +156,7 @@ def quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
-def _as_text(overrides: Sequence[str], keys: set[str]) -> list[str]:
+def as_text(overrides: Sequence[str], keys: set[str]) -> list[str]:
     """Quote the values of text keys that Hydra would read as numbers or booleans."""
     found = []
     for override in overrides:

@@ -329,7 +329,8 @@ def _download(config: DownloadedDataConfig, known: Known, root: Path) -> Path:
     folder = root / known.folder
     if folder.is_dir():
         return folder
-    if root.exists() and not root.is_dir():
+    # Also a link that leads nowhere: no folder could be made there once the download is done.
+    if os.path.lexists(root) and not root.is_dir():
         raise key_error("data.root", config.root, "must be a directory")
     existing = next(parent for parent in (root, *root.absolute().parents) if parent.is_dir())
     note(f"downloading {known.torchvision} to {root} (once)")

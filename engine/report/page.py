@@ -16,6 +16,7 @@ NAMED_MISSING = 20
 # With what a run was made, as a page calls it, and the keys in summary.json.
 PROVENANCE = {
     "Hardware": "device",
+    "Ranks": "world_size",
     "Threads": "threads",
     "Precision": "precision",
     "torch": "torch",
@@ -190,6 +191,8 @@ def facts(records: Sequence[Record]) -> str:
         "Seeds": sorted(s["seed"] for s in summaries),
         **{name: [s.get(key) for s in summaries] for name, key in PROVENANCE.items()},
     }
+    if set(values["Ranks"]) <= {1, None}:
+        del values["Ranks"]
     lines = []
     for name, found in values.items():
         known = dict.fromkeys(tables.escaped(value) for value in found if value is not None)

@@ -9,6 +9,9 @@ from engine.report.rows import records_of
 from engine.runs.records import COMPLETED, DIVERGED, FAILED, Record, runs_directory
 from engine.system.lock import holder
 
+# An epoch's time on one machine is known from runs that share these choices, at least roughly.
+EPOCH_WORK = ("model.name", "data.name", "data.root", "data.train_size", "data.holdout")
+
 
 def describe_progress(group: str) -> str:
     """Write a group's progress, a line for each run; raise UserError where there are no runs."""
@@ -57,16 +60,20 @@ def accuracy(record: Record) -> str:
 
 
 def seconds_left(record: Record, records: Sequence[Record]) -> float | None:
-    """Estimate a run's wall seconds from its own epochs, else similar runs', else all.
+    """Estimate a run's wall seconds from its own epochs, else from runs with epochs of equal work.
 
-    None: no run has an epoch yet. Similar are runs of the same optimizer and batch.
+    Of these, runs of the same optimizer and batch come first. None: no such run has an epoch yet.
     A failed run counts as left, since the same command tries it again.
     """
     if record.counted:
         return 0.0
-    keys = ("optimizer", "batch")
-    similar = [r for r in records if all(r.summary[key] == record.summary[key] for key in keys)]
-    for sources in ([record], similar, records):
+
+    def alike(others: Sequence[Record], keys: Sequence[str]) -> list[Record]:
+        own = [record.choices.get(key) for key in keys]
+        return [r for r in others if [r.choices.get(key) for key in keys] == own]
+
+    equal = alike(records, EPOCH_WORK)
+    for sources in ([record], alike(equal, ("optimizer.name", "batch")), equal):
         epochs = [epoch["wall_seconds"] for source in sources for epoch in source.history]
         if epochs:
             left = record.summary["epochs"] - len(record.history)

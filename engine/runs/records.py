@@ -60,7 +60,12 @@ def check_inside(group: str, run: str = "") -> None:
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     """Word that a run's directory, or a report's folder or file, cannot be written."""
-    allowed = f"cannot be written ({error.strerror}); needs a folder you may write to"
+    reason = error.strerror
+    for place in (path, *path.parents):
+        # Such a link, to a disk that is not mounted for one, is "File exists" to the system.
+        if place.is_symlink() and not place.exists():
+            reason = f"{place} is a link to {os.readlink(place)}, which is not there"
+    allowed = f"cannot be written ({reason}); needs a folder you may write to"
     return key_error("results", path, allowed)
 
 

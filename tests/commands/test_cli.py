@@ -209,6 +209,14 @@ def test_a_text_key_has_the_typed_value_in_every_command(
     assert f"group={text}x: has no runs under results/runs/{text}x" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [["--cfg", "job"], ["--info", "config"]], ids=" ".join)
+def test_a_configuration_is_shown_with_the_text_that_was_typed(workplace, command, flags):
+    """https://github.com/hydra-ecosystem/hydra/issues/1163: text of digits becomes a number."""
+    for text in ("2024", "1_1_1", "no"):
+        outcome = command("train.py", *flags, f"group={text}")
+        assert outcome.status == 0 and f"group: '{text}'\n" in outcome.out
+
+
 def test_a_sweep_over_text_keeps_each_value_as_typed(small, workplace, command):
     sweep = ("-m", *small, "epochs=1", "batch=60", "group=1e3,no,007")
     assert command("train.py", *sweep).status == 0

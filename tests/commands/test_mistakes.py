@@ -176,6 +176,16 @@ def test_a_results_folder_that_cannot_be_written(small, workplace, command):
     assert files_below(workplace) == {"results"}
 
 
+@pytest.mark.parametrize("link", ["results", "results/runs", "results/runs/default"])
+def test_a_results_folder_that_is_a_link_to_nowhere(small, workplace, command, link):
+    """https://github.com/python/cpython/issues/129626: such a link is "File exists"."""
+    (workplace / link).parent.mkdir(parents=True, exist_ok=True)
+    (workplace / link).symlink_to("disk")
+    outcome = command("train.py", *small)
+    told = f"cannot be written ({link} is a link to disk, which is not there); needs a folder"
+    assert outcome.status == 2 and told in outcome.err and outcome.err.count("\n") == 1
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_results_folder_without_permission(small, workplace, command):
     (workplace / "results").mkdir(mode=0o555)

@@ -145,6 +145,20 @@ def test_a_working_directory_of_other_bytes(tree, small, tmp_path, command, monk
         assert json.load(file)["choices"]["data.root"].endswith(r"/w\xe9/pics")
 
 
+@pytest.mark.parametrize("flags", [[], ["-m"], ["--cfg", "job"]], ids=["run", "sweep", "cfg"])
+def test_a_folder_of_configurations_in_one_of_other_bytes(tmp_path, command, monkeypatch, flags):
+    folder = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"w\xe9"))
+    os.mkdir(folder)
+    monkeypatch.chdir(folder)
+    outcome = command("train.py", *flags, "data=synthetic", "--config-dir=.")
+    told = rf"error: --config-dir={tmp_path}/w\xe9: must be UTF-8 text; rename the folder, or make"
+    assert outcome.status == 2 and outcome.err.startswith(told) and outcome.err.count("\n") == 1
+    assert not os.listdir(folder)
+    os.symlink(folder, tmp_path / "link")
+    outcome = command("train.py", *flags, "plan=true", f"--config-dir={tmp_path}/link")
+    assert outcome.status == 0, outcome.err
+
+
 def test_an_evaluation_names_the_classes_that_differ(tree, small, workplace, command, tmp_path):
     assert command("train.py", *small, "epochs=1").status == 0
     other = tmp_path / "other"

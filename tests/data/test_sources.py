@@ -293,6 +293,13 @@ def test_a_download_that_hangs_ends_in_one_line_and_leaves_nothing(tmp_path, mon
     assert os.listdir(tmp_path) == []
 
 
+def test_nothing_is_downloaded_for_a_link_that_leads_nowhere(tmp_path, monkeypatch):
+    (tmp_path / "data").symlink_to("disk")
+    monkeypatch.setattr(sources.subprocess, "run", lambda *_, **__: pytest.fail("downloads"))
+    with pytest.raises(UserError, match=r"data: must be a directory"):
+        load_data(cifar10_config(tmp_path / "data"))
+
+
 def fake_cifar10(root, monkeypatch):
     """Write a folder in CIFAR-10's format, ten pictures a file, and its checksums."""
     import hashlib

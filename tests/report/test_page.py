@@ -151,6 +151,17 @@ def test_commands_name_the_provenance_in_which_they_differ(workplace):
     assert "batch=128" in first and "batch=256" in second
 
 
+def test_several_ranks_are_among_what_runs_were_made_with(workplace):
+    put(workplace, "batch=128", world_size=1, threads=1)
+    assert "Ranks" not in page_of(workplace)
+    put(workplace, "batch=256", world_size=8, threads=1)
+    page = page_of(workplace)
+    assert "\n- Ranks: 1, 8\n" in page
+    _, first = page.split("\nRanks 1:\n")
+    first, second = first.split("\nRanks 8:\n")
+    assert "batch=128" in first and "batch=256" in second
+
+
 def test_a_lone_batch_holds_or_not(workplace):
     put(workplace, "batch=128", accuracy=80.0)
     put(workplace, "optimizer=lars", "batch=512", accuracy=79.6)

@@ -7,6 +7,7 @@ import sys
 
 import scripts.status
 from engine.cli import exit_status
+from engine.report.status import describe_progress
 from tests.helpers.report import HISTORY, put
 
 
@@ -31,6 +32,18 @@ def test_progress_of_a_sweep(workplace, monkeypatch, capsys):
     assert states["run-3"] == ["running", "run-3", "1/3", "40.00", "0:00:24"]
     assert states["run-4"] == ["left", "run-4", "0/3", "-", "0:00:36"]
     assert states["run-2"][0] == "failed" and states["run-1"][3] == "nan"
+
+
+def test_the_time_left_of_a_model_is_not_that_of_another(workplace):
+    put(workplace, "model=resnet8", "epochs=3")
+    put(workplace, "model=resnet50", "epochs=3", status="missing")
+    put(workplace, "data.train_size=500", "model=resnet8", "epochs=3", status="missing")
+    put(workplace, "model=resnet8", "batch=256", "optimizer=lars", "epochs=3", status="missing")
+    lines = describe_progress("g").splitlines()
+    assert lines[1].startswith("time left not known yet")
+    left = {line.split()[1]: line.split()[-1] for line in lines[4:]}
+    # Of the same model 12 s an epoch, also under another optimizer and batch.
+    assert left == {"run-0": "79.70", "run-1": "?", "run-2": "?", "run-3": "0:00:36"}
 
 
 def test_progress_of_several_groups(workplace, monkeypatch, capsys):
