@@ -196,7 +196,8 @@ def gradient_of(param: Tensor) -> Tensor:
     assert grad is not None
     if grad.layout != torch.strided:
         raise RuntimeError("LARS does not support sparse gradients: norms need all of them")
-    check_shape(param, grad, "gradient")
+    if grad.shape != param.shape:
+        raise wrong_shape(param, grad, "gradient")
     if grad.is_neg():  # autograd may hand one out whose sign is still to be changed
         grad = grad.resolve_neg()
     if grad.dtype is not param.dtype:
@@ -207,13 +208,12 @@ def gradient_of(param: Tensor) -> Tensor:
     return grad
 
 
-def check_shape(param: Tensor, tensor: Tensor, what: str) -> None:
-    """Raise RuntimeError unless a tensor is of its parameter's shape: kernels take it so."""
-    if tensor.shape != param.shape:
-        raise RuntimeError(
-            f"The {what} has shape {tuple(tensor.shape)}, its parameter {tuple(param.shape)}: the "
-            "parameter was resized, or a checkpoint has its parameters in another order"
-        )
+def wrong_shape(param: Tensor, tensor: Tensor, what: str) -> RuntimeError:
+    """The error for a tensor that is not of its parameter's shape: kernels take it so."""
+    return RuntimeError(
+        f"The {what} has shape {tuple(tensor.shape)}, its parameter {tuple(param.shape)}: the "
+        "parameter was resized, or a checkpoint has its parameters in another order"
+    )
 
 
 def _local(tensor: Any, param: Any) -> Tensor:

@@ -18,6 +18,8 @@ from torch import Tensor
 from .norms import full_dtype, host_norm
 from .rule import Rule, gains, trust_ratio_of_numbers
 
+# What fp32 can hold.
+_LARGEST = torch.finfo(torch.float32).max
 Columns = tuple[list[float], list[float], list[float], list[float]]
 
 
@@ -82,7 +84,9 @@ def _apply(
 ) -> None:
     """Update tensors that share their coefficients: by the kernel, or where it cannot, in torch."""
     size, remaining = abs(a), list(range(len(weights)))
-    if _kernel_can(rule, size, d, weights[0].dtype):
+    # The norm of a gradient below 1e-38 is known here, and the factor for it may be past fp32.
+    fits = size < _LARGEST and rate < _LARGEST and size * rate < _LARGEST
+    if fits and _kernel_can(rule, size, d, weights[0].dtype):
         linear = [i for i in remaining if same_memory(weights[i], grads[i], buffers[i : i + 1])]
         if linear:
             plain = rule.momentum == 0
@@ -100,7 +104,7 @@ def _apply(
             )
         remaining = sorted(set(remaining) - set(linear))
     for i in remaining:
-        dtype = full_dtype(weights[i], grads[i], *buffers[i : i + 1])
+        dtype = full_dtype(weights[i], grads[i], *buffers[i : i + 1]) if fits else torch.float64
         step = grads[i].to(dtype) * a
         if d:
             step.add_(weights[i], alpha=d)

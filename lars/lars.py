@@ -15,10 +15,10 @@ from .bucket import (
     LayerStatistics,
     as_tensor,
     check_not_capturing,
-    check_shape,
     choose_path,
     gradient_of,
     path_on,
+    wrong_shape,
 )
 from .norms import refuse_hidden_shard
 from .presets import ABOVE_ZERO, OPTIONS, complete, fill_from_preset
@@ -204,7 +204,8 @@ class LARS(Optimizer):
                 if fresh := buffer is None:
                     check_not_capturing(param, "its first step, which creates the buffers,")
                     buffer = self.state[param]["momentum_buffer"] = torch.zeros_like(param.detach())
-                check_shape(param, buffer, "momentum buffer")
+                elif buffer.shape != param.shape:
+                    raise wrong_shape(param, buffer, "momentum buffer")
             # A first gradient is not dampened, so where dampening matters it goes separately.
             alone = fresh and rule.dampening != 0
             buffer_dtype = None if buffer is None else buffer.dtype

@@ -107,10 +107,11 @@ def reduce_over_shards(norms: Tensor, params: list[Any]) -> Tensor:
         return norms
     squares = norms.square()
     for (mesh, sharded), indices in kinds.items():
-        part = squares[indices]
+        # Under CPU offload the shards are on the CPU, and a mesh of GPUs sums on GPUs alone.
+        part = squares[indices].to(mesh.device_type)
         for dimension in sharded:
             torch.distributed.all_reduce(part, group=mesh.get_group(dimension))
-        squares[indices] = part
+        squares[indices] = part.to(squares.device)
     return squares.sqrt()
 
 

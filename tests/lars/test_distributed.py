@@ -133,6 +133,39 @@ def test_norms_are_whole_where_fsdp2_shards_what_tensor_parallelism_has() -> Non
         torch.multiprocessing.spawn(_work_in_two_dimensions, args=(folder,), nprocs=4)
 
 
+class _Offloaded:
+    """A shard on the CPU whose mesh is of another device; its own mesh and placement."""
+
+    device_mesh = property(lambda self: self)
+    placements = property(lambda self: (self,))
+    device_type = "meta"
+
+    def is_replicate(self) -> bool:
+        """A part of the tensor."""
+        return False
+
+    def get_group(self, dimension: int) -> None:
+        """No group: nothing is sent."""
+
+
+def test_norms_of_offloaded_shards_are_summed_on_the_mesh_s_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """NCCL sums nothing on the CPU, https://github.com/pytorch/pytorch/issues/148532."""
+    from lars.norms import reduce_over_shards
+
+    class Summed(Exception):
+        """Ends the test: from "meta" there is no way back."""
+
+    def all_reduce(tensor: torch.Tensor, group: Any) -> None:
+        assert tensor.device.type == "meta"
+        raise Summed
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    with pytest.raises(Summed):
+        reduce_over_shards(torch.ones(1), [_Offloaded()])
+
+
 def _work_in_fsdp1(rank: int, folder: str) -> None:
     from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 
