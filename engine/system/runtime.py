@@ -115,10 +115,10 @@ def choose_device(name: str) -> torch.device:
         "cpu": True,
     }
     if name == "auto":
-        name = next(kind for kind, available in present.items() if available)
+        name = next(device for device, available in present.items() if available)
     if not present[name]:
-        here = ", ".join(kind for kind, available in present.items() if available)
-        raise key_error("device", name, f"this machine has none; it has {here}")
+        here = ", ".join(device for device, available in present.items() if available)
+        raise key_error("device", name, f"this machine has none; use one of auto, {here}")
     return torch.device(name)
 
 
