@@ -151,13 +151,13 @@ def read_command_line(
         if getattr(flags, name) is not None:
             raise UserError(f"--{name.replace('_', '-')}: not used here; see --help for the keys")
     if not flags.cfg and (flags.resolve or flags.package):
-        raise UserError(f"--{'resolve' if flags.resolve else 'package'}: is for --cfg")
+        raise UserError(f"--{'resolve' if flags.resolve else 'package'}: needs --cfg")
     overrides = list(flags.overrides)
     check_hydra_overrides(overrides)
-    # Hydra itself uses only the last --config-dir, but an experiment may extend one in another.
     if flags.help:
         text = help_text(usage or "", config_type, config_name)
         return CommandLine([], False, [], functools.partial(print, text))
+    # Hydra itself uses only the last --config-dir, but an experiment may extend one in another.
     folders, flags.config_dir = flags.config_dir, None
     for folder in folders:
         if not os.path.isdir(folder):

@@ -22,9 +22,9 @@ TITLE = """\
 # Every key
 
 `python train.py key=value …` sets a key; `python train.py group=member` chooses an optimizer, a
-schedule, a model or a data set, each with keys of its own. A name in brackets means that only that
-member has the key. Defaults are the values in conf/. This page is made by
-`python -m scripts.options` from the meanings in engine/config.
+schedule, a model or a data set, each with separate keys. A name in brackets means that only that
+member has the key. Defaults are the values in conf/. `python -m scripts.options` writes this page
+from the meanings in engine/config.
 """
 
 

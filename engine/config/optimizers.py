@@ -32,7 +32,7 @@ class OptimizerConfig:
     title: ClassVar[str]
 
     name: str
-    base_lr: Positive = key("learning rate at base_batch, where warm-up starts")
+    base_lr: Positive = key("learning rate at base_batch; warm-up starts from it")
     lr_scaling: Literal["linear", "sqrt", "none"] = key(
         "how the peak rate grows with the batch: linear, sqrt or none"
     )

@@ -92,7 +92,7 @@ class OneCycleConfig(DecayConfig):
 
 @configuration
 class MultistepConfig(WarmupConfig):
-    """Warm-up, then the rate times `gamma` after every `step_size` epochs."""
+    """Warm-up, then the rate is multiplied by `gamma` after every `step_size` epochs."""
 
     name: Literal["multistep"]
     step_size: Annotated[float, Range(low=1e-6)] | None = key(

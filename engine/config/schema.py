@@ -83,7 +83,7 @@ class DataConfig:
 
 @configuration
 class ImageFolderConfig(DataConfig):
-    """A tree of the user's images. Its path is part of a run's name, since it sets the result."""
+    """A tree of the user's images. Its path is part of a run's name: it determines the result."""
 
     name: Literal["image_folder"]  # type: ignore[assignment]
     root: str | None = key(ROOT, path=True)

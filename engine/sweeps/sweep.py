@@ -172,7 +172,7 @@ def failure(run: Run) -> str | None:
     if run.log.exists():
         place = run.log
         reason = reason or run.log.read_text(encoding="utf-8").strip().rpartition("\n")[2]
-    return f"{summary['status']}: {place}: {reason or 'it left no summary'}"
+    return f"{summary['status']}: {place}: {reason or 'it wrote no summary'}"
 
 
 @contextlib.contextmanager

@@ -159,7 +159,7 @@ def distribute(model: nn.Module) -> nn.Module:
 
 
 def gradients_averaged(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
-    """Return a context for one micro-batch; only the last backward pass averages gradients."""
+    """Return the context of one micro-batch; it averages gradients over ranks only if `last`."""
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
     return contextlib.nullcontext()

@@ -123,7 +123,7 @@ def check_written(path: Path) -> None:
             # Drop the page cache, so that the data is read from the disk itself.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         if not checksum_agrees(file):
-            raise OSError(errno.EIO, "the file read back from disk differs from the data", path)
+            raise OSError(errno.EIO, "the file read back from disk is not what was written", path)
 
 
 def plain(value: Any) -> Any:

@@ -121,10 +121,10 @@ def choose_device(name: str) -> torch.device:
         "cpu": True,
     }
     if name == "auto":
-        name = next(kind for kind, available in present.items() if available)
+        name = next(device for device, available in present.items() if available)
     if not present[name]:
-        here = ", ".join(kind for kind, available in present.items() if available)
-        raise key_error("device", name, f"this machine has none; it has {here}")
+        here = ", ".join(device for device, available in present.items() if available)
+        raise key_error("device", name, f"this machine has none; use one of auto, {here}")
     return torch.device(name)
 
 
@@ -137,11 +137,11 @@ def choose_rank_device(name: str) -> torch.device:
     if world_size() == 1:
         return place
     if place.type == "mps":
-        raise key_error("device", name, "several ranks train on cuda or cpu")
+        raise key_error("device", name, "must be cuda or cpu for several ranks")
     if place.type == "cuda":
         gpus = torch.cuda.device_count()
         if local_rank() >= gpus:
-            allowed = f"{ranks_here()} ranks here need a GPU each, and this machine has {gpus}"
+            allowed = f"needs a GPU for each rank; start at most {gpus} on this machine, or use cpu"
             raise key_error("device", name, allowed)
         place = torch.device("cuda", local_rank())
         torch.cuda.set_device(place)

@@ -31,7 +31,7 @@ REPEAT_SECONDS = 1.0
 
 
 class Stopped(SystemExit):
-    """Exit of a process that a signal stopped.
+    """Raised to end the process after a signal.
 
     Args:
         status: the exit status.

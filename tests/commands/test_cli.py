@@ -22,7 +22,7 @@ def test_help_answers_without_torch(script, tmp_path):
     code = (
         "import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as leave: assert not leave.code\n"
+        "except SystemExit as error: assert not error.code\n"
         "assert 'torch' not in sys.modules"
     )
     made = subprocess.run(

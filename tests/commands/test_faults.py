@@ -251,7 +251,7 @@ def damaged_archive(path, member=None):
 def test_a_damaged_or_malicious_download_is_refused(tmp_path, monkeypatch, member):
     if not hasattr(tarfile, "data_filter"):
         pytest.skip("this Python has no filter for archives")
-    server, root = tmp_path / "server", tmp_path / "pictures"
+    server, root = tmp_path / "server", tmp_path / "images"
     server.mkdir()
     archive = server / "cifar-10-python.tar.gz"
     md5 = damaged_archive(archive, member)
@@ -273,16 +273,16 @@ def test_a_cache_damaged_anywhere_is_rebuilt(tree):
     cache, chance = tree / ".decoded-image_folder.pt", random.Random(0)
     whole = cache.read_bytes()
     fingerprint = torch.load(cache, weights_only=True)["fingerprint"]
-    spoilt_places = 0
+    damaged_places = 0
     for place in [*range(0, 400, 4), *(chance.randrange(len(whole)) for _ in range(50))]:
-        spoilt = bytearray(whole)
-        spoilt[place] ^= 1 << chance.randrange(8)
-        cache.write_bytes(spoilt)
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << chance.randrange(8)
+        cache.write_bytes(damaged)
         found = sources._read_cache(cache)
         usable = found.get("fingerprint") == fingerprint and sources._is_whole(found)
         assert not usable or torch.equal(found["train_images"], expected.train.images)
-        spoilt_places += not usable
-    assert spoilt_places > 50
+        damaged_places += not usable
+    assert damaged_places > 50
     torch.save({"fingerprint": fingerprint, "classes": [1], "digest": None}, cache)
     load_data.cache_clear()
     assert torch.equal(load_data(folder_config(tree)).train.images, expected.train.images)

@@ -20,8 +20,8 @@ from engine.config.schema import Config
 from engine.data import sources, synthetic
 
 EXAMPLES = 48
-# Values for keys whose type allows more than is useful here: an example must be fast, and write
-# only to its directory.
+# Values for keys whose type allows more than is useful here: an example must be fast, and must not
+# write outside of its directory.
 QUICK = {
     "batch": st.integers(1, EXAMPLES + 1),
     "compile": st.just(False),

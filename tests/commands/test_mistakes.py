@@ -297,5 +297,5 @@ def test_a_pipe_among_the_images(small, workplace, tree):
 @pytest.mark.parametrize("flag", [["--resolve"], ["--package", "model"]])
 def test_some_flags_need_cfg(small, workplace, command, flag):
     outcome = command("train.py", *small, *flag)
-    assert outcome.status == 2 and f"{flag[0]}: is for --cfg" in outcome.err
+    assert outcome.status == 2 and f"{flag[0]}: needs --cfg" in outcome.err
     assert not files_below(workplace)

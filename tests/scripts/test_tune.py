@@ -137,9 +137,9 @@ def test_a_failed_trial_stops_the_search(small, workplace, tune, monkeypatch):
         raise RuntimeError("the device fell off")
 
     monkeypatch.setattr(engine.training.loop, "train_epoch", fail)
-    with pytest.raises(SystemExit) as leave:
+    with pytest.raises(SystemExit) as raised:
         tune(*small, "epochs=1", "data.holdout=30", "tune.points=3")
-    assert leave.value.code == 1 and not (workplace / "results" / "tune").exists()
+    assert raised.value.code == 1 and not (workplace / "results" / "tune").exists()
 
 
 @pytest.mark.parametrize(
