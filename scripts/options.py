@@ -43,8 +43,11 @@ def render() -> dict[Path, str]:
     files = {PAGE: "\n".join(parts) + "\n"}
     for path in conf_files():
         options = evaluation if path.stem == "val" else training
-        meanings = {option.key: option.meaning for option in options}
         group = "" if path.parent == CONF else f"{path.relative_to(CONF).parts[0]}."
+        # A key that several members have may mean something else in each.
+        meanings = {option.key: option.meaning for option in options} | {
+            option.key: option.meaning for option in options if path.stem in option.defaults
+        }
         files[path] = commented(path.read_text(encoding="utf-8"), meanings, group)
     return files
 

@@ -105,7 +105,36 @@ def plain_config(composed: DictConfig) -> dict[str, Any]:
             raise cause from None
         raise UserError(f"{error.full_key}: {hydra_rules.one_line(error)}") from error
     assert isinstance(plain, dict)
-    return hydra_rules.without_absent({str(key): value for key, value in plain.items()})
+    return _with_defaults({str(key): value for key, value in plain.items()})
+
+
+def values_of(group: str, member: str) -> dict[str, Any]:
+    """Read the values of a group's member from conf/, with those of the files that it extends."""
+    values: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{member}.yaml"))
+    for entry in values.pop("defaults", ()):
+        values = values_of(group, entry.partition("@")[0]) | values
+    return dict(values)
+
+
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Replace each `ABSENT` value by the default in conf/, or remove the key if it has none.
+
+    An experiment lists values for some optimizers; under another one its keys stay as they are.
+    """
+    parts = [value for value in values.values() if isinstance(value, dict)]
+    if all(hydra_rules.ABSENT not in part.values() for part in (values, *parts)):
+        return values
+    root: Any = OmegaConf.to_container(OmegaConf.load(CONF / "train.yaml"))
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if not isinstance(value, dict):
+            given = {key: value}
+            found |= hydra_rules.without_absent(given, root)
+            continue
+        is_member = (CONF / key / f"{value.get('name')}.yaml").is_file()
+        defaults = values_of(key, value["name"]) if is_member else root.get(key, {})
+        found[key] = hydra_rules.without_absent(value, defaults)
+    return found
 
 
 def _hydra(config_name: str) -> initialize_config_dir:

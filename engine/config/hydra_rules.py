@@ -183,7 +183,7 @@ def times_k(value: float, *, _root_: Any) -> float:
 
 
 def by_optimizer(values: Mapping[str, Any], *, _root_: Any) -> Any:
-    """Return the value listed for the chosen optimizer, or `ABSENT`, which removes the key."""
+    """Return the value listed for the chosen optimizer, or `ABSENT`: the key's default."""
     _check_mapping("by_optimizer", values)
     return values.get(_root_.optimizer.name, ABSENT)
 
@@ -205,10 +205,7 @@ def _check_mapping(resolver: str, values: Any) -> None:
         raise UserError(f"${{{resolver}:{values}}}: must be pairs, ${{{resolver}:{{a: 1, b: 2}}}}")
 
 
-def without_absent(values: dict[str, Any]) -> dict[str, Any]:
-    """Return nested dictionaries without the keys whose value is `ABSENT`."""
-    return {
-        key: without_absent(value) if isinstance(value, dict) else value
-        for key, value in values.items()
-        if value != ABSENT
-    }
+def without_absent(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace `ABSENT` values by their defaults; remove the keys that have none."""
+    filled = {k: defaults.get(k, ABSENT) if v == ABSENT else v for k, v in values.items()}
+    return {key: value for key, value in filled.items() if value != ABSENT}

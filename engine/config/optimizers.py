@@ -91,9 +91,7 @@ class LARSConfig(SGDConfig):
         "update rule to use; it gives the value of each key below that is null", default="paper"
     )
     trust_coefficient: NotNegative | None = key("eta in the paper", default=None)
-    eps: NotNegative | None = key(
-        "added to the denominator: the trust ratio's (lars), the update's (adamw)", default=None
-    )
+    eps: NotNegative | None = key("added to the trust ratio's denominator", default=None)
     trust_norm: Literal["separate", "decayed"] | None = key(
         "denominator of the trust ratio: |g| + decay |w| (separate) or |g + decay w| (decayed)",
         default=None,
@@ -125,7 +123,7 @@ class AdamWConfig(OptimizerConfig):
     name: Literal["adamw"]
     beta1: Momentum = key("decay of the average of gradients")
     beta2: Momentum = key("decay of the average of squared gradients")
-    eps: Positive = key("added to the denominator: the trust ratio's (lars), the update's (adamw)")
+    eps: Positive = key("added to the denominator of the update")
 
     @property
     def state_tensors(self) -> int:

@@ -17,13 +17,15 @@ from typing import Any
 
 import yaml
 
-from engine.config.compose import CONF
+from engine.config.compose import CONF, values_of
 from engine.config.keys import MEANING
 from engine.config.parse import allowed_values, key_types
 
 WIDTH = 100
 # The column of `--help` in which meanings begin.
 INDENT = 24
+# This many members that agree on a default are not named one by one.
+MANY = 3
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,15 @@ class Option:
         return f"{self.group}.{self.name}" if self.group else self.name
 
     def describe_defaults(self) -> str:
-        """Return the default, or each member's; one that several members share comes unnamed.
+        """Return the default, or each member's; one that most of many share comes first, unnamed.
 
-        >>> Option("data", "root", "", "", {"a": "x", "b": "x", "c": "y"}).describe_defaults()
-        'x, c y'
+        >>> Option("data", "root", "", "", {"a": 1, "b": 1, "c": 1, "d": 2}).describe_defaults()
+        '1, d 2'
         """
         texts = {member: as_typed(value) for member, value in self.defaults.items()}
         if len(set(texts.values())) > 1:
             counts = Counter(texts.values()).most_common(1)
-            common = [text for text, count in counts if count > 1]
+            common = [text for text, count in counts if count >= MANY and count > len(texts) / 2]
             others = [f"{name} {text}" for name, text in texts.items() if text not in common]
             return ", ".join([*common, *others])
         return next(iter(texts.values()))
@@ -136,16 +138,6 @@ def as_typed(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def values_of(group: str, member: str) -> dict[str, Any]:
-    """Read the values of a group's member from conf/, including those of the files it extends."""
-    folder = CONF / group
-    values = yaml.safe_load((folder / f"{member}.yaml").read_text(encoding="utf-8"))
-    below = [name.partition("@")[0] for name in values.pop("defaults", ()) if name != "_self_"]
-    for name in below:
-        values = values_of(group, name) | values
-    return dict(values)
-
-
 def _root_options(config: Any, root: Mapping[str, Any], group: str = "") -> Iterator[Option]:
     """Yield the keys at the root, and those of groups that have no members (`clip.norm`)."""
     hints = key_types(config)
@@ -161,26 +153,23 @@ def _root_options(config: Any, root: Mapping[str, Any], group: str = "") -> Iter
 
 
 def _group_options(config: Any, root: Mapping[str, Any]) -> Iterator[Option]:
-    """Yield the keys of the groups that have members, each key once."""
+    """Yield the keys of the groups that have members.
+
+    A key comes once, or several times if it means something else in other members.
+    """
     hints = key_types(config)
     for group, members in group_members(config).items():
-        found: dict[str, Option] = {}
+        found: dict[tuple[str, ...], Option] = {}
         for member in _classes(hints[group]):
             member_hints = key_types(member)
             for field in dataclasses.fields(member):
                 if field.name == "name":
                     continue
-                option = found.setdefault(
-                    field.name,
-                    Option(
-                        group, field.name, field.metadata[MEANING],
-                        allowed_values(member_hints[field.name]), {}, len(members),
-                    ),
-                )  # fmt: skip
+                allowed = allowed_values(member_hints[field.name])
+                what = (field.name, field.metadata[MEANING], allowed)
+                option = found.setdefault(what, Option(group, *what, {}, len(members)))
                 defaults = {n: values_of(group, n)[field.name] for n in _names(member)}
-                found[field.name] = dataclasses.replace(
-                    option, defaults={**option.defaults, **defaults}
-                )
+                found[what] = dataclasses.replace(option, defaults={**option.defaults, **defaults})
         yield from found.values()
 
 

@@ -47,14 +47,14 @@ class Known:
     classes: how many it has.
     sizes: images of the training and of the test split.
     read: reads one split from the data set's directory.
-    torchvision: the class of torchvision.datasets that downloads it, if one does.
-    folder: the folder that this class makes in the directory.
+    downloads: calls of torchvision.datasets that download it into `root`, none if nothing does.
+    folder: the folder in `root` that these calls make.
     """
 
     classes: int
     sizes: tuple[int, int]
     read: Callable[[Path, str], "Decoded"]
-    torchvision: str = ""
+    downloads: Sequence[str] = ()
     folder: str = ""
 
 
@@ -98,18 +98,22 @@ def draw_synthetic(root: Path, split: str) -> Decoded:
 
 SYNTHETIC_SIZES = (50_000, 10_000)
 KNOWN = {
-    "cifar10": Known(10, (50_000, 10_000), read_cifar10, "CIFAR10", "cifar-10-batches-py"),
-    "cifar100": Known(100, (50_000, 10_000), read_cifar100, "CIFAR100", "cifar-100-python"),
+    "cifar10": Known(
+        10, (50_000, 10_000), read_cifar10, ["CIFAR10(root, download=True)"], "cifar-10-batches-py"
+    ),
+    "cifar100": Known(
+        100, (50_000, 10_000), read_cifar100, ["CIFAR100(root, download=True)"], "cifar-100-python"
+    ),
     "synthetic": Known(10, SYNTHETIC_SIZES, draw_synthetic),
 }
 # torchvision checks an archive's MD5 and then unpacks whatever is in it. The filter, Python's own
 # since 3.12 and 3.11.4, refuses members that lie outside of the folder or link there.
 DOWNLOAD = """\
 import sys, tarfile
-from torchvision.datasets import {kind}
+from torchvision.datasets import *
 if hasattr(tarfile, "data_filter"):
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
-{kind}(sys.argv[1], download=True)
+root = sys.argv[1]
 """
 
 
@@ -304,7 +308,7 @@ def _read_known(name: str, known: Known, root: Path) -> dict[str, Any]:
 
     torchvision checks the MD5 of each file before it opens it.
     """
-    if not known.torchvision:
+    if not known.downloads:
         note(f"drawing the {name} data set (once)")
     decoded: dict[str, Any] = {}
     for split in SPLITS:
@@ -333,10 +337,11 @@ def _download(config: DownloadedDataConfig, known: Known, root: Path) -> Path:
     if os.path.lexists(root) and not root.is_dir():
         raise key_error("data.root", config.root, "must be a directory")
     existing = next(parent for parent in (root, *root.absolute().parents) if parent.is_dir())
-    note(f"downloading {known.torchvision} to {root} (once)")
+    note(f"downloading {config.name} to {root} (once)")
     try:
         with tempfile.TemporaryDirectory(dir=existing, prefix=".download-") as temporary:
-            command = [sys.executable, "-c", DOWNLOAD.format(kind=known.torchvision), temporary]
+            code = "\n".join([DOWNLOAD, *known.downloads])
+            command = [sys.executable, "-c", code, temporary]
             limit = config.download_seconds
             try:
                 subprocess.run(

@@ -180,7 +180,7 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
         members.setdefault(json.dumps(chosen, sort_keys=True), []).append(record)
     group = [json.loads(chosen) for chosen in members]
 
-    def place(row: Row) -> tuple[str, int, float, int]:
+    def place(row: Row) -> tuple[tuple[int, str], int, float, int]:
         rate = row.choices.get("optimizer.base_lr", 0.0)
         return (optimizer_order(row.optimizer), row.batch, rate, row.setting.count("="))
 

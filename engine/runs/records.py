@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from engine.config.optimizers import TITLES
 from engine.config.schema import Config, check_group_name
 from engine.errors import UserError, key_error
 from engine.system.files import read_json_lines
@@ -181,7 +182,7 @@ def load_records(group: str) -> list[Record]:
         if record.counted or name not in records or begun_afresh(directory.parent.parent):
             records[name] = record
 
-    def place(record: Record) -> tuple[str, int, float, int, str]:
+    def place(record: Record) -> tuple[tuple[int, str], int, float, int, str]:
         s, rate = record.summary, record.choices.get("optimizer.base_lr", 0.0)
         return (optimizer_order(s["optimizer"]), s["batch"], rate, s["seed"], s["run"])
 
@@ -223,6 +224,7 @@ def _command(directory: Path) -> str | None:
     return command_of([str(o) for o in overrides]) if isinstance(overrides, list) else None
 
 
-def optimizer_order(name: str) -> str:
-    """Put the baseline's optimizer first."""
-    return "" if name == "sgd" else name
+def optimizer_order(name: str) -> tuple[int, str]:
+    """Return the place of an optimizer in tables: the baseline's first, unknown ones last."""
+    known = list(TITLES)
+    return (known.index(name) if name in known else len(known), name)

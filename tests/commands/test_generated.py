@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.config.options import group_members
 from engine.config.parse import Pattern, known_keys
 from engine.config.schema import Config
 from engine.data import sources, synthetic
@@ -36,10 +37,7 @@ QUICK = {
     "threads": st.just(1),
 }
 # The members of groups, and choices that do not exist.
-CHOICES = {
-    "optimizer": ["sgd", "lars"],
-    "scheduler": ["polynomial", "multistep", "cosine", "constant", "onecycle"],
-}
+CHOICES = {group: group_members(Config)[group] for group in ("optimizer", "scheduler")}
 ABSENT = ["optimizer=adam", "scheduler=", "scheduler=../sgd", "model=resnet9", "data=mnist",
         "hydra/launcher=nowhere", "+experiment=nowhere", "+model=resnet8"]  # fmt: skip
 ODD = [

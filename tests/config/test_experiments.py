@@ -166,3 +166,15 @@ def test_attempt_5_peaks_at_the_searched_rates(optimizer, clip, peaks):
         attempt("attempt5", f"optimizer={optimizer}", "batch=128")
     given = ("optimizer.base_lr=1", "optimizer.momentum=0.9")
     assert attempt("attempt5", f"optimizer={optimizer}", "batch=128", *given).batch == 128
+
+
+def test_an_optimizer_that_an_experiment_does_not_list_keeps_its_own_defaults():
+    alone = config("optimizer=adamw")
+    for name in ("ladder", "attempt5"):
+        made = config(f"+experiment={name}", "optimizer=adamw", "batch=4096")
+        assert made.optimizer.base_lr == alone.optimizer.base_lr == 1e-3
+        assert made.optimizer.weight_decay == 0.05
+        assert made.clip.norm is None
+    # The study's attempts give one rate for every optimizer.
+    made = config("+experiment=attempt1", "optimizer=adamw")
+    assert (made.optimizer.base_lr, made.optimizer.weight_decay) == (0.05, 0.05)

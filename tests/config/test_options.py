@@ -26,13 +26,24 @@ def test_every_key_has_a_meaning_and_a_default(config, name):
 def test_a_members_own_key_and_default_are_shown():
     listed = {option.key: option for option in list_options(Config, "train")}
     assert listed["optimizer.trust_clip"].describe_members() == "lars"
-    assert listed["optimizer.momentum"].describe_members() == ""
+    assert listed["optimizer.base_batch"].describe_members() == ""
     rate = listed["optimizer.base_lr"].describe_defaults().split(", ")
     assert {"sgd 0.1", "lars 4"} <= set(rate)
     assert listed["scheduler.warmup_fraction"].describe_defaults() == "0.1, onecycle 0.3"
     assert listed["data.root"].describe_defaults() == (
-        ".data, image_folder null, synthetic .data/synthetic"
+        "cifar10 .data, cifar100 .data, image_folder null, synthetic .data/synthetic"
     )
+
+
+def test_a_key_with_another_meaning_in_another_member_is_listed_for_each():
+    listed = [o for o in list_options(Config, "train") if o.key == "optimizer.eps"]
+    assert [(o.describe_members(), o.describe_defaults()) for o in listed] == [
+        ("lars", "null"), ("adamw", "1e-08"),
+    ]  # fmt: skip
+    meanings = [option.meaning for option in listed]
+    texts = {path.stem: text for path, text in scripts.options.render().items()}
+    assert f"eps: null  # {meanings[0]}\n" in texts["lars"]
+    assert f"eps: 1e-8  # {meanings[1]}\n" in texts["adamw"]
     assert listed["clip.norm"].describe_defaults() == "null"
 
 

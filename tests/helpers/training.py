@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from engine.config.optimizers import TITLES
 from engine.config.schema import ModelConfig
 from engine.data.augment import Normalization, TrainingImages
 from engine.data.dataset import Dataset, Split
@@ -16,9 +17,7 @@ from tests.helpers.runs import config
 
 # Overrides for training steps that a CUDA graph can capture, by name.
 SETTINGS = {
-    "sgd": ["optimizer=sgd"],
-    "lars": ["optimizer=lars"],
-    "adamw": ["optimizer=adamw"],
+    **{name: [f"optimizer={name}"] for name in TITLES},
     "lars, nesterov": ["optimizer=lars", "optimizer.nesterov=true"],
     "lars, as timm": ["optimizer=lars", "optimizer.variant=timm"],
     "clipping": ["optimizer=sgd", "clip.norm=0.5", "clip.value=0.1"],

@@ -57,7 +57,7 @@ def test_the_command_writes_and_prints_a_rate(small, workplace, lr_range_command
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("optimizer=adam", "optimizer=adam: must be one of lars, sgd"),
+        ("optimizer=adam", "optimizer=adam: must be one of adamw, lars, sgd"),
         ("batch=121", "batch=121: must be at most the training split's 120 images"),
         ("range.steps=5", "range.steps=5: must be a whole number at least 20"),
         ("range.low=abc", "range.low=abc: must be a number above 0 or null"),
