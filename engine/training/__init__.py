@@ -1,1 +1,1 @@
-"""One run's training: plan, model, step, epochs, evaluation, checkpoint."""
+"""Training of one run: plan, model, optimizer step, epochs, evaluation and checkpoints."""

@@ -1,4 +1,7 @@
-"""Name to model, optimizer, average: plain dictionaries, nothing imported by name."""
+"""Build the model, the optimizer and the weight average that a configuration names.
+
+Names are looked up in dictionaries; nothing is imported by name.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -13,16 +16,20 @@ from engine.config import schema as c
 from engine.training.ema import Average
 from lars import LARS, parameter_groups
 
-# The names are those of functions in `models`.
+# Each name is a function of `models`.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     name: getattr(models, name) for name in get_args(c.ModelName)
 }
 
 
 def build_model(config: c.ModelConfig, num_classes: int, sync_bn: bool = False) -> nn.Module:
-    """Make a network with the initial weights that the present random state gives.
+    """Return a model whose initial weights are drawn from torch's current random state.
 
-    sync_bn: its batch norms take their statistics over all ranks.
+    Args:
+        config: the model's configuration.
+        num_classes: number of logits.
+        sync_bn: compute batch-norm statistics over all ranks.
+
     """
     model = MODELS[config.name](
         num_classes=num_classes, zero_init_residual=config.zero_init_residual
@@ -38,7 +45,10 @@ def build_model(config: c.ModelConfig, num_classes: int, sync_bn: bool = False) 
 
 
 def initialize_he(model: nn.Module) -> None:
-    """Draw every convolution and linear weight by kaiming_uniform_ (He et al. 2015)."""
+    """Draw the weights of all convolutions and linear layers by kaiming_uniform_ (He et al. 2015).
+
+    Biases and batch norm stay as they are.
+    """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
@@ -47,7 +57,15 @@ def initialize_he(model: nn.Module) -> None:
 def build_optimizer(
     config: o.OptimizerConfig, clip: c.ClipConfig, model: nn.Module, peak_lr: float
 ) -> Optimizer:
-    """Make the optimizer over the model's parameter groups; its rate is the schedule's peak."""
+    """Return the optimizer over the model's parameter groups.
+
+    Args:
+        config: the optimizer's configuration.
+        clip: bounds on the gradient, which LARS applies itself.
+        model: the model, already on its device.
+        peak_lr: learning rate of the groups, the peak of the schedule.
+
+    """
     groups = parameter_groups(
         model,
         config.weight_decay,
@@ -55,7 +73,7 @@ def build_optimizer(
         adapt=getattr(config, "adapt", "weights"),
         bias_lr_scale=config.bias_lr_scale,
     )
-    # torch's own fused kernels; other devices have none.
+    # torch has fused optimizer kernels on these devices only.
     fused = next(model.parameters()).device.type in ("cpu", "cuda", "mps")
     return OPTIMIZERS[config.name](groups, config, peak_lr, clip, fused)
 
@@ -63,14 +81,14 @@ def build_optimizer(
 def build_sgd(
     groups: list[dict[str, Any]], config: o.SGDConfig, lr: float, clip: c.ClipConfig, fused: bool
 ) -> Optimizer:
-    """Make torch's SGD."""
+    """Return torch's SGD; `clip` is not used, because the training step clips."""
     return SGD(groups, lr, **same_options(SGD, config), fused=fused)
 
 
 def build_lars(
     groups: list[dict[str, Any]], config: o.LARSConfig, lr: float, clip: c.ClipConfig, fused: bool
 ) -> Optimizer:
-    """Make LARS, which clips by itself, from norms that it computes anyway."""
+    """Return LARS, which clips with gradient norms that it computes anyway."""
     options = same_options(LARS, config) | {"clip_norm": clip.norm, "clip_value": clip.value}
     return LARS(groups, lr, **options)
 
@@ -82,8 +100,8 @@ def build_adamw(
     return AdamW(groups, lr, (config.beta1, config.beta2), config.eps, fused=fused)
 
 
-# Each is called with the groups, the keys, the peak rate, the bounds on the gradient and whether
-# torch's fused kernels can be had.
+# Each builder takes the parameter groups, the optimizer's configuration, the peak learning rate,
+# the bounds on the gradient and whether torch has fused kernels on the device.
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": build_sgd,
     "lars": build_lars,
@@ -92,11 +110,14 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 
 
 def same_options(optimizer: Callable[..., Optimizer], config: o.OptimizerConfig) -> dict[str, Any]:
-    """Return the keys that an optimizer takes under their own names; the groups have the rest."""
+    """Return the configuration fields that the optimizer's constructor takes under the same name.
+
+    `weight_decay` and `adapt` are excluded, because the parameter groups set them.
+    """
     options = inspect.signature(optimizer).parameters.keys() & vars(config).keys()
     return {name: getattr(config, name) for name in sorted(options - {"weight_decay", "adapt"})}
 
 
 def build_ema(config: c.EMAConfig, model: nn.Module) -> Average | None:
-    """Make the moving average of a model's weights and buffers; None if it is off."""
+    """Return a moving average of a model's weights and buffers; None if no decay is configured."""
     return None if config.decay is None else Average(model, config.decay)

@@ -1,8 +1,9 @@
-"""A run's state on the disk: saved whole or not at all, loaded whole or not at all.
+"""Save and load a run's state; no checkpoint is ever saved or loaded in part.
 
-Order and augmentation are drawn from seed and epoch (data/augment.py), so the epoch and the steps
-done in it are all that a resume needs of them; torch's random states are kept for models that draw
-while they train. The file ends in a checksum; the one before it is kept until the run is finished.
+Sample order and augmentation are functions of seed and epoch (data/augment.py), so a resume needs
+only the epoch and the number of steps done in it. torch's random states are saved for models that
+draw random numbers while they train. Each file ends in a SHA-256 checksum. The previous checkpoint
+is kept until the run finishes.
 """
 
 import contextlib
@@ -34,23 +35,41 @@ from engine.training.setup import Setup
 from engine.training.state import State, copied, is_finite
 
 FORMAT = "large-batch-cifar checkpoint"
-# Version 1 has neither checksum nor partial epoch; all else is the same.
+# Version 1 is version 2 without checksum and partial epoch.
 VERSION = 2
-# What must be finite, or the run has diverged.
+# Keys of the states that must be finite; otherwise the run has diverged.
 STATES = ("model", "optimizer", "ema")
 CPU = torch.device("cpu")
-START_OVER = "resume=false starts afresh"
-# What a state that was made by other code, or damaged, may raise where it is put to use.
+START_OVER = "resume=false starts from scratch"
+# Errors that loading a damaged state, or one from other code, can raise.
 MISFITS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 class DamagedCheckpoint(UserError):
-    """The file is missing, cut short, altered, or no checkpoint at all."""
+    """The file is missing, truncated, altered or not a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds; `epoch` counts the finished epochs, `partial` is the next."""
+    """The content of a checkpoint file.
+
+    Attributes:
+        path: the file.
+        config: configuration of the run that saved it.
+        classes: names of the data set's classes.
+        normalization: mean and standard deviation of the training split.
+        epoch: number of finished epochs.
+        history: one row per finished epoch, as in metrics.jsonl.
+        diverged: True if the run has diverged.
+        model: state_dict of the model.
+        optimizer: state_dict of the optimizer.
+        scheduler: state_dict of the learning-rate schedule.
+        random_states: torch's random states, of the CPU and of each CUDA device.
+        ema: state_dict of the weight average; None if the run keeps none.
+        noise_scale: state_dict of `NoiseScale`; None if the run does not estimate it.
+        partial: the steps done of the next epoch; None between epochs.
+
+    """
 
     path: Path
     config: Config
@@ -68,7 +87,7 @@ class Checkpoint:
     partial: PartialEpoch | None
 
     def describe(self) -> str:
-        """Say how far the run had come."""
+        """Return the position of the run as text."""
         text = f"after epoch {self.epoch} of {self.config.epochs}"
         if self.partial is None:
             return text
@@ -76,35 +95,35 @@ class Checkpoint:
         return f"{text} and step {done} of {steps} of the next"
 
     def resume(self, setup: Setup, state: State) -> Progress:
-        """Put what is saved into a new state, and return how far the run had come.
+        """Load the saved state into a new state and return the run's progress.
 
-        Raises UserError where the training images are not those that the run began with, or where
-        the state does not fit.
+        Raises UserError if classes or normalization differ from those of the saved run, or if the
+        state does not fit.
         """
         if setup.data.classes != self.classes:
             differ = differences("data.root", setup.data.classes, "the checkpoint", self.classes)
-            allowed = f"began with other classes; {differ}; {START_OVER}"
+            allowed = f"was saved with other classes; {differ}; {START_OVER}"
             raise key_error("checkpoint", self.path, allowed)
         if setup.normalization != self.normalization:
-            allowed = f"began with other images of the same classes; {START_OVER}"
+            allowed = f"was saved with other training images of the same classes; {START_OVER}"
             raise key_error("checkpoint", self.path, allowed)
         self.restore(state)
         return Progress(self.config.epochs, self.history, self.partial, self.diverged)
 
     def restore(self, state: State) -> None:
-        """Put what is saved into a new state; raise UserError where it does not fit."""
+        """Load the saved state into a new state; raise UserError if it does not fit."""
         self.restore_model(state.model)
         try:
             state.optimizer.load_state_dict(self.optimizer)
             state.scheduler.load_state_dict(self.scheduler)
-            # A run with an average has it in every checkpoint: without it, the file is no fit.
+            # A run with a weight average saves it in every checkpoint. A file without one raises.
             if state.ema is not None:
                 state.ema.load_state_dict(self.ema or {})
             if state.noise is not None:
                 state.noise.load_state_dict(self.noise_scale or {})
             torch.set_rng_state(self.random_states["cpu"])
             if torch.cuda.is_available() and self.random_states["cuda"]:
-                # The run may have begun where there were more GPUs.
+                # The run may have started on a machine with more GPUs.
                 states = self.random_states["cuda"][: torch.cuda.device_count()]
                 torch.cuda.set_rng_state_all(states)
         except MISFITS as error:
@@ -112,7 +131,10 @@ class Checkpoint:
             raise key_error("checkpoint", self.path, allowed) from error
 
     def restore_evaluated(self, model: nn.Module) -> None:
-        """Put in what the run's accuracy is of: the weights' average where it kept one."""
+        """Load the weights that the run's accuracy is measured with: the average if it keeps one.
+
+        Raises UserError if they do not fit.
+        """
         if self.config.ema.decay is None:
             return self.restore_model(model)
         prefix = "module."
@@ -122,20 +144,28 @@ class Checkpoint:
         return self.restore_model(model, state)
 
     def restore_model(self, model: nn.Module, state: dict[str, Any] | None = None) -> None:
-        """Put the weights and buffers into a model; raise UserError where they do not fit."""
+        """Load weights and buffers into a model; raise UserError if they do not fit.
+
+        Args:
+            model: the model to load into.
+            state: what to load; None is the saved model.
+
+        """
         try:
             model.load_state_dict(self.model if state is None else state)
         except MISFITS as error:
             name = self.config.model.name
-            raise key_error("checkpoint", self.path, f"holds another model than {name}") from error
+            allowed = f"its weights do not fit model={name}"
+            raise key_error("checkpoint", self.path, allowed) from error
 
 
 @contextlib.contextmanager
 def background_writes() -> Iterator[Callable[[Callable[[], None]], None]]:
-    """Yield what calls a function next to training: on a GPU a write takes as long as an epoch.
+    """Yield a function that runs the function it is given in a background thread.
 
-    One function runs at a time, and the block is left once the last is done. What stopped one is
-    raised by the next call or on leaving, whatever else was under way.
+    On a GPU a write can take as long as an epoch, so training does not wait for it. Writes run one
+    at a time, and the context exits when the last one has finished. An error in a write is raised
+    by the next call or on exit, even while another exception leaves the context.
     """
     under_way: list[Future[None]] = []
 
@@ -159,10 +189,18 @@ def save_checkpoint(
     progress: Progress,
     write: Callable[[Callable[[], None]], None] = lambda function: function(),
 ) -> None:
-    """Write everything a resume needs; the file before is kept as `previous_of` it.
+    """Save everything that a resume needs; keep the existing file at `previous_of(path)`.
 
-    write: of `background_writes`, to write it next to training; what it holds is copied before this
-    returns. Raises OSError, then that of an earlier call.
+    Raises OSError if the file cannot be written. In the background that is the error of an earlier
+    call.
+
+    Args:
+        path: the checkpoint file.
+        setup: parts of the run that training does not change.
+        state: parts of the run that training changes; copied before this returns.
+        progress: finished epochs and partial epoch; copied before this returns.
+        write: calls the function that writes the file, such as that of `background_writes`.
+
     """
     partial = progress.part
     content = state.copy() | {
@@ -181,7 +219,7 @@ def save_checkpoint(
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint; the one before stays where it is until this was read back."""
+    """Write a checkpoint and read it back; only then move the existing one to `previous_of`."""
 
     def keep_previous(written: Path) -> None:
         check_written(written)
@@ -196,10 +234,15 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_latest(path: Path, start_over: bool = False) -> Checkpoint | None:
-    """Read a run's checkpoint, or the one before where it is damaged; None where there is neither.
+    """Return a run's checkpoint, or the previous one if it is damaged; None if neither exists.
 
-    What is damaged is replaced, so that it cannot become the one before. Raises UserError where no
-    file is whole, unless the command would as soon `start_over`.
+    The previous file replaces a damaged one, so that the next save does not keep the damaged one.
+    Raises UserError if neither file can be used, or if a newer version wrote the file.
+
+    Args:
+        path: the checkpoint file.
+        start_over: return None, instead of raising, if both files are damaged.
+
     """
     previous = previous_of(path)
     if not path.exists() and not previous.exists():
@@ -213,7 +256,7 @@ def load_latest(path: Path, start_over: bool = False) -> Checkpoint | None:
     except DamagedCheckpoint as error:
         if start_over and not path.is_dir():
             return None
-        before = f", and so is {previous.name}" if previous.exists() else ""
+        before = f", and {previous.name} cannot be used either" if previous.exists() else ""
         advice = "remove it" if path.is_dir() else START_OVER
         raise UserError(f"{damage}{before}; {advice}") from error
     print(f"{damage}; {previous.name} is used instead", file=sys.stderr)
@@ -222,37 +265,42 @@ def load_latest(path: Path, start_over: bool = False) -> Checkpoint | None:
 
 
 def load_checkpoint(path: Path, device: torch.device = CPU) -> Checkpoint:
-    """Read a checkpoint; raise UserError where there is none, or something else, or a part of one.
+    """Read a checkpoint.
 
-    device: where its tensors come to lie; `restore` copies them to where a run computes.
+    Only tensors and plain values are unpickled (`weights_only`), so a file cannot run code. A file
+    with a wrong checksum is not unpickled at all. Raises DamagedCheckpoint if the file is missing,
+    damaged or not a checkpoint, and UserError if a newer version wrote it.
 
-    Only tensors and plain values are read (`weights_only`), so that no file can run code, and none
-    whose checksum disagrees.
+    Args:
+        path: the checkpoint file.
+        device: device of the tensors; `restore` copies them to the run's device.
+
     """
     if not path.is_file():
         raise _damaged(path, "is a directory" if path.is_dir() else "there is no such file")
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             summed = checksum_agrees(file)
-            # A foreign file gets its one line below; torch has more to say about pickles.
+            # torch warns about pickles at length; a foreign file gets its one-line error below.
             warnings.simplefilter("ignore")
             content = None
             if summed is not False:
                 content = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:
-        # A damaged archive fails in as many ways as it can be damaged.
+        # A damaged archive can raise almost any exception.
         raise _damaged(
-            path, f"cut short, damaged or no checkpoint ({type(error).__name__})"
+            path, f"is truncated, damaged or not a checkpoint ({type(error).__name__})"
         ) from error
     if summed is False:
-        raise _damaged(path, "is damaged (its checksum disagrees)")
+        raise _damaged(path, "is damaged (its checksum does not match)")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise _damaged(path, "is not a checkpoint of this project")
     version = content.get("version")
     if version not in (1, VERSION):
-        raise key_error("checkpoint", path, f"has format {version}; this version reads {VERSION}")
+        allowed = f"has format {version}; this version reads formats 1 to {VERSION}"
+        raise key_error("checkpoint", path, allowed)
     if summed is None and version == VERSION:
-        raise _damaged(path, "is damaged (its checksum is gone)")
+        raise _damaged(path, "is damaged (its checksum is missing)")
     try:
         saved = _read_content(path, content)
         whole = saved.epoch == len(saved.history) <= saved.config.epochs
@@ -262,7 +310,7 @@ def load_checkpoint(path: Path, device: torch.device = CPU) -> Checkpoint:
     if not whole:
         raise _damaged(path, f"is damaged (epoch {saved.epoch})")
     if summed is None:
-        print(f"checkpoint={path}: of an older version, without a checksum", file=sys.stderr)
+        print(f"checkpoint={path}: has the old format 1, without a checksum", file=sys.stderr)
     return saved
 
 
@@ -271,7 +319,7 @@ def _damaged(path: Path, what: str) -> DamagedCheckpoint:
 
 
 def _read_content(path: Path, content: dict[str, Any]) -> Checkpoint:
-    # Random states are the CPU's wherever the rest goes.
+    # torch accepts random states on the CPU only, whatever device the file was loaded to.
     states = content["random_states"]
     return Checkpoint(
         path=path,
@@ -280,7 +328,7 @@ def _read_content(path: Path, content: dict[str, Any]) -> Checkpoint:
         normalization=Normalization(tuple(content["mean"]), tuple(content["std"])),
         epoch=content["epoch"],
         history=content["history"],
-        # Of an older version, or stopped in the midst of an epoch, it may not know yet.
+        # An older version, or a run stopped within an epoch, may not have noticed the divergence.
         diverged=content["diverged"] or not is_finite(*(content.get(key) for key in STATES)),
         model=content["model"],
         optimizer=content["optimizer"],

@@ -1,8 +1,8 @@
 """A training step as one CUDA graph: captured after a few steps, replayed for each full batch.
 
-What a replay reads and writes lies at fixed addresses: the batch's indices, the epoch's draws and
-the learning rates are copied there first. Steps that differ, an epoch's short last one and those
-whose layers are logged, are taken launch by launch, as are all where no graph can be captured.
+A replay reads and writes fixed addresses. The batch's indices, the epoch's draws and the learning
+rates are copied there first. Steps that differ from the captured one run eagerly: the short last
+batch of an epoch and steps that log layers. All steps run eagerly if the capture fails.
 """
 
 import sys
@@ -17,38 +17,41 @@ from engine.data.augment import EpochDraws
 from engine.system.runtime import Runtime
 
 T = TypeVar("T")
-# Libraries choose their kernels and ask for workspaces in the first steps of a shape.
+# In the first steps with a shape, libraries choose kernels and allocate workspaces.
 WARM_UP_STEPS = 3
 
 
 def captures(runtime: Runtime) -> bool:
-    """Tell whether a run's steps are captured: on one CUDA device."""
+    """Return True if the run's steps are captured: a single rank on a CUDA device."""
     return runtime.device.type == "cuda" and runtime.world_size == 1
 
 
 def capture(function: Callable[[], T]) -> tuple[Callable[[], None], T]:
-    """Capture what a function does on the device; return what does it again, and its result.
+    """Capture a function's work on the device; return the replay function and its result.
 
-    The result's tensors hold their values after a replay; while captured, nothing is computed.
+    The capture computes nothing: the result's tensors have values only after a replay.
     """
     graph = torch.cuda.CUDAGraph()
-    # Other threads of the process may do as they like meanwhile.
+    # thread_local lets other threads, such as a checkpoint write, make CUDA calls meanwhile.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = function()
     return graph.replay, result
 
 
 class StepGraph(Generic[T]):
-    """The graph of a step, once there is one."""
+    """A step that is captured as a graph after `WARM_UP_STEPS` full batches.
+
+    Args:
+        step: takes a whole step on a batch's indices, int64 [B], and an epoch's draws, and returns
+            tensors.
+        batch: size of a full batch; other batches are not replayed.
+        give_up: cleans up after a failed capture.
+
+    """
 
     def __init__(
         self, step: Callable[[Tensor, EpochDraws], T], batch: int, give_up: Callable[[], None]
     ) -> None:
-        """Wait for the first full batches before capturing.
-
-        step: takes a whole step on a batch's indices, int64 [B], and an epoch's draws; what it
-        returns are tensors. give_up: undoes what a capture that failed has left behind.
-        """
         self.step = step
         self.batch = batch
         self.give_up = give_up
@@ -57,7 +60,10 @@ class StepGraph(Generic[T]):
         self.captured: CapturedStep[T] | None = None
 
     def replay(self, index: Tensor, draws: EpochDraws) -> T | None:
-        """Take a step; return what it returns, valid until the next, or None where it cannot be."""
+        """Take a step by replay and return its result, or return None if it must run eagerly.
+
+        The result is valid until the next replay.
+        """
         if self.failed or len(index) != self.batch:
             return None
         if self.warm_up > 0:
@@ -71,7 +77,7 @@ class StepGraph(Generic[T]):
                 self.give_up()
                 reason = " ".join(str(error).split())
                 print(
-                    f"steps are taken launch by launch: no CUDA graph could be captured ({reason})",
+                    f"steps run eagerly: no CUDA graph could be captured ({reason})",
                     file=sys.stderr,
                 )
                 return None
@@ -79,19 +85,27 @@ class StepGraph(Generic[T]):
 
 
 class CapturedStep(Generic[T]):
-    """A graph, and what it reads and writes."""
+    """A captured graph with its input and output tensors.
+
+    Raises RuntimeError if the step cannot be captured.
+
+    Args:
+        step: as in `StepGraph`.
+        index: indices of a batch, int64 [B]; all later batches have the same size.
+        draws: crops and flips of the epoch.
+
+    """
 
     def __init__(
         self, step: Callable[[Tensor, EpochDraws], T], index: Tensor, draws: EpochDraws
     ) -> None:
-        """Capture a step on a batch like this one; raise RuntimeError where that cannot be."""
         self.index = index.clone()
         self.copied = draws
         self.draws = EpochDraws(draws.order, draws.crops.clone(), draws.flips.clone())
         self.run, self.result = capture(lambda: step(self.index, self.draws))
 
     def __call__(self, index: Tensor, draws: EpochDraws) -> T:
-        """Take a step; its result holds until the next."""
+        """Replay the step on a batch; the result is valid until the next call."""
         self.index.copy_(index)
         if draws is not self.copied:
             self.copied = draws
@@ -102,11 +116,12 @@ class CapturedStep(Generic[T]):
 
 
 def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
-    """Put the rates where a graph reads them anew at each replay; schedules then write them there.
+    """Make the learning rates tensors on the device, which every replay reads.
 
-    Before the first step: torch's fused SGD computes with a number in double, with a tensor in
-    fp32, and a resumed run is to go on as the one that was left alone. A checkpoint holds them as
-    numbers: graphs are this process's own.
+    Schedules then write into these tensors. Call this before the first step: torch's fused SGD
+    computes in double with a number and in fp32 with a tensor, and a resumed run must equal an
+    uninterrupted one. Checkpoints store numbers (`plain_state`), because a graph belongs to one
+    process.
     """
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(float(group["lr"]), device=device)
@@ -115,7 +130,7 @@ def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
 
 
 def plain_state(optimizer: Optimizer) -> dict[str, object]:
-    """Return an optimizer's state as it would be without a graph."""
+    """Return an optimizer's state_dict as it would be without `make_capturable`."""
     state = optimizer.state_dict()
     for group in state["param_groups"]:
         group["lr"] = float(group["lr"])

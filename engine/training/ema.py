@@ -1,4 +1,4 @@
-"""The moving average of a model's weights, evaluated beside them."""
+"""Exponential moving average of a model's weights, which is evaluated in addition to them."""
 
 import torch
 from torch import nn
@@ -8,26 +8,30 @@ from torch.optim.swa_utils import AveragedModel
 class Average(AveragedModel):
     """An exponential moving average of weights and buffers: old * decay + new * (1 - decay).
 
-    Batch norm's running statistics are averaged with the weights that they were measured under;
-    measuring them anew would take a pass over the training split at each evaluation. Its count of
-    steps is no quantity to average, and is copied. The first update copies everything.
+    Batch norm's running statistics are averaged too, because measuring them for the averaged
+    weights would take a pass over the training split at each evaluation. Integer buffers, such as
+    batch norm's step count, are copied. The first update copies everything.
 
-    torch's own update waits for a CUDA device at every step, so this has one of its own.
+    AveragedModel's update synchronizes with a CUDA device at every step, so this class replaces it.
+
+    Args:
+        model: the model, which is copied.
+        decay: weight of the old average, above 0 and below 1.
+
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """Copy the model."""
         super().__init__(model, use_buffers=True)
         self.decay = decay
 
     def update_parameters(self, model: nn.Module) -> None:
-        """Take in the model's weights after a step."""
+        """Update the average by the model's weights after a step."""
         self.move(model)
         self.n_averaged += 1
 
     @torch.no_grad()
     def move(self, model: nn.Module) -> None:
-        """Do the part of an update that is on the device."""
+        """Do the part of an update that runs on the device and that a CUDA graph can replay."""
         averaged = [*self.module.parameters(), *self.module.buffers()]
         present = [*model.parameters(), *model.buffers()]
         if int(self.n_averaged) == 0:

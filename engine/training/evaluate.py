@@ -1,4 +1,4 @@
-"""Loss and accuracy of a model on whole splits, and of each of their examples."""
+"""Loss and accuracy of a model on whole splits, per class and per example."""
 
 import dataclasses
 import math
@@ -19,15 +19,21 @@ EVALUATION_BATCH = 1000
 
 
 def chance(classes: int) -> float:
-    """Return the accuracy in % of a guess, which counts for a run that diverged."""
+    """Return the accuracy in % of a random guess, which is reported for a diverged run."""
     return 100.0 / classes
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation's outcome: mean loss; accuracy in %; accuracy of each class in %.
+    """The result of evaluating a model on one split.
 
-    losses, predictions: of each example, float32 and int64 [N], on the CPU.
+    Attributes:
+        loss: mean loss over the examples.
+        accuracy: accuracy in %.
+        per_class_accuracy: accuracy of each class in %; None for a class without examples.
+        losses: loss of each example, float32 [N], on the CPU.
+        predictions: predicted class of each example, int64 [N], on the CPU.
+
     """
 
     loss: float
@@ -39,7 +45,14 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Evaluations:
-    """What one epoch measured; `raw` is the weights' own where `test` is their average's."""
+    """The evaluations after one epoch.
+
+    Attributes:
+        test: result on the test split; None if there is none.
+        holdout: result on the hold-out split; None if there is none.
+        raw: results of the weights themselves, if `test` and `holdout` are those of their average.
+
+    """
 
     test: Evaluated | None
     holdout: Evaluated | None
@@ -47,18 +60,18 @@ class Evaluations:
 
     @property
     def finite(self) -> bool:
-        """Tell whether the losses are: after the last epoch, one that is not is a divergence.
+        """Return True if the losses are finite; after the last epoch, False is a divergence.
 
-        Before it, running statistics that lag behind may give one in a run that is well.
+        Before that, a healthy run can have an infinite loss while its running statistics lag.
         """
         return all(math.isfinite(split.loss) for split in (self.test, self.holdout) if split)
 
 
 def evaluate_splits(setup: Setup, state: State) -> Evaluations:
-    """Evaluate on the test split and the hold-out, where there are any.
+    """Evaluate on the test split and the hold-out split, if they exist.
 
-    The network is neither compiled nor distributed, so that val.py finds the same to the last bit.
-    With an average of the weights, that is what counts, and the weights are measured beside it.
+    The model is neither compiled nor distributed, so val.py gives bit-identical results. If the run
+    keeps a weight average, the average is evaluated, and the weights themselves are in `raw`.
     """
     raw = _evaluate_splits(setup, state.model)
     if state.ema is None:
@@ -80,13 +93,22 @@ def _evaluate_splits(setup: Setup, model: nn.Module) -> Evaluations:
 def evaluate(
     model: nn.Module, split: Split, normalization: Normalization, classes: int, runtime: Runtime
 ) -> Evaluated:
-    """Measure loss and accuracy on a whole split, in batches of `EVALUATION_BATCH`.
+    """Return loss and accuracy on a whole split, evaluated in batches of `EVALUATION_BATCH`.
 
-    The ranks take turns at the batches of one process, so that each picture's outcome is the same.
+    The ranks take turns at the batches that one process would evaluate, so the result of each image
+    does not depend on the number of ranks.
+
+    Args:
+        model: the model on the run's device; it is switched to evaluation mode.
+        split: images and labels, at least one.
+        normalization: mean and standard deviation of the training split.
+        classes: number of classes.
+        runtime: device, precision and ranks.
+
     """
     model.eval()
     loss = torch.zeros((), device=runtime.device)
-    # One row a class: examples, and those of them classified right.
+    # Examples of each class, and correctly classified examples of each class.
     counts = torch.zeros(2, classes, dtype=torch.int64, device=runtime.device)
     losses = torch.zeros(len(split), device=runtime.device)
     predictions = torch.zeros(len(split), dtype=torch.int64, device=runtime.device)

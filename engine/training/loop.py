@@ -1,10 +1,9 @@
-"""One epoch of training: where the time goes, and all that comes of it.
+"""Train one epoch and collect its metrics.
 
-Sums stay on the device; the host reads them at an epoch's end, and on CUDA at every
-`CHECK_EVERY` steps to see a divergence. Divergence is returned, not raised. A run that stops
-between two steps keeps the sums of the part that is done, which become the epoch's row and curves;
-weights, optimizer and schedule are the checkpoint's; order and augmentation follow from seed and
-epoch.
+Sums stay on the device. The host reads them every `CHECK_EVERY` steps on CUDA, every step on the
+CPU, and at the end of the epoch, to detect divergence. Divergence is returned, not raised. A run
+that stops between two steps keeps the sums of the steps done (`PartialEpoch`), from which a resumed
+run makes the epoch's row and curves.
 """
 
 import dataclasses
@@ -28,17 +27,23 @@ from lars import LARS
 from schedulers import WarmupLR
 
 CHECK_EVERY = 50
-# LARS' telemetry after one step: that step, and by parameter name its figures as 0-d tensors.
+# LARS' telemetry of one step: the step's number, then 0-d tensors by parameter name and statistic.
 LayerStatistics = tuple[int, dict[str | int, dict[str, Tensor]]]
 
 
 @dataclass
 class PartialEpoch:
-    """An epoch's sums after `len(rates)` of its steps.
+    """An epoch's metrics after `len(rates)` of its S steps; tensors are 0 beyond these.
 
-    losses, gradient_norms: float32 [steps of the epoch]; noise: float32 [steps, 3], the sums of
-    `NoiseScale`; all are 0 beyond the steps done. correct: int64 [], examples classified right.
-    seconds: of training steps.
+    Attributes:
+        losses: mean loss of each step's batch, float32 [S].
+        gradient_norms: gradient norm of each step before clipping, float32 [S].
+        noise: the sums of `NoiseScale` after each step, float32 [S, 3].
+        correct: number of correctly classified examples, int64 [].
+        rates: learning rate of each step done.
+        layers: LARS' telemetry of the logged steps.
+        seconds: duration of the steps done.
+
     """
 
     losses: Tensor
@@ -51,7 +56,7 @@ class PartialEpoch:
 
     @classmethod
     def of_no_steps(cls, steps: int, device: torch.device) -> "PartialEpoch":
-        """Begin an epoch of so many steps."""
+        """Return an epoch of `steps` steps of which none is done."""
         return cls(
             losses=torch.zeros(steps, device=device),
             gradient_norms=torch.zeros(steps, device=device),
@@ -60,13 +65,16 @@ class PartialEpoch:
         )
 
     def to(self, device: torch.device) -> "PartialEpoch":
-        """Return it with its sums on a device."""
+        """Return a copy whose tensors are on `device`."""
         names = ("losses", "gradient_norms", "noise", "correct")
         moved = {name: getattr(self, name).to(device) for name in names}
         return dataclasses.replace(self, **moved)
 
     def is_finite(self, steps: slice) -> bool:
-        """Tell whether the losses and gradients of some steps are; one read of the device."""
+        """Return True if the losses and gradient norms of `steps` are finite.
+
+        This synchronizes with the device once.
+        """
         return bool(torch.isfinite(self.losses[steps] + self.gradient_norms[steps]).all())
 
     def state_dict(self) -> dict[str, Any]:
@@ -76,9 +84,14 @@ class PartialEpoch:
 
 @dataclass
 class Progress:
-    """How far a run of `epochs` has come.
+    """The progress of a run.
 
-    history: a row for each finished epoch, as in metrics.jsonl; part: what is done of the next.
+    Attributes:
+        epochs: number of epochs of the whole run.
+        history: one row per finished epoch, as in metrics.jsonl.
+        part: the steps done of the next epoch; None between epochs.
+        diverged: True if the run has diverged.
+
     """
 
     epochs: int
@@ -88,22 +101,32 @@ class Progress:
 
     @property
     def epoch(self) -> int:
-        """Return the epoch to train next, counted from 1."""
+        """Return the number of the next epoch, counted from 1."""
         return len(self.history) + 1
 
     @property
     def over(self) -> bool:
-        """Return True if nothing is left to train."""
+        """Return True if the run is complete or has diverged."""
         return self.diverged or len(self.history) == self.epochs
 
 
 @dataclass(frozen=True)
 class TrainedEpoch:
-    """An epoch's outcome; loss and accuracy are None where it diverged.
+    """The metrics of a trained epoch.
 
-    loss: mean over the examples seen; accuracy: % of them; seconds: training steps alone;
-    last_step: optimizer steps since the start of the run; losses, rates, gradient_norms, and noise
-    where it is estimated: one value a step.
+    Attributes:
+        loss: mean over the examples seen; None if the epoch diverged.
+        accuracy: in % of the examples seen; None if the epoch diverged.
+        seconds: duration of the training steps, without evaluation.
+        images: number of examples seen.
+        last_step: optimizer steps since the start of the run.
+        losses: mean loss of each step's batch.
+        rates: learning rate of each step.
+        gradient_norms: gradient norm of each step before clipping.
+        diverged: True if a loss, a gradient or the state is not finite.
+        layers: LARS' telemetry of the logged steps.
+        noise: estimate after each step; empty if the run does not estimate it.
+
     """
 
     loss: float | None
@@ -122,7 +145,16 @@ class TrainedEpoch:
     def of(
         cls, part: PartialEpoch, sizes: Sequence[int], first_step: int, diverged: bool, noise: bool
     ) -> "TrainedEpoch":
-        """Sum up an epoch's steps of these batch sizes; noise: whether it was estimated."""
+        """Return the metrics of an epoch's steps.
+
+        Args:
+            part: the steps' metrics.
+            sizes: batch size of each step done.
+            first_step: optimizer steps of the run before this epoch.
+            diverged: True if the epoch diverged; its last noise estimate is then left out.
+            noise: True if the run estimates the noise scale.
+
+        """
         done, images = len(sizes), sum(sizes)
         losses = part.losses.tolist()[:done]
         total = sum(loss * size for loss, size in zip(losses, sizes, strict=True))
@@ -150,15 +182,25 @@ def train_epoch(
     begun: PartialEpoch | None = None,
     pause: Callable[[], bool] = lambda: False,
 ) -> TrainedEpoch | PartialEpoch:
-    """Train one pass over the split, the ragged last batch included.
+    """Train one pass over the split, the short last batch included.
 
-    Where `pause` says so, before a step or after the last, what is done by then is returned; the
-    epoch goes on from there as `begun`. Each rank takes its part of each batch; the outcome is that
-    of all, and alike on all of them. Every `log_layers_every` steps of the run, LARS' figures for
-    each layer are kept.
+    Each rank trains on its part of each batch; the result covers all ranks and is the same on all.
+    On the CPU every step's loss and gradient are checked before the update, so no update uses
+    values that are not finite. On CUDA the host checks every `CHECK_EVERY` steps, because each
+    check waits for the device.
 
-    An update is made from finite gradients only: on the CPU every step is checked before it, on
-    CUDA the host looks every `CHECK_EVERY` steps, so as not to wait for the device at each.
+    Args:
+        step: the run's optimizer step.
+        scheduler: the run's learning-rate schedule; `last_epoch` counts the steps done.
+        draws: sample order and augmentation of the epoch.
+        title: text in front of the progress bar.
+        log_layers_every: keep LARS' per-layer telemetry of every step of the run whose number is a
+            multiple of this; None keeps none.
+        begun: the steps already done; the epoch resumes after them.
+        pause: called before a step and after the last one. If it returns True on any rank, the
+            epoch stops there and is returned as a PartialEpoch. Several ranks call it only at the
+            start and after each check.
+
     """
     step.model.train()
     plan, runtime, optimizer = step.plan, step.runtime, step.optimizer
@@ -166,7 +208,7 @@ def train_epoch(
     part = begun or PartialEpoch.of_no_steps(len(batches), runtime.device)
     part = part.to(runtime.device)
     begun_at = looked_at = len(part.rates)
-    # What was done before counts on one rank alone: at the end the ranks' counts are added.
+    # Counts from before a resume belong to rank 0 only, because the ranks' counts are added up.
     correct = part.correct if runtime.rank == 0 else torch.zeros_like(part.correct)
     own_images = begun_at * plan.batch if runtime.rank == 0 else 0
     first_step = scheduler.last_epoch - begun_at
@@ -175,7 +217,7 @@ def train_epoch(
     started = runtime.wall_clock() - part.seconds
     with progress_bar(batches, title, begun_at, runtime.rank) as bar:
         for place, index in enumerate(bar, begun_at):
-            # Ranks pause together, where they have just exchanged their losses.
+            # Ranks must stop at the same step, and they exchange losses only at a check.
             if (runtime.world_size == 1 or looked_at == place) and (paused := any_rank(pause())):
                 break
             number = first_step + place + 1
@@ -201,7 +243,7 @@ def train_epoch(
             if logged and isinstance(optimizer, LARS):
                 part.layers.append((number, optimizer.layer_statistics()))
             scheduler.step()
-            # Where the losses have been read anyway; the accuracy is that of this rank's examples.
+            # Update the bar only if the losses have just been read. Its accuracy is this rank's.
             if not bar.disable and ((place + 1) % max(10, check_every) == 0 or last):
                 accuracy = 100.0 * int(correct) / own_images
                 images = (place + 1 - begun_at) * plan.batch
@@ -210,11 +252,11 @@ def train_epoch(
     part.correct = correct
     part.seconds = runtime.wall_clock() - started
     if not diverged and (paused or any_rank(pause())):
-        # What is saved must be finite, also where the host has not looked yet.
+        # A saved state must be finite, and the latest steps may not have been checked.
         diverged = not part.is_finite(slice(len(part.rates)))
         if not diverged:
             return part
-    # What no loss shows: running statistics, the last update of all.
+    # No loss depends on the running statistics or on the last update, so check the state itself.
     diverged = diverged or not is_finite(step.model, optimizer, step.ema)
     sizes = [len(batch) for batch in batches[: len(part.rates)]]
     return TrainedEpoch.of(part, sizes, first_step, diverged, step.noise is not None)
@@ -226,9 +268,16 @@ def epoch_row(
     measured: Evaluations | None,
     wall_seconds: float,
 ) -> dict[str, Any]:
-    """Make an epoch's line of metrics.jsonl; what was not measured is null.
+    """Return an epoch's row of metrics.jsonl; values that were not measured are None.
 
-    Where an average of the weights is evaluated, the weights' own figures are beside it as raw_*.
+    If a weight average is evaluated, the results of the weights themselves are under raw_* keys.
+
+    Args:
+        epoch: number of the epoch, counted from 1.
+        trained: the epoch's training metrics.
+        measured: the evaluations after the epoch; None if it was not evaluated.
+        wall_seconds: duration of the epoch, evaluation included.
+
     """
     tested = measured.test if measured else None
     held = measured.holdout if measured else None
@@ -262,7 +311,15 @@ def epoch_row(
 def progress_bar(
     batches: Sequence[Tensor], title: str, begun_at: int = 0, rank: int = 0
 ) -> "tqdm[Tensor]":
-    """Make a bar over the rest of an epoch's batches; silent without a terminal."""
+    """Return a progress bar over an epoch's remaining batches, silent if stderr is no terminal.
+
+    Args:
+        batches: indices of all batches of the epoch.
+        title: text in front of the bar.
+        begun_at: number of batches already done.
+        rank: ranks above 0 show no bar.
+
+    """
     return tqdm(
         batches[begun_at:], desc=title, initial=begun_at, total=len(batches), leave=False,
         disable=rank > 0 or not sys.stderr.isatty(), unit="step", dynamic_ncols=True,
@@ -270,7 +327,15 @@ def progress_bar(
 
 
 def show_on_bar(bar: "tqdm[Tensor]", loss: float, accuracy: float, images: int) -> None:
-    """Put loss, accuracy in % and images a second on the bar."""
+    """Show loss, accuracy and images per second on the bar.
+
+    Args:
+        bar: the bar.
+        loss: mean loss of the last batch.
+        accuracy: in %.
+        images: number of images since the bar was made.
+
+    """
     elapsed = bar.format_dict["elapsed"] or math.inf
     speed = f"{images / elapsed:,.0f}"
     bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1f}%", images_per_s=speed)

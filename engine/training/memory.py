@@ -1,7 +1,8 @@
-"""How much memory a run will need, worked out without running it.
+"""Estimate how much memory a run needs, before it starts.
 
-What the backward pass will need is counted to the byte. A plan traces the model with fake tensors,
-which have shapes and no storage; a run, in a tenth of the time, sends a few images through it.
+The bytes that autograd keeps for the backward pass are counted exactly. A dry run (`plan`) traces
+the model with fake tensors, which have shapes and no storage. A run passes a few images through the
+model, which takes a tenth of the time.
 """
 
 from dataclasses import dataclass
@@ -21,13 +22,22 @@ from engine.training.build import build_model
 from engine.training.plan import Plan
 from engine.training.setup import Setup
 
-# Images of a check: what does not grow with them is counted for each, and counts for little.
+# Images in the pass of `check_memory`. Scaling it to a full pass also scales the bytes that do not
+# depend on the number of images, which are few.
 MEASURED = 4
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes that a run needs at least; libraries and workspaces of the kernels come on top."""
+    """A lower bound of a run's memory in bytes, without libraries and kernel workspaces.
+
+    Attributes:
+        data: training and test images.
+        state: weights, gradients, optimizer state, weight average and gradient buckets.
+        activations: what autograd keeps for the largest pass.
+        images: number of images in the largest pass.
+
+    """
 
     data: float
     state: float
@@ -36,33 +46,36 @@ class Estimate:
 
     @property
     def total(self) -> float:
-        """Return the sum."""
+        """Return the sum in bytes."""
         return self.data + self.state + self.activations
 
     def describe(self) -> str:
-        """Write the sum and its parts."""
+        """Return the sum and its parts in MiB as text."""
         parts = (self.total, self.data, self.state, self.activations)
         mib = [f"{part / 2**20:,.0f}" for part in parts]
         return (
-            f"about {mib[0]} MiB: pictures {mib[1]}, weights and optimizer {mib[2]}, "
+            f"about {mib[0]} MiB: images {mib[1]}, weights and optimizer {mib[2]}, "
             f"a pass of {self.images} images {mib[3]}"
         )
 
 
 def describe_memory(setup: Setup) -> str:
-    """Write an estimate in one line: pictures, weights with their state, one forward pass."""
+    """Return the estimate as one line of text."""
     with FakeTensorMode(), setup.runtime.device:
         model = build_model(setup.config.model, len(setup.data.classes))
         needed = estimate(setup, model, largest_pass(setup.plan))
-    return f"memory    {needed.describe()}; libraries and workspaces come on top"
+    return f"memory    {needed.describe()}; libraries and workspaces not included"
 
 
 def check_memory(setup: Setup) -> None:
-    """Raise UserError where a run on the CPU would outgrow the memory, and be killed for it."""
+    """Raise UserError if a run on the CPU needs more memory than is available.
+
+    The operating system would kill such a run without a message.
+    """
     available, runtime = available_bytes(), setup.runtime
     if runtime.device.type != "cpu" or available is None:
         return
-    # Its weights must not change those that the run is about to draw.
+    # Building this model must not change the random state from which the run draws its weights.
     with torch.random.fork_rng(devices=[]):
         model = build_model(setup.config.model, len(setup.data.classes))
         runtime.place(model)
@@ -71,29 +84,30 @@ def check_memory(setup: Setup) -> None:
     if needed.total * ranks > available:
         each = f", on each of {ranks} ranks here" if ranks > 1 else ""
         allowed = (
-            f"the run needs {needed.describe()}{each}, and there are {available / 2**20:,.0f} MiB; "
-            "a smaller micro_batch needs less"
+            f"the run needs {needed.describe()}{each}, and {available / 2**20:,.0f} MiB are "
+            "available; a smaller micro_batch needs less"
         )
         raise key_error("micro_batch", setup.config.micro_batch, allowed)
 
 
 def largest_pass(plan: Plan) -> int:
-    """Return the most images that go through a rank's network at once."""
+    """Return the largest number of images in one forward pass of any rank."""
     return max(map(max, plan.rank_passes(plan.batch)))
 
 
 def estimate(setup: Setup, model: nn.Module, examples: int) -> Estimate:
-    """Work out a run's needs from its model and a pass of so many examples through it."""
+    """Estimate a run's memory from its model and one pass of `examples` images."""
     config, plan, data = setup.config, setup.plan, setup.data
     images = largest_pass(plan)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    # Weights and gradients; the optimizer's state; if there is one, an average of the weights, and
-    # the gradients' copies that cross between ranks.
+    # Weights and gradients; the optimizer's state; the weight average, if kept; with several ranks
+    # the buckets in which DistributedDataParallel exchanges gradients.
     copies = 2 + config.optimizer.state_tensors + (config.ema.decay is not None)
     copies += plan.world_size > 1
     bordered = ((SIDE + 2 * PADDING) / SIDE) ** 2
     return Estimate(
-        # Each is kept as bytes and once more with its border; float32 copies pass by.
+        # Training images are stored as bytes twice, the second time with a border. float32 copies
+        # are temporary.
         data=data.train.images.numel() * (1 + bordered) + data.test.images.numel(),
         state=weights * copies,
         activations=saved_bytes(model, examples, setup.runtime) * images / examples,
@@ -102,7 +116,7 @@ def estimate(setup: Setup, model: nn.Module, examples: int) -> Estimate:
 
 
 def saved_bytes(model: nn.Module, examples: int, runtime: Runtime) -> int:
-    """Count the bytes that autograd keeps for one training pass."""
+    """Return the number of bytes that autograd keeps for one training pass, without weights."""
     kept: dict[int, int] = {}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:

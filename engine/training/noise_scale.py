@@ -1,4 +1,4 @@
-"""The gradient noise scale: at which batch another example begins to add less than its share.
+"""The gradient noise scale: the batch size beyond which more examples give diminishing returns.
 
 McCandlish, Kaplan, Amodei et al. 2018, "An Empirical Model of Large-Batch Training", arXiv
 1812.06162. With G the true gradient and Sigma the covariance of one example's gradient, the
@@ -6,17 +6,18 @@ McCandlish, Kaplan, Amodei et al. 2018, "An Empirical Model of Large-Batch Train
 
     B_simple = tr(Sigma) / |G|^2
 
-A batch's gradient has E|G_B|^2 = |G|^2 + tr(Sigma) / B, so two sizes give both (appendix A.1),
-without bias: here those of one step, its first micro-batch b and its whole batch B,
+A batch's gradient has E|G_B|^2 = |G|^2 + tr(Sigma) / B, so two batch sizes give unbiased estimates
+of both (appendix A.1). Here they are a step's first micro-batch b and its whole batch B:
 
     |G|^2     = (B |G_B|^2 - b |G_b|^2) / (B - b)
     tr(Sigma) = (|G_b|^2 - |G_B|^2) / (1 / b - 1 / B)
 
-Either alone is very noisy and the ratio of two noisy numbers is biased, so both are averaged over
-the steps, apart, before they are divided. These are the loss' gradients: weight decay, clipping and
-trust ratios come after them. Batch norm makes an example's gradient depend on its group; |G|^2 and
-Sigma are then those of the micro-batches' own loss. Of several ranks each measures a first pass of
-its own: the mean of their |G_b|^2 is then one of which 1 / b is the mean of their 1 / b.
+Each estimate is very noisy, and the ratio of two noisy numbers is biased, so each is averaged over
+the steps before they are divided. The gradients are those of the loss, before weight decay,
+clipping and trust ratios. Batch norm makes an example's gradient depend on its group; |G|^2 and
+Sigma are then those of the loss per micro-batch. With several ranks each measures its own first
+micro-batch. The mean of their |G_b|^2 is then used with b the harmonic mean of their sizes, because
+the expectation is linear in 1 / b.
 """
 
 import math
@@ -29,22 +30,28 @@ from torch import Tensor
 
 from engine.system.distributed import add_over_ranks
 
-# Averages over about the last 50 steps.
+# Weight of the old average; an average covers about the last 50 steps.
 SMOOTHING = 0.98
 
 
 @dataclass(frozen=True)
 class NoiseEstimate:
-    """tr(Sigma), the variance of one example's gradient, and |G|^2, both averaged over steps."""
+    """Both estimates, averaged over steps.
+
+    Attributes:
+        gradient_variance: tr(Sigma), the variance of one example's gradient.
+        gradient_squared: |G|^2, the squared norm of the true gradient.
+
+    """
 
     gradient_variance: float
     gradient_squared: float
 
     @property
     def noise_scale(self) -> float | None:
-        """Return their ratio in examples; None where either is lost in the other, or no step.
+        """Return B_simple in examples; None if an estimate is not positive or not finite.
 
-        Both are differences of measured norms, so that few steps can leave one below 0.
+        Both estimates are differences of measured norms, so after few steps one can be negative.
         """
         if not (self.gradient_squared > 0 and 0 < self.gradient_variance < math.inf):
             return None
@@ -52,20 +59,25 @@ class NoiseEstimate:
 
 
 class NoiseScale:
-    """The averages over a run's steps; they stay on the device."""
+    """The exponential moving averages over a run's steps, kept on `device`."""
 
     def __init__(self, device: torch.device) -> None:
-        """Start without a step."""
-        # Sums with falling weights of tr(Sigma), |G|^2 and 1: the last makes them averages.
+        # Exponentially weighted sums of tr(Sigma), |G|^2 and 1. Dividing by the last one gives the
+        # averages.
         self.sums = torch.zeros(3, device=device)
 
     def update(
         self, first_norm: Tensor | None, whole_norm: Tensor, first: float, whole: int
     ) -> Tensor:
-        """Take in a step: the norms of its mean gradients over `first` and over `whole` examples.
+        """Add one step and return the sums, float [3], for `estimates`.
 
-        A step whose batch is too small for two passes has no first norm and changes nothing.
-        Returns the sums, for `estimates`.
+        Args:
+            first_norm: norm of the mean gradient over the first micro-batch; None if the batch is
+                too small for two, and then the sums do not change.
+            whole_norm: norm of the mean gradient over the whole batch.
+            first: examples in the first micro-batch.
+            whole: examples in the whole batch.
+
         """
         if first_norm is None:
             return self.sums
@@ -76,21 +88,27 @@ class NoiseScale:
         return self.sums.lerp_(estimate.to(self.sums.dtype), 1 - SMOOTHING)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what a resume needs."""
+        """Return a copy of the sums."""
         return {"sums": self.sums.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from a saved state."""
+        """Load saved sums; raise KeyError if there are none."""
         self.sums.copy_(state["sums"])
 
 
 def mean_first_pass(
     norm: Tensor | None, sizes: Sequence[int], like: Tensor
 ) -> tuple[Tensor | None, float]:
-    """Combine the ranks' first passes: the root of their mean squared norm, and their size.
+    """Return the norm and size that stand for the first passes of all ranks.
 
-    norm: this rank's own, None where its part went through in one pass; sizes: those of every rank
-    that has one; like: a number on the run's device.
+    The norm is the root mean square of the ranks' norms, None if no rank has a first pass. The size
+    is the harmonic mean.
+
+    Args:
+        norm: this rank's norm; None if its part of the batch took one pass.
+        sizes: size of the first pass on every rank that has one.
+        like: any 0-d tensor on the run's device.
+
     """
     if not sizes:
         return None, 0
@@ -100,7 +118,10 @@ def mean_first_pass(
 
 
 def estimates(sums: Tensor) -> list[NoiseEstimate]:
-    """Turn the sums after some steps, float [steps, 3], into estimates; one read of the device."""
+    """Return the estimates after each step from the sums, float [steps, 3].
+
+    This synchronizes with the device once.
+    """
     return [
         NoiseEstimate(*((variance / weight, squared / weight) if weight else (math.nan, math.nan)))
         for variance, squared, weight in sums.tolist()

@@ -1,6 +1,6 @@
-"""Batch and epochs to steps, accumulation and rates: every derived number's one home.
+"""Derive a run's steps, gradient accumulation and learning rates from its configuration.
 
-A run's schedule is made from its plan here, since the schedule's formula gives the last rate.
+The schedule is built here too, because its formula gives the last learning rate.
 """
 
 import dataclasses
@@ -24,12 +24,26 @@ from models.batch_norm import group_sizes
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do. Rates are per optimizer step; `final_lr` is the last step's.
+    """The numbers that a run's configuration and data determine.
 
-    schedule: the options of the schedule's class; decay: the rate after warm-up as a formula;
-    bias_lr_scale: the rate of biases and normalisation
-    parameters over these; min_passes: forward passes that a batch is split into at least, where it
-    has the examples; world_size: ranks that share each batch.
+    Attributes:
+        train_examples: images in the training split.
+        batch: examples per optimizer step, over all ranks.
+        micro_batch: largest number of examples in one forward pass of a rank.
+        ghost_batch: examples per batch-norm group; None is one group per pass.
+        epochs: number of epochs.
+        steps_per_epoch: optimizer steps per epoch, the short last batch included.
+        total_steps: optimizer steps of the run.
+        warmup_steps: optimizer steps of warm-up.
+        base_lr: learning rate of the first step.
+        peak_lr: learning rate at the end of warm-up.
+        final_lr: learning rate of the last step.
+        schedule: further arguments of the schedule's class.
+        decay: the learning rate after warm-up as a formula.
+        bias_lr_scale: factor on the learning rate of biases and normalization parameters.
+        min_passes: least number of forward passes of a rank per step, if it has enough examples.
+        world_size: number of ranks that share each batch.
+
     """
 
     train_examples: int
@@ -51,17 +65,18 @@ class Plan:
 
     @property
     def last_batch(self) -> int:
-        """Return the examples of an epoch's last batch."""
+        """Return the size of an epoch's last batch."""
         return self.train_examples - (self.steps_per_epoch - 1) * self.batch
 
     def rank_passes(self, examples: int) -> list[list[int]]:
-        """Split a batch over the ranks, and each part into passes of at most `micro_batch`.
+        """Return the sizes of each rank's forward passes over a batch of `examples`.
 
-        Both as even as can be, and as many passes on every rank, where synchronised batch norms
-        meet. A rank that is left without examples makes its passes over none.
+        Without ghost batch norm, parts and passes are as equal as possible, and a pass has at most
+        `micro_batch` examples. All ranks make the same number of passes, because synchronized batch
+        norm communicates in each. A rank without examples makes empty passes.
 
-        With ghost batch norm parts and passes hold whole groups, so that the groups depend on
-        neither; the last group, which takes a remainder in, may exceed `micro_batch`.
+        With ghost batch norm, ranks and passes take whole groups, so the groups depend on neither.
+        The last group, which includes the remainder, may exceed `micro_batch`.
         """
         if self.ghost_batch is None:
             parts = even_sizes(examples, self.world_size)
@@ -73,7 +88,7 @@ class Plan:
         return [self._join_groups(list(itertools.islice(groups, count))) for count in counts]
 
     def _join_groups(self, groups: list[int]) -> list[int]:
-        """Join ghost groups of the given sizes to passes."""
+        """Return the sizes of passes that hold whole ghost groups of the given sizes."""
         assert self.ghost_batch is not None
         sizes: list[int] = []
         most = self.micro_batch
@@ -91,7 +106,7 @@ class Plan:
         return {"base_lr": self.base_lr, "peak_lr": self.peak_lr, "final_lr": self.final_lr}
 
     def describe(self) -> str:
-        """Write the plan in four lines or five, enough to work out every rate by hand."""
+        """Return the plan as four or five lines, from which every learning rate can be computed."""
         parts = Counter(map(describe_sizes, self.rank_passes(self.batch)))
         shown = ", ".join(
             passes if self.world_size == 1 else f"{ranks} rank{'s' * (ranks > 1)} of {passes}"
@@ -101,10 +116,10 @@ class Plan:
         biases = ""
         if self.bias_lr_scale != 1.0:
             times = f"{self.bias_lr_scale:g} times these rates"
-            biases = f"\nbiases    and normalisation parameters: {times}"
+            biases = f"\nbiases    and normalization parameters: {times}"
         return (
             f"steps     {self.total_steps} = {self.epochs} epochs x {self.steps_per_epoch} "
-            f"(batch {self.batch}, the last of an epoch {self.last_batch}, "
+            f"(batch {self.batch}, last batch of an epoch {self.last_batch}, "
             f"{self.train_examples} training images)\n"
             f"passes    {shown} images a step\n"
             f"rates     first {self.base_lr:.6g}, peak {self.peak_lr:.6g} at step "
@@ -115,27 +130,34 @@ class Plan:
 
 
 def even_sizes(examples: int, parts: int) -> list[int]:
-    """Split examples as even as can be, the larger parts first."""
+    """Split `examples` into `parts` sizes that differ by at most 1, the larger ones first."""
     small, larger = divmod(examples, parts)
     return [small + 1] * larger + [small] * (parts - larger)
 
 
 def describe_sizes(sizes: list[int]) -> str:
-    """Write the sizes of passes: `4 x 1024` where they are alike, else `700 + 600`."""
+    """Return the sizes of passes as text: `4 x 1024` if they are equal, else `700 + 600`."""
     return f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 else " + ".join(map(str, sizes))
 
 
 def check_plan(config: c.Config, world_size: int = 1) -> None:
-    """Raise what `make_plan` raises, where it can be told before any picture is fetched."""
+    """Raise what `make_plan` raises, if the data set's size is known before it is loaded."""
     size = known_training_size(config.data)
     if size is not None:
         make_plan(config, size, world_size)
 
 
 def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Plan:
-    """Work out a run's steps and rates; raise UserError where the split is too small for them."""
+    """Return the plan of a run; raise UserError if the configuration does not fit the data.
+
+    Args:
+        config: the run's configuration.
+        train_examples: images in the training split.
+        world_size: number of ranks.
+
+    """
     if config.sync_bn and world_size == 1:
-        allowed = "needs several ranks, as torchrun --nproc-per-node=2 starts them"
+        allowed = "needs several ranks; start them with torchrun --nproc-per-node=2"
         raise key_error("sync_bn", True, allowed)
     if config.batch > train_examples:
         allowed = f"must be at most the training split's {train_examples} images"
@@ -165,7 +187,7 @@ def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Pla
         final_lr=peak_lr,
         schedule=SCHEDULES[scheduler.name].options(scheduler, length),
         bias_lr_scale=config.optimizer.bias_lr_scale,
-        # The noise scale compares the first pass with the whole batch.
+        # The noise scale compares the gradients of the first pass and of the whole batch.
         min_passes=2 if config.noise_scale else 1,
         world_size=world_size,
     )
@@ -173,7 +195,10 @@ def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Pla
         check_passes(plan)
     if config.noise_scale and max(map(len, plan.rank_passes(plan.batch))) < 2:
         groups = "examples" if plan.ghost_batch is None else "groups of model.ghost_batch"
-        allowed = f"needs two {groups} on a rank, more than batch={plan.batch} gives {world_size}"
+        allowed = (
+            f"needs two {groups} on at least one rank; batch={plan.batch} over {world_size} "
+            "ranks has fewer"
+        )
         raise key_error("noise_scale", True, allowed)
     schedule = build_scheduler(scheduler, plan, None)
     final_lr = schedule.lr_at(plan.total_steps - 1, peak_lr)
@@ -183,7 +208,14 @@ def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Pla
 def build_scheduler(
     config: c.Schedules, plan: Plan, optimizer: Optimizer | None
 ) -> schedulers.WarmupLR:
-    """Make the schedule of a whole run for an optimizer made with the peak rate, or for none."""
+    """Return the schedule of the whole run.
+
+    Args:
+        config: the schedule's configuration.
+        plan: the run's plan.
+        optimizer: an optimizer at the peak learning rate; None gives the curve only.
+
+    """
     return SCHEDULES[config.name].make(
         optimizer,
         total_steps=plan.total_steps,
@@ -194,22 +226,25 @@ def build_scheduler(
 
 
 def check_passes(plan: Plan) -> None:
-    """Raise UserError where batch norm would meet one image alone, whose last maps are 1x1."""
-    alone = "leaves batch norm one image alone, and this model's last maps have one pixel"
+    """Raise UserError if a pass or group has one image, for a model whose last maps are 1x1.
+
+    Batch norm would have a single value per channel there.
+    """
+    allowed = "must not give batch norm a single image: this model's last feature maps are 1x1"
     if plan.ghost_batch == 1:
-        raise key_error("model.ghost_batch", 1, alone)
+        raise key_error("model.ghost_batch", 1, allowed)
     for examples in (plan.batch, plan.last_batch):
         if 1 in itertools.chain(*plan.rank_passes(examples)):
-            raise key_error("batch", plan.batch, alone)
+            raise key_error("batch", plan.batch, allowed)
 
 
 def first_and_peak_rate(config: c.Config) -> tuple[float, float]:
-    """Return the rates where warm-up starts and ends.
+    """Return the learning rates at the start and the end of warm-up.
 
-    With `lr_scaling=none` the peak is base_lr times the warm-up's multiplier (null is 1). With a
-    rule it is base_lr times the rule's scale (Goyal et al. 2017, arXiv 1706.02677); below
-    `base_batch` that is a smaller rate, and warm-up then starts from the peak. A onecycle schedule
-    starts from its own fraction of the peak.
+    With `lr_scaling=none` the peak is base_lr times `warmup_multiplier` (null is 1). With a scaling
+    rule it is base_lr times the rule's factor (Goyal et al. 2017, arXiv 1706.02677). Warm-up starts
+    at base_lr, or at the peak if that is lower, as it is for batches below `base_batch`. A onecycle
+    schedule with a `start_fraction` starts at this fraction of the peak.
     """
     optimizer, scheduler = config.optimizer, config.scheduler
     if optimizer.lr_scaling == "none":
@@ -224,5 +259,5 @@ def first_and_peak_rate(config: c.Config) -> tuple[float, float]:
 
 
 def base_lr_for(config: c.Config, peak_lr: float) -> float:
-    """Return the `optimizer.base_lr` whose peak is the given rate: every rule is a multiple."""
+    """Return the `optimizer.base_lr` that gives this peak; the peak is proportional to base_lr."""
     return peak_lr * config.optimizer.base_lr / first_and_peak_rate(config)[1]

@@ -1,6 +1,6 @@
-"""Name to learning-rate schedule, and the numbers that each schedule's class takes.
+"""The learning-rate schedules by name, and the arguments of each schedule's class.
 
-Plain values in and out: which steps and rates a run has is plan.py's.
+Functions here take and return plain values. plan.py decides the steps and rates of a run.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Options = dict[str, float]
 
 
 class Length(NamedTuple):
-    """How long a run is, and its highest learning rate."""
+    """The length of a run in epochs and optimizer steps, and its highest learning rate."""
 
     epochs: int
     steps_per_epoch: int
@@ -23,10 +23,12 @@ class Length(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """One kind of schedule.
+    """The class of a schedule and how to derive its arguments.
 
-    make: its class, called with the run's steps, its first rate and the options.
-    options: what else the class takes, from the keys and the run's length.
+    Attributes:
+        make: the class, called with the run's steps, its first rate and the options.
+        options: returns further arguments of the class from the configuration and the length.
+
     """
 
     make: Callable[..., schedulers.WarmupLR]
@@ -39,7 +41,7 @@ def constant_options(config: c.ConstantConfig, length: Length) -> Options:
 
 
 def decay_options(config: c.DecayConfig, length: Length) -> Options:
-    """Return the last rate; raise UserError if it lies above the peak."""
+    """Return the last rate; raise UserError if it is above the peak."""
     min_lr = config.min_lr
     if config.final_fraction is not None:
         min_lr = config.final_fraction * length.peak_lr
@@ -55,13 +57,16 @@ def polynomial_options(config: c.PolynomialConfig, length: Length) -> Options:
 
 
 def multistep_options(config: c.MultistepConfig, length: Length) -> Options:
-    """Return the steps between two drops and their factor; raise UserError for a long warm-up."""
+    """Return the steps between two drops of the rate and the factor of each drop.
+
+    Raises UserError if warm-up does not end before the first drop.
+    """
     epochs = config.step_size
     if epochs is None:
         epochs = config.step_fraction * length.epochs
     steps = epochs * length.steps_per_epoch
     if length.warmup_steps >= steps:
-        allowed = f"below the {steps:g} steps after which the rate falls"
+        allowed = f"below the {steps:g} steps after which the rate drops"
         raise warmup_error(config, length.warmup_steps, allowed)
     return {"step_size": steps, "gamma": config.gamma}
 
@@ -76,7 +81,10 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def count_warmup_steps(config: c.WarmupConfig, epochs: int, steps_per_epoch: int) -> int:
-    """Return the optimizer steps of warm-up: as given, from epochs, or from the fraction."""
+    """Return the optimizer steps of warm-up.
+
+    The first of `warmup_steps`, `warmup_epochs` and `warmup_fraction` that is not None counts.
+    """
     if config.warmup_steps is not None:
         return config.warmup_steps
     warmup_epochs = config.warmup_epochs
@@ -86,7 +94,7 @@ def count_warmup_steps(config: c.WarmupConfig, epochs: int, steps_per_epoch: int
 
 
 def warmup_error(config: c.WarmupConfig, steps: int, allowed: str) -> UserError:
-    """Return the error of a warm-up that is too long, for the key that set its length."""
+    """Return the error for a warm-up of `steps` steps, with the key that set its length."""
     if config.warmup_steps is not None:
         return key_error("scheduler.warmup_steps", steps, f"must be {allowed}")
     key = "warmup_fraction" if config.warmup_epochs is None else "warmup_epochs"

@@ -1,6 +1,6 @@
-"""A run's parts, from its configuration: where it computes, on what, by what plan, with what step.
+"""Build a run's parts from its configuration: runtime, data, plan, state and step.
 
-The one place that makes them, for training, evaluation, the range test and the benchmarks.
+Training, evaluation, the learning-rate range test and the benchmarks all build them here.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,15 @@ from engine.training.step import Step
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run needs before its first weight is drawn; the methods make what comes then."""
+    """The parts of a run that exist before its weights are drawn, and methods that build the rest.
+
+    Attributes:
+        config: the run's configuration.
+        runtime: device, precision and ranks.
+        data: training, test and hold-out split.
+        plan: steps and learning rates.
+
+    """
 
     config: Config
     runtime: Runtime
@@ -31,15 +39,15 @@ class Setup:
 
     @cached_property
     def normalization(self) -> Normalization:
-        """Measure the training split."""
+        """Return mean and standard deviation of the training split."""
         return Normalization.of(self.data.train.images)
 
     def make_state(self, model: nn.Module | None = None) -> State:
-        """Make what training moves, at its start and on the run's device.
+        """Return the initial training state on the run's device.
 
         Args:
-            model: in place of the configuration's network, whose weights torch's present random
-                state gives.
+            model: replaces the configured model, whose weights are drawn from torch's current
+                random state.
 
         """
         config = self.config
@@ -56,11 +64,11 @@ class Setup:
         )
 
     def make_images(self) -> TrainingImages:
-        """Move the training split to the device, ready to be cropped."""
+        """Return the training split on the device, padded for cropping."""
         return TrainingImages(self.data.train, self.normalization, self.runtime.device)
 
     def make_step(self, state: State, images: TrainingImages) -> Step:
-        """Make the step over a state as a checkpoint, if any, has left it."""
+        """Return the optimizer step over a state, into which any checkpoint is already loaded."""
         config = self.config
         network = self.runtime.compile(state.model) if config.compile else state.model
         return Step(
@@ -71,9 +79,9 @@ class Setup:
 
 
 def prepare(config: Config) -> Setup:
-    """Start the runtime, find the images, make the plan; raise UserError where one cannot be had.
+    """Start the runtime, load the data and make the plan; raise UserError if one of them fails.
 
-    A dry run (`plan`) takes no more of the images than their number.
+    A dry run (`plan`) needs only the number of images.
     """
     runtime = runtime_of(config)
     check_sync_bn(config.sync_bn, runtime)
@@ -84,7 +92,7 @@ def prepare(config: Config) -> Setup:
 
 
 def runtime_of(config: Config) -> Runtime:
-    """Start the runtime that a configuration asks for."""
+    """Start and return the configured runtime."""
     return start_runtime(
         config.device, config.precision, config.threads, config.deterministic, config.seed
     )

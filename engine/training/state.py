@@ -1,4 +1,4 @@
-"""What training moves and a resume needs back, made and handed around together; is it finite?"""
+"""The state that training changes and a checkpoint saves, and the test that it is finite."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,16 @@ from schedulers import WarmupLR
 
 @dataclass(frozen=True)
 class State:
-    """The network itself, neither compiled nor distributed, and all that moves with it."""
+    """Everything that an optimizer step changes.
+
+    Attributes:
+        model: the model itself, neither compiled nor distributed.
+        optimizer: the optimizer over its parameters.
+        scheduler: the learning-rate schedule.
+        ema: the weight average; None if the run keeps none.
+        noise: the noise-scale averages; None if the run does not estimate it.
+
+    """
 
     model: nn.Module
     optimizer: Optimizer
@@ -25,7 +34,7 @@ class State:
     noise: NoiseScale | None
 
     def copy(self) -> dict[str, Any]:
-        """Return all of it as a checkpoint holds it, on the CPU and apart from what moves on."""
+        """Return a copy on the CPU in the layout of a checkpoint, random states included."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return copied(
             {
@@ -40,7 +49,10 @@ class State:
 
 
 def copied(value: Any) -> Any:
-    """Copy containers and tensors, these to the CPU; anything else is not changed in place."""
+    """Return a deep copy of nested containers with tensors on the CPU.
+
+    Other values are shared, because training does not change them in place.
+    """
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -51,14 +63,13 @@ def copied(value: Any) -> Any:
 
 
 def is_finite(*states: Any) -> bool:
-    """Tell whether all tensors in nested states, or what has a state_dict, are finite.
+    """Return True if all tensors are finite in nested containers and objects with a state_dict.
 
-    No loss shows them before they are evaluated, or too late: batch norm's running statistics are
-    not used while training, a variance that overflows only makes outputs zero, and the last update
-    of all is followed by no step that would see it.
+    A finite training loss does not imply this. Training does not use batch norm's running
+    statistics, an infinite variance only makes outputs zero, and no step follows the last update.
     """
     checks = [torch.isfinite(tensor).all() for state in states for tensor in _tensors(state)]
-    # Counts of steps may be elsewhere than the weights; each device is read once.
+    # Step counts may be on another device than the weights. Each device is read once.
     devices = {check.device for check in checks}
     return all(
         bool(torch.stack([check for check in checks if check.device == device]).all())

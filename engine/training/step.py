@@ -1,7 +1,7 @@
-"""One optimizer step: gradients of a batch, clipping, the update, and all that follows the weights.
+"""One optimizer step: gradients of a batch, clipping, update, batch-norm statistics, average.
 
-Nothing here is read by the host, so that on CUDA a whole step is captured once as a graph and then
-replayed: a launch for each step in place of several hundred.
+The host reads no value here, so on CUDA a whole step is captured as a graph and then replayed. That
+takes one launch per step instead of several hundred.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,14 @@ NO_CLIP = ClipConfig(norm=None, value=None)
 
 
 class Figures(NamedTuple):
-    """What a step measured, on the device; the first two are of this rank's part of the batch.
+    """The metrics of a step, on the device.
 
-    loss: its part of the mean loss; correct: int64, examples classified right; gradient_norm: of
-    the whole batch's gradient before clipping; noise: the sums of `NoiseScale`, where it is kept.
+    Attributes:
+        loss: this rank's contribution to the batch's mean loss, float32 [].
+        correct: correctly classified examples in this rank's part of the batch, int64 [].
+        gradient_norm: norm of the whole batch's gradient before clipping, [].
+        noise: the sums of `NoiseScale`, [3]; None if the run does not estimate it.
+
     """
 
     loss: Tensor
@@ -40,10 +44,21 @@ class Figures(NamedTuple):
 
 
 class Step:
-    """A run's step: what it moves, and by what rules.
+    """A run's optimizer step.
 
-    model: as it is called, so compiled or distributed; `ema` follows its weights and buffers,
-    `noise` the gradients.
+    Load a checkpoint into model, optimizer, average and noise scale before this is constructed.
+
+    Args:
+        model: the model as it is called, so compiled or distributed.
+        optimizer: the optimizer over its parameters.
+        images: the training split on the device.
+        plan: sizes of batches and passes.
+        runtime: device, precision and ranks.
+        clip: bounds on the gradient; not used with LARS, which clips itself.
+        label_smoothing: as in cross_entropy, 0 to 1.
+        ema: average of the weights and buffers to update.
+        noise: noise-scale averages to update.
+
     """
 
     def __init__(
@@ -58,13 +73,12 @@ class Step:
         ema: Average | None = None,
         noise: NoiseScale | None = None,
     ) -> None:
-        """Bind what is there; optimizer and the rest are as a checkpoint has left them."""
         self.model = model
         self.optimizer = optimizer
         self.images = images
         self.plan = plan
         self.runtime = runtime
-        # LARS clips by itself, from norms that it needs anyway.
+        # LARS clips itself, with gradient norms that it computes anyway.
         self.clip = NO_CLIP if isinstance(optimizer, LARS) else clip
         self.label_smoothing = label_smoothing
         self.ema = ema
@@ -76,13 +90,25 @@ class Step:
             self.graph = StepGraph(self.take, plan.batch, lambda: forget_batch_statistics(model))
 
     def take(self, index: Tensor, draws: EpochDraws) -> Figures:
-        """Take the whole step that a graph replays; index: of the batch's examples, int64 [B]."""
+        """Take the part of a step that runs on the device; a CUDA graph captures this function.
+
+        Args:
+            index: indices of the batch's examples, int64 [B].
+            draws: crops and flips of the epoch.
+
+        """
         figures = self.gradients(index, draws)
         self.update_on_device()
         return figures
 
     def gradients(self, index: Tensor, draws: EpochDraws) -> Figures:
-        """Give each parameter the clipped gradient of a batch's mean loss; index: int64 [B]."""
+        """Set each parameter's gradient to the clipped gradient of the batch's mean loss.
+
+        Args:
+            index: indices of the batch's examples, int64 [B].
+            draws: crops and flips of the epoch.
+
+        """
         self.optimizer.zero_grad()
         passes = self.plan.rank_passes(len(index))
         own = index.split([sum(sizes) for sizes in passes])[self.runtime.rank]
@@ -100,24 +126,30 @@ class Step:
         return Figures(loss, correct, norm, sums)
 
     def update(self) -> None:
-        """Move the weights, and then what follows them."""
+        """Update weights, batch-norm statistics and average."""
         self.update_on_device()
         self.count()
 
     def update_on_device(self) -> None:
-        """Do the part of `update` that a graph replays."""
+        """Do the part of `update` that runs on the device."""
         self.optimizer.step()
         commit_batch_statistics(self.model)
         if self.ema is not None:
             self.ema.move(self.model)
 
     def count(self) -> None:
-        """Do the part of `update` that a replay leaves to the host."""
+        """Do the part of `update` that runs on the host, which a replay does not repeat."""
         if self.ema is not None:
             self.ema.n_averaged += 1
 
     def replay(self, index: Tensor, draws: EpochDraws) -> Figures | None:
-        """Take a whole step, the update included, by its graph; None where there is no graph."""
+        """Take a whole step by graph replay; return None, without a step, if it must run eagerly.
+
+        Args:
+            index: indices of the batch's examples, int64 [B].
+            draws: crops and flips of the epoch.
+
+        """
         if self.graph is None or (figures := self.graph.replay(index, draws)) is None:
             return None
         self.count()
@@ -135,12 +167,23 @@ def accumulate_gradients(
     label_smoothing: float = 0.0,
     measured: Sequence[nn.Parameter] = (),
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Add the gradient of a batch's mean loss to p.grad, in passes of the given sizes.
+    """Add the gradient of a batch's mean loss to p.grad, averaged over the ranks.
 
-    index: int64 [N], this rank's part of the `batch_size` examples; the gradient is all ranks'.
-    Returns this part of the mean loss, the count of its examples classified right, and where
-    parameters to measure are given and there are several passes, the norm of the first pass' own
-    mean gradient.
+    Returns this rank's contribution to the mean loss, the number of its correctly classified
+    examples (int64), and the norm of the first pass's mean gradient. The norm is None if `measured`
+    is empty or there is only one pass.
+
+    Args:
+        model: the model as it is called, so compiled or distributed.
+        images: the training split on the device.
+        draws: crops and flips of the epoch.
+        index: this rank's part of the batch, int64 [N].
+        sizes: sizes of this rank's forward passes; their sum is N.
+        batch_size: examples in the whole batch, over all ranks.
+        runtime: device, precision and ranks.
+        label_smoothing: as in cross_entropy, 0 to 1.
+        measured: parameters whose gradient norm is measured after the first pass.
+
     """
     total = torch.zeros((), device=runtime.device)
     correct = torch.zeros((), dtype=torch.int64, device=runtime.device)
@@ -150,12 +193,13 @@ def accumulate_gradients(
         with gradients_averaged(model, last=place == len(sizes) - 1):
             with runtime.autocast():
                 logits = model(inputs)
-            # A sum over the batch's own size weighs micro-batches and ranks by their examples.
+            # The sum over the size of the whole batch weighs each example equally, whatever the
+            # sizes of micro-batches and of ranks' parts.
             loss = F.cross_entropy(
                 logits.float(), labels, reduction="sum", label_smoothing=label_smoothing
             )
             loss = loss / batch_size
-            # What is averaged over the ranks becomes their sum.
+            # DistributedDataParallel averages over the ranks; this factor makes it a sum.
             (loss * runtime.world_size).backward()
         total += loss.detach()
         correct += (logits.detach().argmax(dim=1) == labels).sum()
@@ -165,12 +209,12 @@ def accumulate_gradients(
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Return the norm of all gradients together, 0-d on their device."""
+    """Return the total norm of all gradients, as a 0-d tensor on their device."""
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], clip: ClipConfig) -> Tensor:
-    """Clip by global norm, then by value, as LARS does; return the norm before any clipping."""
+    """Clip gradients by global norm, then by value, as LARS does; return the norm before that."""
     norm = gradient_norm(parameters)
     if clip.norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip.norm, norm)

@@ -36,7 +36,7 @@ def test_output_is_one_logit_per_class(name):
 def test_shortcut_takes_every_second_pixel_and_pads_channels_with_zeros():
     block = models.resnet8().layer2[0].eval()
     with torch.no_grad():
-        block.conv2.weight.zero_()  # only the shortcut is left
+        block.conv2.weight.zero_()  # the block is only its shortcut
     x = torch.rand(1, 16, 8, 8)
     out = block(x)
     assert torch.equal(out[:, 8:24], x[:, :, ::2, ::2])

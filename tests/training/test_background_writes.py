@@ -1,4 +1,4 @@
-"""Checkpoints are written beside training, and are of the moment that asked for them."""
+"""Checkpoints are written in the background, with the state at the time of the call."""
 
 import copy
 import errno
@@ -20,7 +20,7 @@ from tests.helpers.runs import config, only_run
 from tests.helpers.training import setup_of
 
 
-def test_what_is_written_is_of_the_moment_of_the_call(tmp_path, monkeypatch):
+def test_a_checkpoint_has_the_state_at_the_time_of_the_call(tmp_path, monkeypatch):
     made = config("model=resnet8", "batch=32", "ema.decay=0.5", "noise_scale=true")
     setup = setup_of(made, 64)
     state = setup.make_state()
@@ -28,13 +28,13 @@ def test_what_is_written_is_of_the_moment_of_the_call(tmp_path, monkeypatch):
         parameter.grad = torch.ones_like(parameter)
     state.optimizer.step()
     expected, history = copy.deepcopy(state.copy()), [{"epoch": 1}]
-    go_on = threading.Event()
+    release = threading.Event()
 
-    def late(path, content):
-        assert go_on.wait(60)
+    def delayed(path, content):
+        assert release.wait(60)
         write_checkpoint(path, content)
 
-    monkeypatch.setattr(engine.training.checkpoint, "write_checkpoint", late)
+    monkeypatch.setattr(engine.training.checkpoint, "write_checkpoint", delayed)
     path = tmp_path / "checkpoint.pt"
     with background_writes() as write:
         save_checkpoint(path, setup, state, Progress(2, history), write)
@@ -44,7 +44,7 @@ def test_what_is_written_is_of_the_moment_of_the_call(tmp_path, monkeypatch):
         state.noise.sums.fill_(7.0)
         history.append({"epoch": 2})
         assert not path.exists()
-        go_on.set()
+        release.set()
     saved = load_checkpoint(path)
     assert saved.history == [{"epoch": 1}]
     parts = {"model": saved.model, "ema": saved.ema, "noise_scale": saved.noise_scale}
@@ -58,7 +58,7 @@ def test_what_is_written_is_of_the_moment_of_the_call(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_a_write_that_fails_ends_the_run(small, workplace, command, monkeypatch, epoch):
+def test_a_failed_write_ends_the_run(small, workplace, command, monkeypatch, epoch):
     def fill(path, content):
         if content["epoch"] == epoch:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -76,15 +76,15 @@ def test_a_write_that_fails_ends_the_run(small, workplace, command, monkeypatch,
 
 
 def test_one_file_is_written_at_a_time():
-    under_way, most = [], []
+    active, counts = [], []
 
     def write():
-        under_way.append(1)
-        most.append(len(under_way))
+        active.append(1)
+        counts.append(len(active))
         threading.Event().wait(0.05)
-        under_way.pop()
+        active.pop()
 
     with background_writes() as start:
         for _ in range(3):
             start(write)
-    assert most == [1, 1, 1]
+    assert counts == [1, 1, 1]

@@ -1,4 +1,4 @@
-"""Models and optimizers are built as the configuration says."""
+"""Models and optimizers match their configuration."""
 
 import copy
 
@@ -11,7 +11,7 @@ from engine.training.plan import build_scheduler, make_plan
 from tests.helpers.runs import config
 
 
-def test_a_variant_fills_in_what_is_null_and_what_is_given_wins():
+def test_a_variant_sets_null_options_and_keeps_given_ones():
     made = config("optimizer=lars", "optimizer.variant=larc", "optimizer.eps=0.5")
     optimizer = build_optimizer(made.optimizer, made.clip, torch.nn.Linear(2, 2), 0.1)
     group = optimizer.param_groups[0]
@@ -20,7 +20,7 @@ def test_a_variant_fills_in_what_is_null_and_what_is_given_wins():
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
-def test_biases_step_at_their_own_rate(optimizer):
+def test_biases_have_a_separate_learning_rate(optimizer):
     made = config(f"optimizer={optimizer}", "optimizer.bias_lr_scale=0.25", "batch=10",
                   "optimizer.weight_decay=0", "epochs=4", "scheduler.warmup_epochs=0",
                   "optimizer.lr_scaling=none", "optimizer.base_lr=2")  # fmt: skip
@@ -34,7 +34,7 @@ def test_biases_step_at_their_own_rate(optimizer):
     assert torch.allclose(model.bias, before - 0.5 * model.bias.grad, rtol=1e-12)
 
 
-def test_he_draws_convolutions_and_linear_within_their_bounds():
+def test_he_initialization_draws_weights_within_their_bounds():
     torch.manual_seed(0)
     model = build_model(ModelConfig("resnet8", "he", None), 10)
     weight = model.layer3[0].conv2.weight  # fan-in 64 * 9
@@ -47,7 +47,7 @@ def test_he_draws_convolutions_and_linear_within_their_bounds():
 
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet18", "resnet50"])
-def test_zero_init_residual_zeroes_each_blocks_last_norm_and_nothing_else(name):
+def test_zero_init_residual_zeroes_only_the_last_norm_of_each_block(name):
     def make(zero):
         torch.manual_seed(0)
         return build_model(ModelConfig(name, "default", None, zero), 10).state_dict()
@@ -61,7 +61,7 @@ def test_zero_init_residual_zeroes_each_blocks_last_norm_and_nothing_else(name):
         assert torch.equal(value, expected), key
 
 
-def test_a_block_that_starts_at_zero_is_its_shortcut():
+def test_a_block_with_zero_init_residual_starts_as_its_shortcut():
     model = build_model(ModelConfig("resnet8", "he", None, True), 10).eval()
     x = torch.rand(2, 16, 8, 8)
     assert torch.equal(model.layer1[0](x), x)

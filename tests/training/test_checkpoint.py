@@ -1,3 +1,5 @@
+"""Runs resume bit for bit, and files that cannot be resumed give one-line errors."""
+
 import json
 import pickle
 from pathlib import Path
@@ -15,14 +17,14 @@ from tests.helpers.runs import CPU, TOOLBOX, assert_same, only_run, rewrite, sta
 @pytest.mark.parametrize(
     "choices", [["optimizer=sgd"], ["optimizer=lars"], TOOLBOX], ids=["sgd", "lars", "toolbox"]
 )
-def test_a_stopped_and_resumed_run_equals_one_left_alone_to_the_bit(
+def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(
     small, workplace, command, monkeypatch, choices
 ):
     run = [*small, "epochs=4", *choices, "deterministic=true"]
     assert command("train.py", *run).status == 0
     directory = only_run(workplace)
     expected = state_of(directory)
-    directory.rename(workplace / "left-alone")
+    directory.rename(workplace / "uninterrupted")
 
     record_epoch = engine.runs.run.Run.record_epoch
     calls = 0
@@ -31,7 +33,7 @@ def test_a_stopped_and_resumed_run_equals_one_left_alone_to_the_bit(
         nonlocal calls
         calls += 1
         record_epoch(self, row, trained)
-        if calls == 3:  # after the metrics of epoch 3, before its checkpoint
+        if calls == 3:  # epoch 3 has metrics and no checkpoint yet
             raise KeyboardInterrupt
 
     monkeypatch.setattr(engine.runs.run.Run, "record_epoch", stop_in_the_third)
@@ -49,7 +51,7 @@ def test_a_stopped_and_resumed_run_equals_one_left_alone_to_the_bit(
     assert got[1] == expected[1]
 
 
-def test_the_same_command_twice_gives_the_same_weights_to_the_bit(small, workplace, command):
+def test_the_same_command_twice_gives_bit_identical_weights(small, workplace, command):
     run = [*small, "deterministic=true"]
     assert command("train.py", *run).status == 0
     first = state_of(only_run(workplace))
@@ -75,18 +77,18 @@ class Harmful:
         return (Path.touch, (Path("harm"),))
 
 
-def test_a_file_that_would_run_code_is_refused_and_does_not(workplace):
+def test_a_pickle_that_runs_code_is_refused_without_running_it(workplace):
     with open("harmful.pt", "wb") as file:
         pickle.dump(Harmful(), file)
     torch.save({"format": Harmful()}, "harmful2.pt")
     for name in ("harmful.pt", "harmful2.pt"):
-        with pytest.raises(UserError, match="no checkpoint"):
+        with pytest.raises(UserError, match="not a checkpoint"):
             load_checkpoint(Path(name), CPU)
     assert not Path("harm").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", "cut", "other", "newer"])
-def test_what_is_no_checkpoint_is_told(small, workplace, command, content):
+def test_a_file_that_is_not_a_checkpoint_is_a_one_line_error(small, workplace, command, content):
     assert command("train.py", *small, "epochs=1").status == 0
     path = only_run(workplace) / "checkpoint.pt"
     if content == "cut":
@@ -104,7 +106,7 @@ def test_what_is_no_checkpoint_is_told(small, workplace, command, content):
     assert outcome.out == ""
 
 
-def test_a_checkpoint_of_another_model_is_told(small, workplace, command):
+def test_a_checkpoint_of_another_model_is_a_one_line_error(small, workplace, command):
     assert command("train.py", *small, "epochs=1").status == 0
     path = only_run(workplace) / "checkpoint.pt"
     saved = torch.load(path, weights_only=True)
@@ -112,7 +114,8 @@ def test_a_checkpoint_of_another_model_is_told(small, workplace, command):
     rewrite(path, saved)
     outcome = command("val.py", f"checkpoint={path}")
     assert outcome.status == 2
-    assert "holds another model than resnet20" in outcome.err and outcome.err.count("\n") == 1
+    assert "its weights do not fit model=resnet20" in outcome.err
+    assert outcome.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -126,7 +129,7 @@ def test_a_checkpoint_of_another_model_is_told(small, workplace, command):
         lambda saved: saved.update(mean=None),
     ],
 )
-def test_a_checkpoint_with_damaged_fields_is_told(small, workplace, command, spoil):
+def test_a_checkpoint_with_damaged_fields_is_a_one_line_error(small, workplace, command, spoil):
     command("train.py", *small)
     path = only_run(workplace) / "checkpoint.pt"
     saved = torch.load(path, weights_only=True)
@@ -138,18 +141,18 @@ def test_a_checkpoint_with_damaged_fields_is_told(small, workplace, command, spo
     assert outcome.err.startswith("error: checkpoint=results/runs/default/")
 
 
-def test_a_run_does_not_go_on_with_other_images(small, workplace, command, tree):
+def test_a_run_does_not_resume_with_other_images(small, workplace, command, tree):
     command("train.py", *small)
     (only_run(workplace) / "summary.json").unlink()
     next((tree / "train" / "cat").iterdir()).unlink()
     load_data.cache_clear()  # as a new process would
     outcome = command("train.py", *small)
-    told = "checkpoint.pt: began with other images of the same classes; resume=false starts afresh"
-    assert outcome.status == 2 and told in outcome.err
+    message = "was saved with other training images of the same classes; resume=false"
+    assert outcome.status == 2 and message in outcome.err
     assert command("train.py", *small, "resume=false").status == 0
 
 
-def test_a_run_does_not_go_on_with_other_classes(small, workplace, command, tree):
+def test_a_run_does_not_resume_with_other_classes(small, workplace, command, tree):
     """https://github.com/ultralytics/yolov5/issues/410: a class is added, and tensors mismatch."""
     command("train.py", *small)
     (only_run(workplace) / "summary.json").unlink()
@@ -157,6 +160,6 @@ def test_a_run_does_not_go_on_with_other_classes(small, workplace, command, tree
         (tree / split / "ship").rename(tree / split / "boat")
     load_data.cache_clear()  # as a new process would
     outcome = command("train.py", *small)
-    told = "began with other classes; only data.root has boat, only the checkpoint has ship; resume"
-    assert outcome.status == 2 and told in outcome.err
+    message = "was saved with other classes; only data.root has boat, only the checkpoint has ship"
+    assert outcome.status == 2 and message in outcome.err
     assert command("train.py", *small, "resume=false").status == 0

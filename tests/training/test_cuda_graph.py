@@ -1,8 +1,8 @@
-"""A captured step does what the step does: shown on the CPU by a graph of torch's own operations.
+"""A replayed step equals an eager step, tested on the CPU with a stand-in for CUDA graphs.
 
-`Tape` records the operations of a step, and repeats them on the same tensors without running the
-step's Python again. What a CUDA graph would freeze, a value read by the host, a rate passed as a
-number, a state kept in Python, is frozen here as well.
+`Tape` records a step's operations and repeats them on the same tensors without the step's Python
+code. It freezes what a CUDA graph freezes: values read by the host, a learning rate passed as a
+number, state kept in Python.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from tests.helpers.training import SETTINGS, images_of
 
 
 class Tape(TorchDispatchMode):
-    """A stand-in for a CUDA graph: the operations done, to be repeated on the same tensors."""
+    """A stand-in for a CUDA graph: records operations and repeats them on the same tensors."""
 
     def __init__(self):
         super().__init__()
@@ -53,14 +53,14 @@ class Tape(TorchDispatchMode):
 
 
 def capture_on_tape(function):
-    """Record a function whose effects on what was there before are then undone, as in a capture."""
+    """Run and record a function; return the replay function and the result."""
     with Tape() as tape:
         result = function()
     return tape.replay, result
 
 
-class Undone:
-    """Capturing computes nothing: put back what recording has changed."""
+class Restoring:
+    """Capture a step on a tape and restore its state, because a CUDA capture computes nothing."""
 
     def __init__(self, step):
         self.step = step
@@ -84,7 +84,7 @@ class Undone:
 
 @pytest.fixture
 def captured(monkeypatch):
-    """Let steps on the CPU be captured on tapes; return the functions that were."""
+    """Capture steps on the CPU on tapes; return a list with one entry per capture."""
     captures = []
     init = Step.__init__
 
@@ -93,7 +93,7 @@ def captured(monkeypatch):
 
         def capture(function):
             captures.append(step)
-            return Undone(step).capture(function)
+            return Restoring(step).capture(function)
 
         monkeypatch.setattr(engine.training.cuda_graph, "capture", capture)
 
@@ -110,7 +110,7 @@ class MetaRuntime(Runtime):
 
 
 def make_step(overrides, device="cpu", epochs=3):
-    """Make a step for batches of 32 out of 150 pictures of 16 x 16, and its schedule."""
+    """Return a step for batches of 32 out of 150 images of 16 x 16, and its schedule."""
     made = config("batch=32", f"epochs={epochs}", "threads=1", *overrides)
     torch.manual_seed(0)
     model = build_model(ModelConfig("resnet8", "default", made.model.ghost_batch), 10)
@@ -123,7 +123,7 @@ def make_step(overrides, device="cpu", epochs=3):
     optimizer = build_optimizer(made.optimizer, made.clip, model, plan.peak_lr)
     for group in optimizer.param_groups:
         if made.optimizer.name == "lars" or device != "cpu":
-            # A path that has no numbers on the host, as a CUDA device's.
+            # Like the CUDA path, this one keeps no numbers on the host.
             group["foreach"], group["fused"] = True, None
     scheduler = build_scheduler(made.scheduler, plan, optimizer)
     noise = NoiseScale(runtime.device) if made.noise_scale else None
@@ -149,7 +149,7 @@ def train(overrides, log_layers_every=None, epochs=3):
 
 
 @pytest.mark.parametrize("overrides", SETTINGS.values(), ids=SETTINGS)
-def test_replayed_steps_equal_steps_taken_one_by_one(captured, monkeypatch, overrides):
+def test_replayed_steps_equal_eager_steps(captured, monkeypatch, overrides):
     replays = []
     call = engine.training.cuda_graph.CapturedStep.__call__
 
@@ -160,12 +160,12 @@ def test_replayed_steps_equal_steps_taken_one_by_one(captured, monkeypatch, over
     monkeypatch.setattr(engine.training.cuda_graph.CapturedStep, "__call__", counted)
     step, graphed, state = train(overrides)
     assert step.ema is None or int(step.ema.n_averaged) == 15
-    # Three epochs of five steps, the last of each a short one; three steps to warm up.
+    # 3 epochs have 4 full batches and a short one each; the first 3 full batches run eagerly.
     assert len(captured) == 1 and len(replays) == 12 - 3
     monkeypatch.setattr(engine.training.step, "captures", lambda runtime: False)
     _, eager, expected = train(overrides)
     for name, value in expected.items():
-        # The rates of a captured step are rounded to fp32.
+        # A captured step has its learning rate in fp32.
         torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=name)
     for one, other in zip(graphed, eager, strict=True):
         assert one.losses == pytest.approx(other.losses, rel=1e-4)
@@ -175,8 +175,8 @@ def test_replayed_steps_equal_steps_taken_one_by_one(captured, monkeypatch, over
             assert left.gradient_variance == pytest.approx(right.gradient_variance, rel=1e-3)
 
 
-def test_every_step_of_a_captured_run_has_its_rate_in_a_tensor(captured):
-    """Those before the capture too, or a resumed run would round them otherwise."""
+def test_the_learning_rate_is_a_tensor_before_the_capture_too(captured):
+    """Otherwise a resumed run would round the rates of other steps to fp32."""
     step, _ = make_step(["optimizer=sgd"])
     assert step.graph.captured is None
     for group in step.optimizer.param_groups:
@@ -189,12 +189,12 @@ def test_steps_whose_layers_are_logged_are_not_replayed(captured):
     assert [n for o in outcomes for n, _ in o.layers] == [4, 8, 12]
 
 
-def test_where_no_graph_can_be_captured_steps_go_on(captured, monkeypatch, capsys):
+def test_steps_run_eagerly_after_a_failed_capture(captured, monkeypatch, capsys):
     update = Step.update_on_device
 
     def fail(function):
         def refuse(step):
-            # What a capture that fails leaves behind was never computed.
+            # A failed capture leaves tensors behind that were never computed.
             for layer in batch_norms(step.model):
                 layer.sums.fill_(math.nan)
             raise RuntimeError("operation not permitted\nwhen stream is capturing")
@@ -207,8 +207,9 @@ def test_where_no_graph_can_be_captured_steps_go_on(captured, monkeypatch, capsy
     monkeypatch.setattr(engine.training.cuda_graph, "capture", fail)
     first = train_epoch(step, scheduler, step.images.draw_epoch(0, 0), "")
     assert Step.update_on_device is update and step.graph.failed
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "operation not permitted when stream is capturing" in told
+    printed = capsys.readouterr().err
+    assert printed.startswith("steps run eagerly: ") and printed.count("\n") == 1
+    assert "operation not permitted when stream is capturing" in printed
     monkeypatch.setattr(engine.training.step, "captures", lambda runtime: False)
     plain, scheduler = make_step(["optimizer=lars"])
     again = train_epoch(plain, scheduler, plain.images.draw_epoch(0, 0), "")
@@ -217,7 +218,7 @@ def test_where_no_graph_can_be_captured_steps_go_on(captured, monkeypatch, capsy
         torch.testing.assert_close(buffer, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_checkpoint_of_a_captured_run_is_as_any(small, workplace, command, captured):
+def test_a_checkpoint_of_a_captured_run_has_plain_numbers(small, workplace, command, captured):
     run = [*small, "optimizer=lars", "epochs=3"]
     assert command("train.py", *run).status == 0
     assert captured
@@ -230,7 +231,7 @@ FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "equal")
 
 
 class Watch(TorchDispatchMode):
-    """Fail on what makes host and device wait for each other."""
+    """Fail on operations that synchronize host and device."""
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         name = function.overloadpacket.__name__
@@ -246,7 +247,7 @@ class Watch(TorchDispatchMode):
 
 @pytest.mark.parametrize("overrides", SETTINGS.values(), ids=SETTINGS)
 def test_no_step_waits_for_its_device(monkeypatch, overrides):
-    """On the meta device, which holds no values that could be read."""
+    """Run on the meta device, which holds no values that the host could read."""
     step, scheduler = make_step(overrides, device="meta")
     draws = step.images.draw_epoch(0, 0)
     batches = list(itertools.islice(draws.order.split(32), 3))
@@ -257,9 +258,9 @@ def test_no_step_waits_for_its_device(monkeypatch, overrides):
         step.update()
         scheduler.step()
 
-    take(batches[0])  # constants, momentum buffers and averages are made
+    take(batches[0])  # creates constants, momentum buffers and averages
     take(batches[1])
-    # A tensor made from numbers is made on the host and then moved; torch shows no operation of it.
-    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("made on the host"))
+    # torch.tensor copies from the host, which a dispatch mode does not see.
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("copied from the host"))
     with Watch():
         take(batches[2])

@@ -1,4 +1,4 @@
-"""Captured steps on a CUDA device: the same result as steps taken launch by launch, and no wait."""
+"""Captured steps on a CUDA device: equal to eager steps, and without synchronization."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def make_step(overrides, epochs=3):
 
 
 @all_settings
-def test_a_graph_and_single_launches_train_alike(monkeypatch, overrides):
+def test_replayed_steps_equal_eager_steps(monkeypatch, overrides):
     ends = []
     for captures in (True, False):
         monkeypatch.setattr(engine.training.step, "captures", lambda _, answer=captures: answer)
@@ -68,7 +68,7 @@ def test_no_step_waits_for_the_device(monkeypatch, overrides, captures):
     torch.cuda.synchronize()
     try:
         for place, batch in enumerate(batches[:9]):
-            # Kernels are chosen, buffers made and the graph captured before.
+            # The first steps choose kernels, create buffers and capture the graph.
             torch.cuda.set_sync_debug_mode("error" if place > 4 else "default")
             if step.replay(batch, draws) is None:
                 step.gradients(batch, draws)

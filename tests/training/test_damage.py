@@ -1,3 +1,5 @@
+"""Damaged checkpoints are refused, and the previous checkpoint replaces them."""
+
 import json
 import os
 import random
@@ -21,12 +23,12 @@ from tests.helpers.training import setup_of
 
 CUTS_EVERY = 4096
 FLIPS = 1000
-# In the normal suite.
+# In the tests without the stress marker.
 FEW_CUTS, FEW_FLIPS = 20, 50
 
 
 def save(path, epoch=0, partial=None):
-    """Save a ResNet-8 with momentum as a run that has finished so many epochs would."""
+    """Save a ResNet-8 with momentum as a run with `epoch` finished epochs does."""
     made = config("model=resnet8", "data=synthetic", "epochs=9")
     torch.manual_seed(0)
     setup = setup_of(made, 1000)
@@ -50,9 +52,10 @@ def cuts_are_refused(path, count=None):
     places = [*range(0, len(whole), CUTS_EVERY), len(whole) - TRAILER, len(whole) - 1]
     for place in places if count is None else random.Random(0).sample(places, count):
         path.write_bytes(whole[:place])
-        with pytest.raises(DamagedCheckpoint) as told:
+        with pytest.raises(DamagedCheckpoint) as raised:
             load_checkpoint(path, CPU)
-        assert str(told.value).startswith(f"checkpoint={path}: ") and "\n" not in str(told.value)
+        message = str(raised.value)
+        assert message.startswith(f"checkpoint={path}: ") and "\n" not in message
     path.write_bytes(whole)
     load_checkpoint(path, CPU)
 
@@ -90,57 +93,58 @@ def test_a_bit_flipped_anywhere_is_refused(saved):
     flips_are_refused(saved, FLIPS)
 
 
-def test_torch_alone_reads_the_file(saved):
+def test_torch_load_reads_the_file_despite_the_checksum(saved):
     content = torch.load(saved, weights_only=True)
     assert content["version"] == 2 and len(content["model"]) > 20
     assert saved.read_bytes()[-TRAILER:].startswith(MARK)
 
 
-def test_a_file_of_the_format_before_is_read_and_told(saved, capsys):
+def test_a_file_of_format_1_is_read_with_a_warning(saved, capsys):
     content = torch.load(saved, weights_only=True)
     del content["partial"]
     torch.save(content | {"version": 1}, saved)
     assert load_checkpoint(saved, CPU).partial is None
-    told = capsys.readouterr().err
-    assert told == f"checkpoint={saved}: of an older version, without a checksum\n"
+    printed = capsys.readouterr().err
+    assert printed == f"checkpoint={saved}: has the old format 1, without a checksum\n"
 
 
-def test_the_one_before_is_used_where_the_newest_is_damaged(saved, capsys):
+def test_the_previous_checkpoint_is_used_if_the_newest_is_damaged(saved, capsys):
     save(saved, 1)
     save(saved, 2)
     assert load_latest(saved).epoch == 2
     assert load_checkpoint(previous_of(saved), CPU).epoch == 1
     saved.write_bytes(saved.read_bytes()[:5000])
     assert load_latest(saved).epoch == 1
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert told.startswith(f"checkpoint={saved}: ") and "checkpoint.prev.pt is used" in told
-    assert load_checkpoint(saved, CPU).epoch == 1, "the damaged one is gone"
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert printed.startswith(f"checkpoint={saved}: ") and "checkpoint.prev.pt is used" in printed
+    assert load_checkpoint(saved, CPU).epoch == 1, "the damaged file was not replaced"
     assert not previous_of(saved).exists()
 
 
-def test_where_none_is_whole_neither_is_used(saved):
+def test_two_damaged_checkpoints_are_an_error(saved):
     save(saved, 1)
     for path in (saved, previous_of(saved)):
         path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"and so is checkpoint.prev.pt; resume=false starts"):
+    message = r"and checkpoint.prev.pt cannot be used either; resume=false starts"
+    with pytest.raises(UserError, match=message):
         load_latest(saved)
     previous_of(saved).unlink()
-    with pytest.raises(UserError, match="; resume=false starts afresh"):
+    with pytest.raises(UserError, match="; resume=false starts from scratch"):
         load_latest(saved)
-    assert saved.exists(), "what is damaged is left for its owner to look at"
+    assert saved.exists(), "the damaged file was removed"
     saved.unlink()
     assert load_latest(saved) is None
 
 
-def test_a_newer_format_is_refused_and_not_passed_over(saved):
+def test_a_newer_format_is_an_error_and_not_skipped(saved):
     save(saved, 1)
     rewrite(saved, torch.load(saved, weights_only=True) | {"version": 3})
-    with pytest.raises(UserError, match="has format 3; this version reads 2"):
+    with pytest.raises(UserError, match="has format 3; this version reads formats 1 to 2"):
         load_latest(saved)
 
 
-def test_a_disk_that_keeps_something_else_costs_no_checkpoint(saved, monkeypatch):
+def test_a_disk_that_alters_the_new_file_loses_no_checkpoint(saved, monkeypatch):
     before = saved.read_bytes()
     write_summed = engine.system.files.write_summed
 
@@ -155,24 +159,24 @@ def test_a_disk_that_keeps_something_else_costs_no_checkpoint(saved, monkeypatch
     assert saved.read_bytes() == before and [*saved.parent.iterdir()] == [saved]
 
 
-def test_a_save_that_is_cut_off_between_its_renames_costs_no_checkpoint(saved, monkeypatch):
+def test_a_save_interrupted_between_its_renames_loses_no_checkpoint(saved, monkeypatch):
     replace = os.replace
 
     def fail(source, target):
         if Path(target) == saved:
-            raise OSError("cut off")
+            raise OSError("interrupted")
         replace(source, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(engine.system.files.os, "replace", fail)
-        with pytest.raises(OSError, match="cut off"):
+        with pytest.raises(OSError, match="interrupted"):
             save(saved, 1)
     assert not saved.exists()
     assert load_latest(saved).epoch == 0
     assert saved.exists()
 
 
-def test_a_partial_epoch_is_kept(saved):
+def test_a_checkpoint_keeps_a_partial_epoch(saved):
     part = PartialEpoch.of_no_steps(8, CPU)
     part.losses[:2] = torch.tensor([0.1, 0.2])
     part.rates += [0.5, 0.25]
@@ -186,12 +190,12 @@ def test_a_partial_epoch_is_kept(saved):
     assert loaded.partial.layers == part.layers
 
 
-def test_a_damaged_run_goes_on_from_the_checkpoint_before(small, workplace, command, monkeypatch):
+def test_a_run_resumes_from_the_previous_checkpoint(small, workplace, command, monkeypatch):
     run = [*small, "epochs=3", "deterministic=true"]
     assert command("train.py", *run).status == 0
     directory = only_run(workplace)
     expected = state_of(directory)
-    assert not (directory / "checkpoint.prev.pt").exists(), "a finished run needs no other"
+    assert not (directory / "checkpoint.prev.pt").exists(), "a finished run kept it"
 
     def stop(*_, **__):
         raise KeyboardInterrupt
@@ -203,7 +207,7 @@ def test_a_damaged_run_goes_on_from_the_checkpoint_before(small, workplace, comm
     path = directory / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:-1000])
     outcome = command("val.py", f"checkpoint={directory}")
-    assert outcome.status == 2 and outcome.err.count("\n") == 1, "val.py takes no other"
+    assert outcome.status == 2 and outcome.err.count("\n") == 1, "val.py used the previous one"
     outcome = command("train.py", *run)
     assert outcome.status == 0 and "resuming  after epoch 2 of 3" in outcome.out
     assert outcome.err.count("\n") == 1 and "checkpoint.prev.pt is used instead" in outcome.err
@@ -214,6 +218,6 @@ def test_a_damaged_run_goes_on_from_the_checkpoint_before(small, workplace, comm
     (directory / "summary.json").unlink()
     outcome = command("train.py", *run)
     assert outcome.status == 2 and outcome.err.count("\n") == 1
-    assert "resume=false starts afresh" in outcome.err
+    assert "resume=false starts from scratch" in outcome.err
     assert command("train.py", *run, "resume=false").status == 0
     assert json.loads((directory / "summary.json").read_text())["status"] == "completed"

@@ -1,4 +1,4 @@
-"""Several ranks, as spawned processes that exchange over Gloo, beside one process."""
+"""Several ranks, as spawned processes that communicate over Gloo, compared with one process."""
 
 import contextlib
 import io
@@ -44,18 +44,18 @@ from tests.helpers.training import DoubleImages, Plain, images_of, make_plain, m
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="needs torch.distributed, gloo"
 )
-# The last batch of an epoch is one group, so all ranks but one have no example in it.
+# The last batch of an epoch is one group, so only one rank has examples in it.
 GHOSTS = ["batch=64", "micro_batch=16", "model.ghost_batch=8", "epochs=10"]
 
 
 def trained(model, overrides, dtype=torch.float32, count=76, epochs=10, ema=None, noise=None):
-    """Train a model over all ranks; return what this rank has of it."""
+    """Train a model over all ranks; return this rank's state and metrics."""
     made = config(*overrides)
     split = images_of(count, side=16)
     runtime = start_runtime("cpu", "fp32", 1, False, 0)
     plan = make_plan(made, count, runtime.world_size)
-    kind = DoubleImages if dtype == torch.float64 else TrainingImages
-    training_images = kind(split, Normalization.of(split.images), runtime.device)
+    images_type = DoubleImages if dtype == torch.float64 else TrainingImages
+    training_images = images_type(split, Normalization.of(split.images), runtime.device)
     model = model.to(dtype)
     optimizer = build_optimizer(made.optimizer, made.clip, model, plan.peak_lr)
     scheduler = build_scheduler(made.scheduler, plan, optimizer)
@@ -88,7 +88,7 @@ def trained(model, overrides, dtype=torch.float32, count=76, epochs=10, ema=None
 
 
 class Unlucky(Plain):
-    """A network whose loss, but not its gradient, is infinite on the last rank's examples alone."""
+    """A network with an infinite loss but a finite gradient, on the last rank's examples only."""
 
     def forward(self, x):
         last = dist.is_initialized() and dist.get_rank() == dist.get_world_size() - 1
@@ -98,7 +98,7 @@ class Unlucky(Plain):
 
 
 def exercise():
-    """Train and evaluate on this rank all that the tests below look at."""
+    """Run everything on this rank that the tests below compare."""
     made = {
         "float64": trained(make_resnet(8), [*GHOSTS, "optimizer=lars"], torch.float64, ema=0.9),
         "fp32": trained(make_resnet(8), [*GHOSTS, "optimizer.base_lr=0.02"], ema=0.9),
@@ -124,16 +124,16 @@ def exercise():
     try:
         check_alike("data.root", runtime.rank)
     except UserError as error:
-        made["unlike"] = str(error)
+        made["different"] = str(error)
     made["together"] = train_together()
     made["threads"] = start_runtime("cpu", "fp32", None, False, 0).threads
     return made
 
 
 def normalize_together(device):
-    """Pass 8 examples and then 1 through a synchronised layer; return what this rank has of it.
+    """Pass 8 examples and then 1 through a synchronized layer; return this rank's results.
 
-    torch has its kernels on CUDA alone; on the CPU the formulas below stand in for them.
+    torch has these kernels on CUDA only. On the CPU the functions in `KERNELS` replace them.
     """
     torch.manual_seed(0)
     x, target = torch.randn(2, 9, 3, 4, 5).to(device)
@@ -154,7 +154,7 @@ def normalize_together(device):
             output = layer(part)
             (output * target[own]).sum().backward()
             outputs.append(output.detach().cpu())
-            # torch leaves that of no example out.
+            # Without examples, torch sets no gradient.
             gradients.append(part.grad.cpu() if len(part) else part.detach().cpu())
         commit_batch_statistics(layer)
     return {
@@ -167,7 +167,7 @@ def normalize_together(device):
 
 
 def train_together():
-    """Train a network with synchronised layers; some ranks have no example in the last batch."""
+    """Train a network with synchronized layers; some ranks have no example in the last batch."""
     model = make_resnet(None)
     if dist.is_initialized():
         synchronize_batch_norms(model)
@@ -208,8 +208,8 @@ def batch_norm_backward_reduce(dy, x, mean, invstd, weight, *needed):
 
 def batch_norm_backward_elemt(dy, x, mean, invstd, weight, sum_dy, sum_dy_xmu, counts):
     slope = channels(invstd**2 * sum_dy_xmu / counts.sum())
-    centred = dy - channels(sum_dy / counts.sum()) - (x - channels(mean)) * slope
-    return centred * channels(invstd * weight)
+    centered = dy - channels(sum_dy / counts.sum()) - (x - channels(mean)) * slope
+    return centered * channels(invstd * weight)
 
 
 def channels(values):
@@ -223,7 +223,7 @@ KERNELS = (
 
 
 def command(port, *arguments):
-    """Run train.py in this process as one of torchrun's; return its status and what it printed."""
+    """Run train.py in this process as a rank of torchrun; return exit status, stdout, stderr."""
     os.environ["MASTER_PORT"] = str(port)
     sys.argv = ["train.py", *map(str, arguments)]
     out, err = io.StringIO(), io.StringIO()
@@ -232,13 +232,13 @@ def command(port, *arguments):
             status = exit_status(train.main)
         except SystemExit as leave:
             status = leave.code
-    if dist.is_initialized():  # as the end of the process would
+    if dist.is_initialized():  # a process that ends would do this
         dist.destroy_process_group()
     return status, out.getvalue(), err.getvalue()
 
 
 def run_commands(rank, ports, run):
-    """Go through what two ranks can meet on the command line."""
+    """Run all commands of the two-rank tests; return their outcomes."""
     made = {"beyond": command(ports[0], *run, "batch=121")}
     made["sync_bn"] = command(ports[1], *run, "model.ghost_batch=null", "sync_bn=true")
     made["sweep"] = command(ports[2], "-m", *run, "seed=0,1")
@@ -248,7 +248,7 @@ def run_commands(rank, ports, run):
 
     def stop_in_the_third(self, row, trained):
         record_epoch(self, row, trained)
-        if row["epoch"] == 3:  # after the metrics of epoch 3, before its checkpoint
+        if row["epoch"] == 3:  # epoch 3 has metrics and no checkpoint yet
             raise KeyboardInterrupt
 
     engine.runs.run.Run.record_epoch = stop_in_the_third
@@ -268,7 +268,7 @@ def run_commands(rank, ports, run):
 
 
 def work(rank, world, ports, folder, run):
-    """Be one of `world` ranks."""
+    """Run as rank `rank` of `world` ranks and save the results to `folder`."""
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
@@ -296,7 +296,7 @@ def free_ports(count):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """A folder for what the ranks make; below it a folder to work in for each number of them."""
+    """A folder for the ranks' results, with one working directory per number of ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     for world in (1, 2, 4):
         (folder / str(world)).mkdir()
@@ -305,7 +305,7 @@ def places(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(places, drawn_tree):
-    """What each rank made, by number of ranks; four and one go on with what two left."""
+    """Each rank's results by number of ranks; 4 ranks and 1 rank resume the run of 2 ranks."""
     run = [*RANKED, f"data.root={drawn_tree}"]
     found = {}
     for world in (2, 4):
@@ -327,32 +327,33 @@ def assert_close(left, right, close):
         torch.testing.assert_close(left[name], right[name], rtol=close, atol=close, msg=name)
 
 
-@pytest.mark.parametrize(("kind", "close"), [("float64", 1e-9), ("fp32", 1e-3)])
+@pytest.mark.parametrize(("precision", "close"), [("float64", 1e-9), ("fp32", 1e-3)])
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks_train_the_weights_of_one_process(made, world, kind, close):
-    (expected,) = made[1]
-    assert len(expected[kind]["losses"]) == 20
+def test_ranks_train_the_weights_of_one_process(made, world, precision, close):
+    expected = made[1][0][precision]
+    assert len(expected["losses"]) == 20
     for rank in made[world]:
-        assert_close(rank[kind]["state"], expected[kind]["state"], close)
-        assert_close(rank[kind]["ema"], expected[kind]["ema"], close)
-        # Both are recorded in single precision; a gradient is a difference, so has fewer digits.
+        found = rank[precision]
+        assert_close(found["state"], expected["state"], close)
+        assert_close(found["ema"], expected["ema"], close)
+        # Both are recorded in fp32. A gradient is a difference, so it has fewer exact digits.
         losses, norms = max(close, 1e-6), max(10 * close, 1e-6)
-        assert rank[kind]["losses"] == pytest.approx(expected[kind]["losses"], rel=losses)
-        assert rank[kind]["norms"] == pytest.approx(expected[kind]["norms"], rel=norms)
+        assert found["losses"] == pytest.approx(expected["losses"], rel=losses)
+        assert found["norms"] == pytest.approx(expected["norms"], rel=norms)
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_all_ranks_hold_the_same_bits(made, world):
-    for kind in ("float64", "fp32"):
+def test_all_ranks_have_bit_identical_states(made, world):
+    for precision in ("float64", "fp32"):
         for rank in made[world][1:]:
             for part in ("state", "ema"):
-                first = made[world][0][kind][part]
-                for name, value in rank[kind][part].items():
+                first = made[world][0][precision][part]
+                for name, value in rank[precision][part].items():
                     assert torch.equal(value, first[name]), name
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_uneven_parts_weigh_every_example_once(made, world):
+def test_uneven_parts_count_every_example_once(made, world):
     (expected,) = made[1]
     for rank in made[world]:
         assert_close(rank["plain"]["state"], expected["plain"]["state"], 1e-9)
@@ -360,14 +361,14 @@ def test_uneven_parts_weigh_every_example_once(made, world):
         assert rank["plain"]["accuracy"] == pytest.approx(expected["plain"]["accuracy"])
 
 
-def test_gradients_cross_once_a_step(made):
-    # Two passes of 16 a rank and step: the first of them keeps its gradient to itself.
+def test_gradients_are_reduced_once_per_step(made):
+    # Each rank makes two passes of 16 per step, and only the second one reduces its gradient.
     for rank in made[2]:
         assert rank["float64"]["reductions"] == [0] * 20
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_evaluation_is_exactly_one_process(made, world):
+def test_evaluation_equals_that_of_one_process(made, world):
     expected = made[1][0]["evaluated"]
     for rank in made[world]:
         got = rank["evaluated"]
@@ -379,15 +380,15 @@ def test_evaluation_is_exactly_one_process(made, world):
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_all_ranks_see_a_loss_that_one_has(made, world):
+def test_an_infinite_loss_on_one_rank_is_a_divergence_on_all(made, world):
     assert not made[1][0]["unlucky"]["diverged"]
     for rank in made[world]:
         assert rank["unlucky"]["diverged"] and len(rank["unlucky"]["losses"]) == 1
 
 
 def test_the_noise_scale_is_the_mean_over_the_ranks_first_passes(made):
-    # At rate ~0 the weights stand still. 15 examples a rank, of which 8 go first; in the last
-    # batch 8, of which 4 do.
+    # At a rate near 0 the weights do not change. Each rank has 15 examples per batch, 8 of them in
+    # its first pass. In the last batch it has 8 examples, 4 of them in the first pass.
     split = images_of(76, side=16)
     training_images = DoubleImages(split, Normalization.of(split.images), torch.device("cpu"))
     draws = training_images.draw_epoch(0, 0)
@@ -412,39 +413,39 @@ def test_the_noise_scale_is_the_mean_over_the_ranks_first_passes(made):
     assert made[2][1]["noise"]["noise"] == noise
 
 
-def test_data_that_differ_between_ranks_are_told(made):
-    assert "unlike" not in made[1][0]
+def test_data_that_differ_between_ranks_are_an_error(made):
+    assert "different" not in made[1][0]
     for rank in (*made[2], *made[4]):
-        assert rank["unlike"].startswith("data.root=rank 1: must hold what rank 0 has")
+        assert rank["different"].startswith("data.root=rank 1: must hold what rank 0 has")
 
 
-def test_a_rank_without_memory_says_so(capsys):
-    with pytest.raises(SystemExit) as left, Follower(config("micro_batch=77")).open([]):
+def test_a_rank_out_of_memory_prints_an_error(capsys):
+    with pytest.raises(SystemExit) as raised, Follower(config("micro_batch=77")).open([]):
         raise MemoryError
-    assert left.value.code == 2
+    assert raised.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: micro_batch=77: on rank 0 the run does not fit into memory")
     assert error.count("\n") == 1
 
 
-def test_threads_are_shared(made):
+def test_ranks_share_the_cpus(made):
     for world in (2, 4):
         assert {rank["threads"] for rank in made[world]} == {max(1, available_cpus() // world)}
 
 
-def test_mistakes_come_out_once(made, places):
+def test_a_users_mistake_is_printed_once(made, places):
     first, second = made[2]
-    for name, told in (
+    for name, message in (
         ("beyond", "error: batch=121: must be at most the training split's 120 images\n"),
         ("sync_bn", "error: sync_bn=true: needs device=cuda, and this run's is cpu; model.ghost_"),
         ("sweep", "error: -m: torchrun trains one run; sweep with python train.py -m"),
     ):
         status, out, err = first[name]
-        assert (status, out, err.count("\n")) == (2, "", 1) and err.startswith(told)
+        assert (status, out, err.count("\n")) == (2, "", 1) and err.startswith(message)
         assert second[name] == (2, "", "")
 
 
-def test_rank_0_alone_writes_and_prints(made, places):
+def test_only_rank_0_writes_and_prints(made, places):
     first, second = made[2]
     assert first["whole"][0] == first["again"][0] == 0
     assert "2 ranks of 1 x 16 images a step" in first["whole"][1]
@@ -458,7 +459,7 @@ def test_rank_0_alone_writes_and_prints(made, places):
     assert len((directory / "metrics.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_run_goes_on_with_any_number_of_ranks(made, places, drawn_tree, command, monkeypatch):
+def test_a_run_resumes_with_any_number_of_ranks(made, places, drawn_tree, command, monkeypatch):
     assert made[2][0]["stopped"][0] == 130
     assert made[2][0]["stopped"][2].startswith("interrupted; ")
     assert made[2][1]["stopped"] == (1, "", "")
@@ -468,9 +469,9 @@ def test_a_run_goes_on_with_any_number_of_ranks(made, places, drawn_tree, comman
     monkeypatch.chdir(places / "1")
     outcome = command("train.py", *run)
     assert outcome.status == 0 and "resuming  after epoch 2 of 4" in outcome.out
-    assert command("train.py", *run, "group=alone").status == 0
+    assert command("train.py", *run, "group=whole").status == 0
     states, accuracies = [], []
-    for place, group in (("1", "alone"), ("1", "default"), ("4", "default")):
+    for place, group in (("1", "whole"), ("1", "default"), ("4", "default")):
         (directory,) = (places / place / "results" / "runs" / group).glob("*-e4-*")
         saved = torch.load(directory / "checkpoint.pt", weights_only=True)
         states.append(saved["model"] | saved["ema"])
@@ -479,28 +480,28 @@ def test_a_run_goes_on_with_any_number_of_ranks(made, places, drawn_tree, comman
         assert summary["world_size"] == int(place)
     for state in states[1:]:
         assert_close(state, states[0], 1e-3)
-    assert accuracies == pytest.approx([accuracies[0]] * 3, abs=3.4)  # one picture of thirty
+    assert accuracies == pytest.approx([accuracies[0]] * 3, abs=3.4)  # one image of 30
 
 
 def test_a_signal_to_one_rank_pauses_all_after_the_same_step(
     made, places, drawn_tree, command, monkeypatch
 ):
     assert [rank["paused"][0] for rank in made[2]] == [143, 143]
-    # Of the 4 steps of an epoch the signal came in the second epoch's second.
-    told = "resuming  after epoch 1 of 4 and step 2 of 4 of the next"
+    # An epoch has 4 steps, and the signal came in step 2 of epoch 2.
+    position = "after epoch 1 of 4 and step 2 of 4 of the next"
     monkeypatch.chdir(places / "2")
     outcome = command("train.py", *RANKED, f"data.root={drawn_tree}", "group=paused")
-    assert outcome.status == 0 and told in outcome.out
+    assert outcome.status == 0 and position in outcome.out
     states, rows = [], []
-    for place, group in (("1", "alone"), ("2", "paused")):
+    for place, group in (("1", "whole"), ("2", "paused")):
         (directory,) = (places / place / "results" / "runs" / group).glob("*-e4-*")
         saved = torch.load(directory / "checkpoint.pt", weights_only=True)
         states.append(saved["model"] | saved["ema"])
         rows.append([json.loads(r) for r in (directory / "metrics.jsonl").read_text().splitlines()])
     assert_close(states[1], states[0], 1e-3)
-    for alone, paused in zip(*rows, strict=True):
-        assert paused["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-3)
-        assert paused["train_accuracy"] == pytest.approx(alone["train_accuracy"], abs=1.0)
+    for whole, paused in zip(*rows, strict=True):
+        assert paused["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-3)
+        assert paused["train_accuracy"] == pytest.approx(whole["train_accuracy"], abs=1.0)
 
 
 def assert_normalized_as_one(ranks, expected):
@@ -527,7 +528,7 @@ def test_synchronized_statistics_are_those_of_the_whole_pass(made, world):
 def normalize_on_gpu(rank, port, folder):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    # NCCL refuses two ranks on one GPU; Gloo exchanges a GPU's tensors too.
+    # NCCL refuses two ranks on one GPU. Gloo accepts CUDA tensors too.
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     torch.save(normalize_together(torch.device("cuda", 0)), folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -535,7 +536,7 @@ def normalize_on_gpu(rank, port, folder):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_torchs_own_kernels_synchronize(tmp_path):
+def test_torchs_cuda_kernels_synchronize(tmp_path):
     torch.multiprocessing.spawn(normalize_on_gpu, (free_ports(1)[0], tmp_path), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert_normalized_as_one(ranks, normalize_together(torch.device("cpu")))

@@ -1,4 +1,4 @@
-"""Whatever stops being finite, and wherever, ends the run as diverged before it spoils more."""
+"""A loss, gradient or state that is not finite ends the run as diverged."""
 
 import json
 import math
@@ -51,14 +51,14 @@ def assert_diverged(workplace, command, outcome, steps):
 @pytest.mark.parametrize(
     ("what", "step", "steps"),
     [
-        # A weight is seen in the next loss, what training does not use at the end of the epoch.
+        # The next loss shows a weight. The end of the epoch shows state that training does not use.
         ("a weight", 2, 3),
         ("a weight", 8, 8),
         ("a running variance", 2, 4),
         ("a variance that overflows", 8, 8),
     ],
 )
-def test_state_that_no_loss_shows(small, workplace, command, monkeypatch, what, step, steps):
+def test_a_state_that_is_not_finite(small, workplace, command, monkeypatch, what, step, steps):
     done = []
 
     def commit(model):
@@ -72,7 +72,7 @@ def test_state_that_no_loss_shows(small, workplace, command, monkeypatch, what, 
     assert_diverged(workplace, command, outcome, steps)
 
 
-def test_a_last_update_that_leaves_no_finite_loss(small, workplace, command):
+def test_a_last_update_that_makes_the_loss_infinite(small, workplace, command):
     wild = ["optimizer.lr_scaling=none", "optimizer.base_lr=1e38", "scheduler=constant"]
     outcome = command(
         "train.py", *small, *wild, "scheduler.warmup_fraction=0", "epochs=1", "batch=120"
@@ -81,7 +81,7 @@ def test_a_last_update_that_leaves_no_finite_loss(small, workplace, command):
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_no_update_is_made_from_what_is_not_finite(small, workplace, command, monkeypatch, what):
+def test_no_update_uses_values_that_are_not_finite(small, workplace, command, monkeypatch, what):
     accumulate, weights = engine.training.step.accumulate_gradients, []
 
     def spoil(model, *rest, **options):
@@ -119,7 +119,7 @@ def test_a_resumed_run_whose_state_is_not_finite(small, workplace, command, monk
         content[part][key][0] = math.inf
     rewrite(path, content)
     monkeypatch.setattr(
-        engine.training.loop, "train_epoch", lambda *_: pytest.fail("it trained on")
+        engine.training.loop, "train_epoch", lambda *_: pytest.fail("it kept training")
     )
     outcome = command("train.py", *small, "ema.decay=0.9")
     assert_diverged(workplace, command, outcome, 4)

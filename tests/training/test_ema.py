@@ -1,4 +1,4 @@
-"""Training's additions to the loss and the weights: label smoothing and the average."""
+"""Label smoothing and the weight average."""
 
 import json
 
@@ -15,7 +15,7 @@ from tests.helpers.training import images_of, make_plain, trained
 ON = ["ema.decay=0.9", "loss.label_smoothing=0.1", "model.zero_init_residual=true"]
 
 
-def test_the_average_follows_weights_and_buffers_by_the_formula():
+def test_the_average_of_weights_and_buffers_equals_the_formula():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), BatchNorm2d(4)).double()
     ema = build_ema(EMAConfig(0.75), model)
@@ -38,7 +38,7 @@ def test_the_average_follows_weights_and_buffers_by_the_formula():
         assert torch.allclose(made[name], value, rtol=1e-12, atol=1e-12), name
 
 
-def test_the_average_moves_at_every_step_of_an_epoch():
+def test_the_average_is_updated_at_every_step():
     model = make_plain()
     ema = build_ema(EMAConfig(0.5), model)
     trained(model, ema=ema)
@@ -50,11 +50,11 @@ def test_without_a_decay_there_is_no_average():
     assert build_ema(EMAConfig(), make_plain()) is None
 
 
-def test_label_smoothing_is_in_the_training_loss_alone():
+def test_label_smoothing_is_in_the_training_loss_only():
     still = ["optimizer.lr_scaling=none", "optimizer.base_lr=1e-12"]
     model, plain = trained(make_plain(), *still)
     _, smoothed = trained(make_plain(), *still, label_smoothing=0.2)
-    # Of a sum over classes: 0.8 of the label's loss and 0.2 of the mean over all classes.
+    # The smoothed loss is 0.8 of the label's loss and 0.2 of the mean over all classes.
     logits, labels = logits_of(model)
     uniform = -logits.log_softmax(1).mean(1).mean()
     assert smoothed.loss == pytest.approx(0.8 * plain.loss + 0.2 * float(uniform), rel=1e-5)
@@ -71,7 +71,7 @@ def logits_of(model):
     return model(images).detach(), labels
 
 
-def test_the_average_is_the_headline_and_the_weights_stand_beside_it(small, workplace, command):
+def test_the_average_is_reported_and_the_weights_as_raw_values(small, workplace, command):
     run = [*small, *ON, "data.holdout=30", "eval_every=2", "epochs=3", "deterministic=true"]
     assert command("train.py", *run).status == 0
     directory = only_run(workplace)
@@ -88,18 +88,18 @@ def test_the_average_is_the_headline_and_the_weights_stand_beside_it(small, work
     shown = command("val.py", f"checkpoint={directory}").out
     assert f"{summary['test_accuracy']:.2f} % (weights averaged, ema.decay=0.9)" in shown
 
-    # The same run without the average has the weights' figures for its headline.
+    # The same run without an average reports the results of the weights.
     plain = [o for o in run if not o.startswith("ema")]
     assert command("train.py", *plain, "group=plain").status == 0
     (other,) = (workplace / "results" / "runs" / "plain").iterdir()
-    beside = json.loads((other / "metrics.jsonl").read_text().splitlines()[-1])
-    assert "raw_test_accuracy" not in beside
+    last = json.loads((other / "metrics.jsonl").read_text().splitlines()[-1])
+    assert "raw_test_accuracy" not in last
     for name in ("test_loss", "test_accuracy", "holdout_loss", "holdout_accuracy"):
-        assert rows[-1][f"raw_{name}"] == beside[name]
+        assert rows[-1][f"raw_{name}"] == last[name]
 
 
 @pytest.mark.parametrize("key", ["ema", "noise_scale"])
-def test_a_checkpoint_that_lacks_what_the_run_keeps_is_told(small, workplace, command, key):
+def test_a_checkpoint_without_a_state_of_the_run_is_an_error(small, workplace, command, key):
     run = [*small, *ON, "noise_scale=true"]
     assert command("train.py", *run).status == 0
     path = only_run(workplace) / "checkpoint.pt"
@@ -109,20 +109,20 @@ def test_a_checkpoint_that_lacks_what_the_run_keeps_is_told(small, workplace, co
     assert outcome.status == 2 and outcome.err.count("\n") == 1
     assert "checkpoint.pt: does not fit the run" in outcome.err
     if key == "ema":
-        assert "holds another model" in command("val.py", f"checkpoint={path}").err
+        assert "its weights do not fit" in command("val.py", f"checkpoint={path}").err
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("loss.label_smoothing=1", "loss.label_smoothing=1: must be a number at least 0 and below"),
         ("ema.decay=0", "ema.decay=0: must be a number above 0 and below 1 or null"),
         ("model.zero_init_residual=1", "model.zero_init_residual=1: must be true or false"),
     ],
 )
-def test_wrong_values_are_told(override, told):
+def test_wrong_values_are_errors(override, message):
     from engine.errors import UserError
 
     with pytest.raises(UserError) as raised:
         config(override)
-    assert told in str(raised.value)
+    assert message in str(raised.value)

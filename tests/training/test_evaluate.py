@@ -1,4 +1,4 @@
-"""Loss and accuracy of every example, class and pass."""
+"""Loss and accuracy per split, class and example."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from engine.training.evaluate import evaluate
 from tests.helpers.training import Plain, images_of, make_plain
 
 
-def test_evaluation_keeps_every_examples_loss_and_prediction():
+def test_evaluation_returns_the_loss_and_prediction_of_each_example():
     split, runtime = images_of(1100), start_runtime("cpu", "fp32", 1, False, 0)
     made = evaluate(make_plain(), split, Normalization.of(split.images), 10, runtime)
     assert made.losses.shape == made.predictions.shape == (1100,)
@@ -23,7 +23,7 @@ def test_evaluation_keeps_every_examples_loss_and_prediction():
     assert 100 * float(right) == pytest.approx(made.accuracy)
 
 
-def test_evaluation_counts_every_example_and_each_class():
+def test_evaluation_counts_every_example_of_each_class():
     runtime = start_runtime("cpu", "fp32", 1, False, 0)
     split = images_of(1300)  # more than one evaluation batch
 

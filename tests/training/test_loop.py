@@ -1,3 +1,5 @@
+"""An epoch's updates, metrics and divergence; clipping; LARS' telemetry."""
+
 import pytest
 import torch
 from torch import nn
@@ -43,14 +45,14 @@ def test_with_ghost_groups_the_result_does_not_depend_on_the_micro_batch():
             assert torch.allclose(a.double(), b.double(), rtol=1e-9, atol=1e-9), name
     for name, buffer in results[0].named_buffers():
         if name.endswith(".sums"):
-            assert not buffer.any(), f"{name} is taken in at each step"
+            assert not buffer.any(), f"{name} was not reset by the last step"
             continue
         moved = buffer == 3 if name.endswith("num_batches_tracked") else buffer.abs() > 0
-        assert moved.all(), f"{name} moves at each of the epoch's three steps"
+        assert moved.all(), f"{name} was not updated by the epoch's three steps"
 
 
 class Normalized(nn.Module):
-    """One convolution and one ghost batch norm: large batches of small pictures take no time."""
+    """One convolution and one ghost batch norm, fast on large batches of small images."""
 
     def __init__(self):
         super().__init__()
@@ -64,7 +66,7 @@ class Normalized(nn.Module):
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
 def test_ten_large_steps_do_not_depend_on_the_micro_batch(dtype, close):
-    split = images_of(4096 + 300, side=8)  # the second step of an epoch: groups of 128 and 172
+    split = images_of(4096 + 300, side=8)  # an epoch's second step has groups of 128 and 172
     results = []
     for size in (128, 512, 4096):
         torch.manual_seed(0)
@@ -77,8 +79,8 @@ def test_ten_large_steps_do_not_depend_on_the_micro_batch(dtype, close):
             assert torch.allclose(value, other[name], rtol=close, atol=close), name
 
 
-def test_loss_and_accuracy_weigh_every_example_once():
-    # At rate ~0 the weights stand still, so the epoch's figures are those of the first weights.
+def test_loss_and_accuracy_count_every_example_once():
+    # At a rate near 0 the weights do not change, so the metrics are those of the initial weights.
     model = make_plain()
     still = ["optimizer.lr_scaling=none", "optimizer.base_lr=1e-12"]
     _, outcome = trained(model, *still, count=90)
@@ -109,10 +111,10 @@ def test_the_update_is_a_plain_sgd_step_on_the_batch_mean():
         assert torch.allclose(moved, expected, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_divergence_is_returned_before_it_spoils_the_weights(kind):
+@pytest.mark.parametrize("nonfinite", ["loss", "gradient"])
+def test_divergence_is_returned_before_it_changes_the_weights(nonfinite):
     model = make_plain()
-    if kind == "loss":
+    if nonfinite == "loss":
         with torch.no_grad():
             model.fc.bias[0] = float("inf")
     else:
@@ -125,7 +127,7 @@ def test_divergence_is_returned_before_it_spoils_the_weights(kind):
         assert torch.equal(value, before[name]), name
 
 
-def test_clipping_bounds_the_norm_and_then_values():
+def test_clipping_bounds_the_norm_and_then_the_values():
     parameter = nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([30.0, 40.0])
     assert float(clip_gradients([parameter], ClipConfig(norm=5.0, value=None))) == 50.0
@@ -134,7 +136,7 @@ def test_clipping_bounds_the_norm_and_then_values():
     assert parameter.grad.tolist() == pytest.approx([3.0, 3.5], rel=1e-4)
 
 
-def test_both_bounds_on_the_gradient_mean_the_same_under_sgd_and_lars():
+def test_sgd_and_lars_clip_equally():
     moved = []
     for name in ("sgd", "lars"):
         parameter = nn.Parameter(torch.zeros(4))
@@ -171,7 +173,7 @@ def test_bf16_autocast_trains_close_to_fp32(name):
     assert losses["bf16"] != losses["fp32"]
 
 
-def test_under_lars_the_optimizer_clips_and_leaves_the_gradient():
+def test_lars_clips_without_changing_the_gradient():
     seen = {}
     for name in ("lars", "sgd"):
         model, _ = trained(make_plain(), f"optimizer={name}", clip=ClipConfig(1e-3, None), count=40)
@@ -181,11 +183,11 @@ def test_under_lars_the_optimizer_clips_and_leaves_the_gradient():
     fast = ("optimizer=lars", "optimizer.bias_lr_scale=1")
     free, _ = trained(make_plain(), *fast, count=40)
     clipped, _ = trained(make_plain(), *fast, clip=ClipConfig(1e-3, None), count=40)
-    # The bias has no trust ratio, so clipping shows there.
+    # The bias has no trust ratio, so clipping changes its update.
     assert not torch.allclose(free.fc.bias, clipped.fc.bias, rtol=0.5)
 
 
-def test_layers_are_logged_every_so_many_steps_by_name():
+def test_layers_are_logged_by_name_every_n_steps():
     made = config("batch=40", "epochs=2", "optimizer=lars")
     split = images_of(200)
     plan = make_plan(made, 200)

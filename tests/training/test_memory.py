@@ -1,4 +1,4 @@
-"""What a run needs of memory."""
+"""Estimates of a run's memory."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ MIB = 2**20
 
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet18"])
-def test_a_few_images_tell_what_a_trace_of_all_does(name):
+def test_a_pass_of_a_few_images_estimates_the_full_trace(name):
     made, runtime = config(f"model={name}").model, Runtime(torch.device("cpu"), "fp32", 1)
     with FakeTensorMode():
         expected = saved_bytes(build_model(made, 10), 512, runtime)
@@ -23,20 +23,20 @@ def test_a_few_images_tell_what_a_trace_of_all_does(name):
     assert few * 512 / engine.training.memory.MEASURED == pytest.approx(expected, rel=0.02)
 
 
-def test_a_run_that_cannot_fit_is_told_before_it_starts(small, workplace, command, monkeypatch):
+def test_a_run_that_cannot_fit_is_refused_before_it_starts(small, workplace, command, monkeypatch):
     monkeypatch.setattr(engine.training.memory, "available_bytes", lambda: 5 * MIB)
     large = [*small, "batch=120", "precision=fp32"]
     outcome = command("train.py", *large, "micro_batch=100")
     assert outcome.status == 2 and outcome.err.count("\n") == 1
     assert outcome.err.startswith("error: micro_batch=100: the run needs about ")
-    # Two passes of 60 images, 0.57 MiB each.
-    assert "a pass of 60 images 3" in outcome.err and "there are 5 MiB" in outcome.err
+    # A step has two passes of 60 images, and each image needs 0.57 MiB.
+    assert "a pass of 60 images 3" in outcome.err and "5 MiB are available" in outcome.err
     assert not files_below(workplace)
-    # The very pass that was too large fits in more parts.
+    # The same batch fits in smaller passes.
     assert command("train.py", *large, "micro_batch=4").status == 0
 
 
-def test_the_check_draws_nothing_from_the_runs_own_numbers(small, workplace, command, monkeypatch):
+def test_the_check_does_not_change_the_random_state(small, workplace, command, monkeypatch):
     def first_loss(group):
         assert command("train.py", *small, "deterministic=true", f"group={group}").status == 0
         (directory,) = (workplace / "results" / "runs" / group).iterdir()

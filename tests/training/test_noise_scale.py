@@ -1,3 +1,5 @@
+"""The noise scale against exact values and against gradients computed one batch at a time."""
+
 import json
 import math
 
@@ -17,8 +19,8 @@ from tests.helpers.training import images_of, make_plain, trained
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("first", "whole"), [(16, 64), (8, 72), (32, 64)])
 def test_on_a_quadratic_the_estimate_is_within_a_tenth_of_the_exact_value(seed, first, whole):
-    # Loss (w - x)' H (w - x) / 2 of an example x: its gradient H (w - x) has mean H (w - mean) and
-    # covariance H C H, all known.
+    # An example x has loss (w - x)' H (w - x) / 2 and gradient H (w - x). The gradient has the
+    # known mean H (w - mean) and covariance H C H.
     generator = torch.Generator().manual_seed(seed)
     curvature = torch.rand(200, generator=generator) + 0.5
     spread = torch.rand(200, generator=generator) + 0.5
@@ -44,7 +46,7 @@ def test_on_a_quadratic_the_estimate_is_within_a_tenth_of_the_exact_value(seed, 
 
 
 def reference(model, batches, first):
-    """The averages after each step by the formulas, from gradients taken one batch at a time."""
+    """Return the averages after each step, from gradients computed one batch at a time."""
     split = images_of(90)
     from engine.data.augment import Normalization
 
@@ -74,7 +76,7 @@ def reference(model, batches, first):
 )
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
 def test_an_epoch_estimates_it_from_first_pass_and_batch(optimizer, micro_batch, first):
-    # At rate ~0 the weights stand still. Weight decay and clipping leave the estimate alone.
+    # At a rate near 0 the weights do not change. Weight decay and clipping do not affect it.
     keys = [f"optimizer={optimizer}", "optimizer.lr_scaling=none", "optimizer.base_lr=1e-12"]
     keys += ["optimizer.weight_decay=0.5", "noise_scale=true", micro_batch]
     model, outcome = trained(
@@ -87,7 +89,7 @@ def test_an_epoch_estimates_it_from_first_pass_and_batch(optimizer, micro_batch,
         assert one == pytest.approx(other, rel=1e-3)
 
 
-def test_a_batch_takes_two_passes_at_least():
+def test_a_batch_takes_at_least_two_passes():
     made = make_plan(config("noise_scale=true", "batch=100"), 1000)
     assert made.rank_passes(100)[0] == [50, 50]
     assert made.rank_passes(1)[0] == [1]
@@ -104,7 +106,7 @@ def test_a_batch_takes_two_passes_at_least():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["batch=1"], "noise_scale=true: needs a batch of two groups or more, not batch=1"),
         (
@@ -114,26 +116,26 @@ def test_a_batch_takes_two_passes_at_least():
         (["noise_scale=1"], "noise_scale=1: must be true or false"),
     ],
 )
-def test_what_cannot_be_estimated_is_told(overrides, told):
+def test_a_batch_of_one_group_is_an_error(overrides, message):
     with pytest.raises(UserError) as raised:
         config("noise_scale=true", *overrides)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
 
 
-def test_a_step_in_one_pass_changes_nothing():
+def test_a_step_of_one_pass_does_not_change_the_averages():
     noise = NoiseScale(CPU)
     one = torch.tensor(2.0), torch.tensor(1.0)
     before = noise.update(*one, 10, 20).clone()
     assert torch.equal(noise.update(None, one[1], 20, 20), before)
     (made,) = estimates(before[None])
     assert made == NoiseEstimate(pytest.approx(60.0), pytest.approx(-2.0))
-    assert made.noise_scale is None  # noise outweighs the gradient
+    assert made.noise_scale is None  # the estimate of |G|^2 is negative
     assert NoiseEstimate(-1.0, 2.0).noise_scale is None
     (made,) = estimates(NoiseScale(CPU).sums[None])
     assert math.isnan(made.gradient_squared) and made.noise_scale is None
 
 
-def test_a_run_writes_it_and_one_without_it_does_not(small, workplace, command):
+def test_only_a_run_with_noise_scale_writes_it(small, workplace, command):
     assert command("train.py", *small, "noise_scale=true").status == 0
     directory = only_run(workplace)
     summary = json.loads((directory / "summary.json").read_text())

@@ -1,3 +1,5 @@
+"""Steps, passes and learning rates of a plan, its text, and its errors."""
+
 import dataclasses
 import math
 
@@ -9,24 +11,24 @@ from engine.training.plan import build_scheduler, make_plan
 from tests.helpers.runs import config
 from tests.helpers.training import rates_seen
 
-# Rates that are easy to work out, whatever the defaults are.
+# Learning rates that are easy to compute by hand and do not depend on the defaults.
 LINEAR = ("optimizer.base_lr=0.1", "optimizer.lr_scaling=linear")
 
 
 def plan(*overrides, examples=50_000):
-    """Plan a run; its rates are LINEAR's unless an experiment brings its own."""
+    """Return the plan of a run, with the rates of LINEAR unless an experiment sets them."""
     rates = () if any(o.startswith("+experiment=") for o in overrides) else LINEAR
     return make_plan(config(*rates, *overrides), examples)
 
 
-def test_the_defaults_grow_with_the_root_of_the_batch():
+def test_the_default_rates_scale_with_the_square_root_of_the_batch():
     for optimizer, base in (("sgd", 0.1), ("lars", 4.0)):
         made = make_plan(config(f"optimizer={optimizer}", "batch=2048"), 50_000)
         assert (made.base_lr, made.peak_lr) == (base, pytest.approx(4 * base))
         assert made.bias_lr_scale == (0.1 if optimizer == "lars" else 1.0)
 
 
-def test_the_ragged_last_batch_is_a_step():
+def test_the_short_last_batch_is_a_step():
     made = plan("epochs=3")
     assert (made.steps_per_epoch, made.total_steps) == (391, 1173)
     assert plan("batch=50000", "epochs=3").total_steps == 3
@@ -60,7 +62,7 @@ def test_without_warmup_the_first_rate_is_the_peak():
     assert (made.warmup_steps, made.base_lr, made.peak_lr) == (0, 0.8, 0.8)
 
 
-def test_warmup_steps_stand_in_for_warmup_epochs():
+def test_warmup_steps_override_warmup_epochs():
     made = plan("batch=4096", "epochs=15", "scheduler.warmup_steps=7")
     assert made.warmup_steps == 7
     assert plan("batch=4096", "scheduler.warmup_steps=0").base_lr == pytest.approx(3.2)
@@ -68,13 +70,13 @@ def test_warmup_steps_stand_in_for_warmup_epochs():
     assert recipe.warmup_steps == 7
 
 
-def test_the_plan_tells_the_rate_of_biases_where_it_is_another():
+def test_the_plan_shows_a_separate_rate_of_biases():
     assert "biases" not in plan().describe()
-    told = plan("optimizer.bias_lr_scale=0.05").describe().splitlines()[-1]
-    assert told == "biases    and normalisation parameters: 0.05 times these rates"
+    line = plan("optimizer.bias_lr_scale=0.05").describe().splitlines()[-1]
+    assert line == "biases    and normalization parameters: 0.05 times these rates"
 
 
-def test_final_fraction_is_a_part_of_the_peak():
+def test_final_fraction_is_a_fraction_of_the_peak():
     for scheduler in ("polynomial", "cosine", "onecycle"):
         keys = [f"scheduler={scheduler}", "scheduler.final_fraction=0.01", "batch=4096"]
         assert plan(*keys).final_lr == pytest.approx(0.032)
@@ -83,7 +85,7 @@ def test_final_fraction_is_a_part_of_the_peak():
 
 
 def planned_rates(made, overrides, steps):
-    """The rates of the first steps of a planned run, as its optimizer sees them."""
+    """Return the optimizer's learning rate at each of the first `steps` steps of a plan."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=made.peak_lr)
     scheduler = build_scheduler(config(*overrides).scheduler, made, optimizer)
@@ -91,7 +93,7 @@ def planned_rates(made, overrides, steps):
 
 
 def test_one_cycle_starts_from_its_own_fraction_of_the_peak():
-    # 5 steps of 10 images; linear rule: peak 0.1 * 256 / 128.
+    # An epoch is one step of 256 images. The linear rule gives the peak 0.1 * 256 / 128.
     keys = ["scheduler=onecycle", "batch=256", "epochs=5", "scheduler.warmup_steps=2"]
     made = plan(*keys, examples=256)
     assert made.rates() == pytest.approx({"base_lr": 0.008, "peak_lr": 0.2, "final_lr": 0.0})
@@ -110,7 +112,7 @@ def test_polynomial_with_final_fraction_is_the_expected_list():
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "told"),
+    ("scheduler", "line"),
     [
         ("polynomial", "decay     final + (peak - final) (1 - t)^1, t = (step - 20) / 174"),
         ("cosine", "decay     final + (peak - final) (1 + cos(pi t)) / 2, t = (step - 20) / 174"),
@@ -119,12 +121,12 @@ def test_polynomial_with_final_fraction_is_the_expected_list():
         ("constant", "decay     none"),
     ],
 )
-def test_the_decay_is_told_as_a_formula_that_holds(scheduler, told):
+def test_the_decay_formula_equals_the_schedule(scheduler, line):
     keys = ["batch=4096", "epochs=15", f"scheduler={scheduler}"]
     made = plan(*keys)
-    assert made.describe().splitlines()[-1] == told
+    assert made.describe().splitlines()[-1] == line
     step, peak, final = 100, made.peak_lr, made.final_lr
-    formula = told.removeprefix("decay     ").partition(", t = ")
+    formula = line.removeprefix("decay     ").partition(", t = ")
     t = eval(formula[2], {"step": step}) if formula[2] else None
     text = formula[0].replace(" x ", " * ").replace("^", "**").replace(") (", ") * (")
     names = {"peak": peak, "final": final, "step": step, "t": t, "none": peak}
@@ -147,7 +149,7 @@ def test_the_last_steps_rate(scheduler, final):
     assert plan(*scheduler).final_lr == pytest.approx(final)
 
 
-def test_micro_batches_are_even_and_whole():
+def test_micro_batches_differ_by_at_most_one_example():
     made = plan("batch=1025")
     assert made.rank_passes(1025)[0] == [513, 512]
     assert made.rank_passes(1024)[0] == [1024]
@@ -165,7 +167,7 @@ def test_with_ghost_groups_a_pass_holds_whole_groups():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["batch=50001"], "batch=50001: must be at most the training split's 50000 images"),
         (["scheduler.min_lr=0.2"], "scheduler.min_lr=0.2: must be at most the peak rate 0.1"),
@@ -175,19 +177,19 @@ def test_with_ghost_groups_a_pass_holds_whole_groups():
         ),
     ],
 )
-def test_what_does_not_fit_the_data_is_told(overrides, told):
+def test_a_plan_that_does_not_fit_the_data_is_an_error(overrides, message):
     with pytest.raises(UserError) as raised:
         plan(*overrides)
-    assert str(raised.value) == told
+    assert str(raised.value) == message
 
 
-def test_a_fall_inside_the_warm_up_is_told():
+def test_a_drop_within_warm_up_is_an_error():
     steps = ["scheduler=multistep", "epochs=8", "batch=1000"]
     assert plan(*steps, "scheduler.warmup_steps=99").warmup_steps == 99
     with pytest.raises(UserError, match=r"warmup_steps=100: must be below the 100 steps after"):
         plan(*steps, "scheduler.warmup_steps=100")
-    told = "scheduler.warmup_epochs=2: is 100 steps, and must be below the 100 steps after"
-    with pytest.raises(UserError, match=told):
+    message = "scheduler.warmup_epochs=2: is 100 steps, and must be below the 100 steps after"
+    with pytest.raises(UserError, match=message):
         plan(*steps, "scheduler.warmup_epochs=2")
     with pytest.raises(UserError, match=r"scheduler.warmup_fraction=0.5: is 200 steps, and must"):
         plan(*steps, "scheduler.warmup_fraction=0.5")
@@ -195,11 +197,11 @@ def test_a_fall_inside_the_warm_up_is_told():
         plan("scheduler=multistep", "scheduler.step_fraction=1e-320")
 
 
-def test_a_peak_that_is_not_reached_is_told():
+def test_the_plan_shows_that_the_peak_is_not_reached():
     short = ["epochs=1", "batch=25000"]
     assert "not reach" not in plan(*short, "scheduler.warmup_steps=1").describe()
-    told = plan(*short, "scheduler.warmup_steps=2").describe()
-    assert "at step 2, which the run does not reach, final" in told
+    text = plan(*short, "scheduler.warmup_steps=2").describe()
+    assert "at step 2, which the run does not reach, final" in text
 
 
 @pytest.mark.parametrize(
@@ -212,19 +214,19 @@ def test_a_peak_that_is_not_reached_is_told():
         (["batch=32", "model.ghost_batch=4"], 33, "batch=32"),
     ],
 )
-def test_one_image_alone_has_no_statistics_where_the_last_maps_are_1x1(overrides, examples, key):
+def test_a_pass_of_one_image_is_an_error_if_the_last_maps_are_1x1(overrides, examples, key):
     assert plan(*overrides, examples=examples).total_steps > 0
     overrides = ["model=resnet50_imagenet_stem", *overrides]
     if key is None:
         assert plan(*overrides, examples=examples).total_steps > 0
         return
-    with pytest.raises(UserError, match=f"^{key}: leaves batch norm one image alone"):
+    with pytest.raises(UserError, match=f"^{key}: must not give batch norm a single image"):
         plan(*overrides, examples=examples)
 
 
-def test_the_description_allows_every_rate_to_be_worked_out():
+def test_every_rate_can_be_computed_from_the_description():
     text = plan("batch=4096", "epochs=15").describe()
-    for part in ("195 = 15 epochs x 13", "the last of an epoch 848", "4 x 1024", "first 0.1",
+    for part in ("195 = 15 epochs x 13", "last batch of an epoch 848", "4 x 1024", "first 0.1",
                  "peak 3.2 at step 20", "final 0 at step 194"):  # fmt: skip
         assert part in text
 
@@ -234,12 +236,12 @@ def test_the_description_allows_every_rate_to_be_worked_out():
     [
         (["batch=100"], 4, 100, [[25]] * 4),
         (["batch=100"], 3, 100, [[34], [33], [33]]),
-        # As many passes on every rank, also where one would do.
+        # All ranks make the same number of passes, even if one pass would be enough.
         (["batch=101", "micro_batch=50"], 2, 101, [[26, 25], [25, 25]]),
         (["batch=100"], 4, 2, [[1], [1], [0], [0]]),
         (["batch=100", "noise_scale=true"], 2, 100, [[25, 25], [25, 25]]),
         (["batch=100", "noise_scale=true"], 2, 3, [[1, 1], [1, 0]]),
-        # Ghost groups stay whole; the last takes the remainder in.
+        # Ghost groups are not split; the last one includes the remainder.
         (["batch=100", "model.ghost_batch=16"], 4, 100, [[32], [32], [16], [20]]),
         (
             ["batch=100", "model.ghost_batch=16", "micro_batch=16"],
@@ -261,23 +263,23 @@ def test_ranks_share_a_batch(overrides, world, examples, passes):
     assert plan.rank_passes(examples) == passes
 
 
-def test_the_plan_tells_each_ranks_passes():
+def test_the_plan_shows_the_passes_of_each_rank():
     shown = make_plan(config("batch=100", "model.ghost_batch=16"), 1000, 4).describe()
     assert "2 ranks of 1 x 32, 1 rank of 1 x 16, 1 rank of 1 x 20 images a step" in shown
 
 
-def test_what_needs_other_ranks_is_told():
-    with pytest.raises(UserError, match="sync_bn=true: needs several ranks, as torchrun"):
+def test_options_that_do_not_fit_the_number_of_ranks_are_errors():
+    with pytest.raises(UserError, match="sync_bn=true: needs several ranks; start them with"):
         make_plan(config("sync_bn=true"), 1000)
     with pytest.raises(UserError, match="sync_bn=true: must be false if"):
         config("sync_bn=true", "model.ghost_batch=8")
     ghosts = ["noise_scale=true", "batch=64", "model.ghost_batch=16"]
     make_plan(config(*ghosts), 1000, 2)
-    with pytest.raises(UserError, match=r"needs two groups of .* on a rank"):
+    with pytest.raises(UserError, match=r"needs two groups of .* on at least one rank"):
         make_plan(config(*ghosts), 1000, 4)
 
 
-def test_a_peak_rate_beyond_float32_is_told():
+def test_a_peak_rate_beyond_float32_is_an_error():
     made = config(*LINEAR, "data=synthetic", "optimizer.base_lr=1e38", "batch=8192")
     with pytest.raises(UserError, match=r"optimizer\.base_lr=1e\+38: gives a peak rate of 6\.4e"):
         make_plan(made, 50_000)
