@@ -9,7 +9,7 @@ import pytest
 from tests.helpers import PROJECT, files_below
 
 MISTAKES = [
-    ("optimizer=adam", "optimizer=adam: must be one of adamw, lars, sgd"),
+    ("optimizer=adam", f"optimizer=adam: must be one of {', '.join(sorted(TITLES))}"),
     ("model=resnet9", "model=resnet9: must be one of"),
     ("data=mnist", "data=mnist: must be one of"),
     ("scheduler=linear", "scheduler=linear: must be one of"),

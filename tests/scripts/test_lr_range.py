@@ -8,6 +8,7 @@ import pytest
 
 import engine.data.dataset
 from engine.cli import exit_status
+from engine.config.optimizers import TITLES
 from engine.training.plan import make_plan
 from scripts import lr_range
 from tests.helpers import Outcome, files_below
@@ -57,7 +58,7 @@ def test_the_command_writes_and_prints_a_rate(small, workplace, lr_range_command
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("optimizer=adam", "optimizer=adam: must be one of adamw, lars, sgd"),
+        ("optimizer=adam", f"optimizer=adam: must be one of {', '.join(sorted(TITLES))}"),
         ("batch=121", "batch=121: must be at most the training split's 120 images"),
         ("range.steps=5", "range.steps=5: must be a whole number at least 20"),
         ("range.low=abc", "range.low=abc: must be a number above 0 or null"),
