@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from engine.config.optimizers import TITLES
 from tests.helpers import PROJECT, files_below
 
 MISTAKES = [
