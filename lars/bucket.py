@@ -231,7 +231,7 @@ def gradient_of(param: Tensor) -> Tensor:
     grad = param.grad
     assert grad is not None
     if grad.layout != torch.strided:
-        raise RuntimeError("LARS does not support sparse gradients: norms need all of them")
+        raise RuntimeError("LARS does not support sparse gradients: use dense ones")
     if grad.shape != param.shape:
         raise wrong_shape(param, grad, "gradient")
     if grad.is_neg():  # autograd may return a lazily negated gradient
@@ -248,7 +248,7 @@ def wrong_shape(param: Tensor, tensor: Tensor, what: str) -> RuntimeError:
     """Return the error for a gradient or buffer whose shape is not that of its parameter."""
     return RuntimeError(
         f"The {what} has shape {tuple(tensor.shape)}, its parameter {tuple(param.shape)}: the "
-        "parameter was resized, or a checkpoint has its parameters in another order"
+        "parameter was resized, or a checkpoint has the parameters in another order"
     )
 
 

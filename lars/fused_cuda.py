@@ -155,7 +155,7 @@ class Chunking:
         if table is None:
             # Pinned memory cannot be allocated during a capture, so eager steps reserve some.
             if not self._spare:
-                raise RuntimeError("LARS needs an eager step before each four that are captured")
+                raise RuntimeError("LARS can capture four steps at most after each eager step")
             pinned = self._spare.pop().copy_(torch.tensor(addresses, device="cpu"))
             self._captured.append(pinned)
             table = pinned.to(self._device, non_blocking=True)

@@ -58,7 +58,7 @@ def parameter_groups(
         raise TypeError(f"model must be an nn.Module, not {type(model).__name__}")
     for option, value in (("decay", decay), ("adapt", adapt)):
         if value not in ("weights", "all"):
-            raise ValueError(f"Invalid {option} value: {value!r}; it is 'weights' or 'all'")
+            raise ValueError(f"Invalid {option} value: {value!r}; must be 'weights' or 'all'")
     weight_decay, bias_lr_scale = number(weight_decay), number(bias_lr_scale)
     check_number("weight_decay", weight_decay)
     check_number("bias_lr_scale", bias_lr_scale)
@@ -152,7 +152,7 @@ def _refuse_exported(model: nn.Module) -> None:
             lost = type(graph).__module__ == "torch.export.unflatten"
         if lost:
             raise TypeError(
-                "parameter_groups judges parameters by their modules' types, which torch.export "
-                "loses. Make the groups from the model that was exported: module() shares its "
+                "parameter_groups needs the classes of the modules, which torch.export loses. Make "
+                "the groups from the model that was exported: the graph of module() shares its "
                 "parameters"
             )

@@ -252,7 +252,7 @@ class LARS(Optimizer):
             if rule.momentum != 0:
                 buffer = self.state[param].get("momentum_buffer")
                 if fresh := buffer is None:
-                    check_not_capturing(param, "its first step, which creates the buffers,")
+                    check_not_capturing(param, "a first step: take one eagerly before")
                     buffer = self.state[param]["momentum_buffer"] = torch.zeros_like(param.detach())
                 elif buffer.shape != param.shape:
                     raise wrong_shape(param, buffer, "momentum buffer")
@@ -262,9 +262,9 @@ class LARS(Optimizer):
             kind = (param.device, param.dtype, grad.dtype, buffer_dtype, alone)
             if kind not in buckets:
                 if not group["capturable"]:
-                    check_not_capturing(param, "capturable=False")
+                    check_not_capturing(param, "capturable=False: set it to True")
                 if not isinstance(rule.lr, Tensor) or rule.lr.device != param.device:
-                    check_not_capturing(param, "its rate elsewhere than in a tensor beside it")
+                    check_not_capturing(param, "lr that is no tensor on the parameter's device")
                 own_rule = replace(rule, dampening=0.0) if alone else rule
                 if isinstance(rule.lr, Tensor) and rule.lr.device.type != "cpu":
                     own_rule = replace(own_rule, lr=rule.lr.to(param.device))

@@ -28,10 +28,10 @@ def is_dtensor(tensor: Tensor) -> bool:
 # Attributes by which libraries mark a parameter that is a plain tensor but only a shard: torch's
 # FSDP1 (torch/distributed/fsdp/_common_utils.py), fairscale's FSDP and Megatron's layers.
 _MARKS = {
-    "_is_flat_param": "FSDP1 has put its parameters into flat ones",
-    "_fsdp_flattened": "FSDP1 with use_orig_params=True has left a shard of it",
-    "_is_sharded": "fairscale's FSDP has left a shard of it",
-    "tensor_model_parallel": "Megatron has left a shard of it",
+    "_is_flat_param": "it is a flat parameter of FSDP1",
+    "_fsdp_flattened": "FSDP1 with use_orig_params=True keeps only a shard of it",
+    "_is_sharded": "fairscale's FSDP keeps only a shard of it",
+    "tensor_model_parallel": "Megatron keeps only a shard of it",
 }
 
 
@@ -48,8 +48,8 @@ def refuse_hidden_shard(param: Tensor) -> None:
             whole = whole or alone
         if marks.get(mark) is True and not whole:
             raise RuntimeError(
-                f"LARS cannot take the norm of a parameter whole: {why}. Shard by FSDP2's "
-                "fully_shard, whose DTensors it knows, or set adapt=False and no clipping"
+                f"LARS cannot take the norm of a whole parameter: {why}. Shard with FSDP2's "
+                "fully_shard, whose DTensors it supports, or set adapt=False and do not clip"
             )
 
 

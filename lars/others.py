@@ -72,15 +72,15 @@ def refuse(optimizer: Any, with_ratios: tuple[type[Optimizer], ...]) -> None:
         raise TypeError(f"optimizer must be a torch Optimizer, not {name}")
     why = None
     if isinstance(optimizer, with_ratios):
-        why = "has trust ratios of its own: use it alone"
+        why = "has trust ratios already: use it without a wrapper"
     elif isinstance(optimizer, torch.optim.LBFGS) or _evaluates(optimizer):
-        why = "evaluates the model within a step: wrap the optimizer within it if it has one"
+        why = "evaluates the model in its step: wrap the optimizer inside it, if there is one"
     elif getattr(optimizer, "is_second_order", False) or _has_all(optimizer, _HESSIAN):
-        why = "differentiates the gradients within a step, which those that are scaled do not allow"
+        why = "differentiates the gradients in its step, which scaled gradients do not support"
     elif _has_all(optimizer, ("fused_backward",)):
-        why = "steps while gradients are made: there is no time to scale them"
+        why = "steps during the backward pass, before the gradients can be scaled"
     elif not _has_all(optimizer, ("param_groups", "defaults", "state")):
-        why = "keeps its parameter groups to itself: wrap the optimizer within it if it has one"
+        why = "does not expose its parameter groups: wrap the optimizer inside it, if there is one"
     if why:
         raise TypeError(f"optimizer must not be {name}, which {why}")
     for value in vars(optimizer).values():

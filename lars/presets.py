@@ -116,7 +116,7 @@ def check_choice(name: str, value: Any) -> None:
     allowed = _CHOICES[name]
     known = any(value is choice for choice in allowed if not isinstance(choice, str))
     if not known and not (isinstance(value, str) and value in allowed):
-        raise ValueError(f"Invalid {name} value: {value!r}; it is one of {list(allowed)}")
+        raise ValueError(f"Invalid {name} value: {value!r}; must be one of {list(allowed)}")
 
 
 def check_number(name: str, value: Any) -> None:
@@ -126,7 +126,7 @@ def check_number(name: str, value: Any) -> None:
     is_number = isinstance(value, int | float | Tensor) and not isinstance(value, bool)
     if not is_number or not 0.0 <= value < math.inf:
         title = "learning rate" if name == "lr" else f"{name} value"
-        raise ValueError(f"Invalid {title}: {value!r}; {name} is a number of 0 or more")
+        raise ValueError(f"Invalid {title}: {value!r}; must be a finite number of 0 or more")
 
 
 def check_options(group: dict[str, Any]) -> None:
@@ -140,7 +140,7 @@ def check_options(group: dict[str, Any]) -> None:
         if group.get(name) is not None:
             check_number(name, group[name])
             if group[name] == 0:
-                raise ValueError(f"Invalid {name} value: 0; None is for no clipping")
+                raise ValueError(f"Invalid {name} value: 0; must be above 0 or None (no clipping)")
     trust_weight_decay = group["trust_weight_decay"]
     is_name = isinstance(trust_weight_decay, str)
     if not is_name or trust_weight_decay not in ("weight_decay", "momentum"):
@@ -151,14 +151,16 @@ def check_combinations(group: dict[str, Any]) -> None:
     """Raise ValueError if options of a LARS group exclude each other, or dampening is invalid."""
     dampening = number(group["dampening"])
     if not (isinstance(dampening, int | float) and math.isfinite(dampening)):
-        raise ValueError(f"Invalid dampening value: {group['dampening']!r}")
+        raise ValueError(
+            f"Invalid dampening value: {group['dampening']!r}; must be a finite number"
+        )
     if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
         raise ValueError(
             "Nesterov momentum requires a momentum and zero dampening: nesterov=True with "
             f"momentum={group['momentum']!r}, dampening={group['dampening']!r}"
         )
     if group["fused"] and group["foreach"]:
-        raise ValueError("fused=True and foreach=True exclude each other")
+        raise ValueError("fused=True and foreach=True exclude each other: set one of them")
     for flag in ("fused", "foreach"):
         if group[flag] and group["differentiable"]:
             raise ValueError(f"{flag}=True does not support differentiable=True")
@@ -166,5 +168,5 @@ def check_combinations(group: dict[str, Any]) -> None:
         if any(p.device.type == "cuda" for p in group["params"]):
             raise ValueError(
                 f"capturable=True on CUDA needs lr as a tensor, got lr={group['lr']!r}: "
-                "a graph replays a float as it was when captured"
+                "a CUDA graph replays the value that a float had at capture"
             )

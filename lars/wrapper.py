@@ -121,7 +121,7 @@ class LARSWrapper(Optimizer):
         options = self._options_of(group)
         check_options(options)
         if options["trust_clip"] and group.get("lr") is None:
-            raise ValueError("trust_clip=True needs an lr in each group: it clips by the rate")
+            raise ValueError("trust_clip=True needs an lr in each group: it clips ratio / lr")
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -231,9 +231,10 @@ class LARSWrapper(Optimizer):
         if folds is None and not self._warned:
             self._warned = True
             warnings.warn(
-                f"LARSWrapper leaves the weight decay of {type(self.optimizer).__name__} to it, "
-                "unscaled: it does not say whether it is decoupled. If it is part of the gradient,"
-                " set the group's decoupled_weight_decay to False to have it scaled, else to True",
+                f"LARSWrapper does not scale the weight decay of {type(self.optimizer).__name__}, "
+                "since it cannot find out whether the decay is decoupled. Set "
+                "decoupled_weight_decay in the group: False to scale it as part of the gradient, "
+                "True to keep it unscaled",
                 stacklevel=3,
             )
         return folds is True

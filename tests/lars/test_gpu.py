@@ -137,7 +137,7 @@ def test_what_cannot_be_captured_says_so() -> None:
     for optimizer, message in (
         (LARS([param], lr), "capturable=False"),
         (LARS([param], lr, capturable=True), "first step"),
-        (LARS([param], torch.tensor(0.1), momentum=0.0, capturable=True), "its rate elsewhere"),
+        (LARS([param], torch.tensor(0.1), momentum=0.0, capturable=True), "lr that is no tensor"),
     ):
         with pytest.raises(RuntimeError, match=message), torch.cuda.graph(torch.cuda.CUDAGraph()):
             optimizer.step()

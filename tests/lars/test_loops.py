@@ -60,7 +60,7 @@ def test_a_buffer_of_another_shape_is_refused(make: Make, shape: tuple[int, ...]
     other = parameter(*shape)
     second = make([other])
     second.load_state_dict(optimizer.state_dict())
-    with pytest.raises(RuntimeError, match="a checkpoint has its parameters in another order"):
+    with pytest.raises(RuntimeError, match="a checkpoint has the parameters in another order"):
         second.step()
     assert torch.equal(param.detach(), torch.ones(shape))
     assert torch.equal(other.detach(), torch.ones(shape))
