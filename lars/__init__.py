@@ -1,7 +1,9 @@
-"""LARS for PyTorch: one rule, its published variants by name, and a path for each device.
+"""LARS for PyTorch: one update rule, its published variants by name, and a fast path per device.
 
-from lars import LARS, parameter_groups
-optimizer = LARS(parameter_groups(model, weight_decay=5e-4), lr=0.1)
+Example:
+    from lars import LARS, parameter_groups
+    optimizer = LARS(parameter_groups(model, weight_decay=5e-4), lr=0.1)
+
 """
 
 from .groups import parameter_groups

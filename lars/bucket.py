@@ -1,9 +1,9 @@
-"""Tensors that take one step together, and the step's stages over them.
+"""Buckets: tensors of one group that are updated together.
 
-A bucket is what one group has on one device, each of its lists in one dtype: gradients, and loaded
-buffers, may be of another than their weights. The lists hold local, real views: a DTensor's shard,
-a complex tensor as pairs. The stages, in order: gradient norms where clipping or
-telemetry asks for them early, value clipping, the update.
+The tensors of a bucket are on one device. All its weights have one dtype, and so do all its
+gradients and all its buffers; the three dtypes may differ. The lists hold local, real views: the
+shard of a DTensor, and a complex tensor as pairs of numbers. The stages of a step are the gradient
+norms (if clipping needs them), clipping by value, and the update.
 """
 
 from __future__ import annotations
@@ -23,7 +23,16 @@ Values = Tensor | list[float]
 
 
 class LayerStatistics(NamedTuple):
-    """What telemetry keeps of a bucket: norms after loss scale and clipping, ratios, rates."""
+    """The telemetry of a bucket, one value for each parameter.
+
+    Attributes:
+        positions: indices of the parameters among those of all groups.
+        weight_norm: norms of the weights before the step.
+        gradient_norm: norms of the gradients, unscaled and after clipping.
+        trust_ratio: trust ratios.
+        effective_rate: lr * trust_ratio.
+
+    """
 
     positions: list[int]
     weight_norm: Values
@@ -34,10 +43,22 @@ class LayerStatistics(NamedTuple):
 
 @dataclass
 class Bucket:
-    """Parallel lists, and the rule and path they are updated by.
+    """Tensors that take a step together, with the rule and the path of that step.
 
-    The paths: "single" and "foreach" (stacked.py), "fused" (fused_cpu.py), and "triton"
-    (fused_cuda.py), which has a chunking.
+    Attributes:
+        group: the parameter group.
+        rule: the hyper-parameters.
+        path: "single" or "foreach" (stacked.py), "fused" (fused_cpu.py) or "triton"
+            (fused_cuda.py).
+        params: the parameters as the user passed them.
+        positions: their indices among the parameters of all groups.
+        weights: local, real views of `params`.
+        grads: their gradients, likewise.
+        buffers: their momentum buffers, likewise; empty if momentum is 0.
+        gradient_norms: norms of `grads`, once they are known.
+        factor: multiplies the gradient before the rule: sign, loss scale and clipping.
+        chunking: the Triton path's layout of the tensors.
+
     """
 
     group: dict[str, Any]
@@ -49,17 +70,24 @@ class Bucket:
     grads: list[Tensor] = field(default_factory=list)
     buffers: list[Tensor] = field(default_factory=list)
     gradient_norms: Values | None = None
-    # What the gradient is multiplied by before the rule sees it: sign, loss scale, clipping.
     factor: float | Tensor = 1.0
     chunking: fused_cuda.Chunking | None = None
 
     def add(self, param: Tensor, position: int, grad: Tensor, buffer: Tensor | None) -> None:
-        """Take in a parameter, with its gradient and its momentum buffer where it has one."""
+        """Add a parameter with its gradient and its momentum buffer, if any.
+
+        Args:
+            param: the parameter, which may be a DTensor or complex.
+            position: its index among the parameters of all groups.
+            grad: its gradient, of the parameter's shape.
+            buffer: its momentum buffer, or None if momentum is 0.
+
+        """
         tensors = [param, grad] if buffer is None else [param, grad, buffer]
         if is_dtensor(param):
             tensors = [_local(t, param) for t in tensors]
         if param.is_complex():
-            # Autograd hands out gradients whose conjugation is still to be done.
+            # Autograd may return a lazily conjugated gradient.
             tensors = [torch.view_as_real(t.resolve_conj()) for t in tensors]
         self.params.append(param)
         self.positions.append(position)
@@ -68,7 +96,10 @@ class Bucket:
         self.buffers += tensors[2:]
 
     def make_chunking(self, chunkings: dict[Any, fused_cuda.Chunking], key: Any) -> None:
-        """Find or make the Triton path's chunking; go by foreach if layouts or dtypes are mixed."""
+        """Set the Triton path's chunking; use foreach instead if layouts or dtypes differ.
+
+        `chunkings` caches the chunkings between steps, by `key`.
+        """
         for i in range(len(self.weights)):
             if not fused_cpu.same_memory(self.weights[i], self.grads[i], self.buffers[i : i + 1]):
                 self.path = "foreach"
@@ -80,7 +111,7 @@ class Bucket:
         self.chunking = chunkings[key]
 
     def scale(self, factor: Tensor) -> None:
-        """Multiply the factor by a 0-d tensor."""
+        """Multiply `self.factor` by a 0-d tensor."""
         if self.path == "fused":
             self.factor = float(self.factor) * factor.item()
         else:
@@ -88,17 +119,17 @@ class Bucket:
 
     @property
     def full(self) -> torch.dtype:
-        """The dtype that loses nothing of any list."""
+        """The dtype that holds every value of the three lists, at least fp32."""
         return full_dtype(self.weights[0], self.grads[0], *self.buffers[:1])
 
     def _stacked_norms(self, role: str, tensors: list[Tensor]) -> Tensor:
-        """2-norms of a list that runs parallel to the bucket's parameters; `role` names it."""
+        """Return the 2-norms of tensors, one for each parameter; `role` is the list's name."""
         if self.chunking is not None:
             return self.chunking.norms(role, tensors)
         return stacked_norms(tensors, self.params, foreach=self.path == "foreach")
 
     def total_gradient_norm(self) -> Tensor:
-        """2-norm of all raw gradients here; their norms are kept for the rule."""
+        """Return the 2-norm of all gradients of the bucket before `factor`; keep their norms."""
         if self.path == "fused":
             self.gradient_norms = [host_norm(grad) for grad in self.grads]
         else:
@@ -106,12 +137,12 @@ class Bucket:
         return torch.linalg.vector_norm(as_tensor(self.gradient_norms))
 
     def clip_by_value(self, limit: float) -> None:
-        """Replace the gradients by clamped copies of what they stand for."""
+        """Replace the gradients by copies, multiplied by `factor` and clamped to +-limit."""
         self.grads = [(g * self.factor).clamp(-limit, limit) for g in self.grads]
         self.factor, self.gradient_norms = 1.0, None
 
     def update(self, record: bool) -> LayerStatistics | None:
-        """Take the step; return what telemetry wants of it."""
+        """Take the step; return its statistics if `record`, else None."""
         columns: tuple[Values, ...]
         if self.path == "fused":
             known = self.gradient_norms
@@ -121,14 +152,14 @@ class Bucket:
         else:
             columns = self._update_stacked(record)
         if self.path in ("fused", "triton"):
-            # Neither kernel tells autograd that what it has saved of the weights is stale now.
+            # Neither kernel reports to autograd that it has changed the weights in place.
             torch.autograd.graph.increment_version(self.weights)
         return LayerStatistics(self.positions, *columns) if record else None
 
     def trust_ratios(self, record: bool = False) -> tuple[Tensor, Tensor | float, Tensor, Tensor]:
-        """Stacked ratios, weight decay, weight norms and gradient norms.
+        """Return the stacked trust ratios, weight decay, weight norms and gradient norms.
 
-        Norms that neither the rule nor `record` asks for are left empty.
+        Norms that neither the rule nor `record` needs are empty.
         """
         rule, decay = self.rule, self.rule.weight_decay
         factor: Any = self.factor
@@ -158,7 +189,7 @@ class Bucket:
         rule, targets = self.rule, self.weights
         differentiable = self.group["differentiable"]
         if differentiable:
-            # Autograd keeps what the norms and the decay read; the update is in place.
+            # The update is in place, and autograd saves the weights that norms and decay read.
             self.weights = [weight.clone() for weight in targets]
         ratios, decay, weight_norms, gradient_norms = self.trust_ratios(record)
         gain, rate = gains(rule, rule.lr, ratios)
@@ -169,7 +200,7 @@ class Bucket:
         if self.chunking is not None:
             self.chunking.update(self.weights, self.grads, self.buffers, rule, a, d, b)
             return weight_norms, gradient_norms, ratios, ratios * rule.lr if record else ratios
-        # A factor in fp16 would lose what is below 6e-8: half types take the step in fp32.
+        # A factor below 6e-8 would underflow in fp16, so half types take the step in fp32.
         dtype = self.full
         lists = (self.weights, self.grads, self.buffers)
         weights, grads, buffers = (in_full(tensors, dtype) for tensors in lists)
@@ -191,14 +222,19 @@ class Bucket:
 
 
 def gradient_of(param: Tensor) -> Tensor:
-    """A parameter's gradient, in a kind of numbers that has norms and that the parameter has."""
+    """Return a parameter's gradient as floating-point numbers, complex if the parameter is.
+
+    Raises:
+        RuntimeError: the gradient is sparse, or its shape is not the parameter's.
+
+    """
     grad = param.grad
     assert grad is not None
     if grad.layout != torch.strided:
-        raise RuntimeError("LARS does not support sparse gradients: norms need all of them")
+        raise RuntimeError("LARS does not support sparse gradients: use dense ones")
     if grad.shape != param.shape:
         raise wrong_shape(param, grad, "gradient")
-    if grad.is_neg():  # autograd may hand one out whose sign is still to be changed
+    if grad.is_neg():  # autograd may return a lazily negated gradient
         grad = grad.resolve_neg()
     if grad.dtype is not param.dtype:
         if not (grad.is_floating_point() or grad.is_complex()):
@@ -209,36 +245,39 @@ def gradient_of(param: Tensor) -> Tensor:
 
 
 def wrong_shape(param: Tensor, tensor: Tensor, what: str) -> RuntimeError:
-    """The error for a tensor that is not of its parameter's shape: kernels take it so."""
+    """Return the error for a gradient or buffer whose shape is not that of its parameter."""
     return RuntimeError(
         f"The {what} has shape {tuple(tensor.shape)}, its parameter {tuple(param.shape)}: the "
-        "parameter was resized, or a checkpoint has its parameters in another order"
+        "parameter was resized, or a checkpoint has the parameters in another order"
     )
 
 
 def _local(tensor: Any, param: Any) -> Tensor:
-    # A gradient may come in another placement than its parameter's, from tensor parallelism.
+    # Under tensor parallelism a gradient may have another placement than its parameter.
     if tensor.placements != param.placements:
         tensor = tensor.redistribute(param.device_mesh, param.placements)
     return tensor.to_local()
 
 
 def as_tensor(values: Values) -> Tensor:
-    """Numbers of the fused CPU path in the precision they have; a tensor as it is."""
+    """Return values as a tensor: a list of Python floats becomes fp64 on the CPU."""
     if isinstance(values, Tensor):
         return values
     return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def stack(value: Tensor | float, like: Tensor) -> Tensor:
-    """Repeat a number or 0-d tensor along a 1-D tensor; a 1-D tensor is left as it is."""
+    """Expand a number or 0-d tensor to the shape of a 1-D tensor; return a 1-D tensor as it is."""
     if isinstance(value, Tensor) and value.dim() == 1:
         return value
     return torch.ones_like(like) * value
 
 
 def choose_path(group: dict[str, Any]) -> str:
-    """Pick the path for a group: what it asks for, else the fastest that is safe for all of it."""
+    """Return a group's path: the one that its options name, else the fastest that is supported.
+
+    The result is "single", "foreach" or "fused". `path_on` resolves "fused" for each device.
+    """
     params = [p for p in group["params"] if p.grad is not None]
     distributed = any(is_dtensor(p) for p in params)
     if group["differentiable"]:
@@ -256,12 +295,12 @@ def choose_path(group: dict[str, Any]) -> str:
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    """Whether a tensor is no DTensor, FakeTensor or other subclass that stands for its values."""
+    """Return True unless a tensor's class dispatches for itself, as DTensor and FakeTensor do."""
     return type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
 def path_on(param: Tensor, path: str) -> str:
-    """Turn "fused" into what it is on a parameter's device."""
+    """Return the path on a parameter's device: "fused" may become "triton" or "foreach"."""
     if path != "fused":
         return path
     if param.device.type == "cpu":
@@ -271,6 +310,6 @@ def path_on(param: Tensor, path: str) -> str:
 
 
 def check_not_capturing(param: Tensor, what: str) -> None:
-    """Raise RuntimeError inside a CUDA graph's capture: `what` cannot be replayed."""
+    """Raise RuntimeError during a CUDA graph capture, because `what` cannot be replayed."""
     if param.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(f"LARS cannot be captured in a CUDA graph with {what}")

@@ -1,11 +1,11 @@
-"""The CPU path near two passes over memory: norms and update of a tensor while it is in cache.
+"""The fused CPU path: norms and update of one tensor after the other, while each is in cache.
 
-The update is torch's fused SGD kernel, which computes, with its own hyper-parameters,
+It passes over memory about twice. The update is torch's fused SGD kernel, which computes
 
     u = +-g + weight_decay * w;  v <- momentum * v + (1 - dampening) * u;  w <- w - lr * v
 
-This is a LARS step with weight_decay = d / a and dampening = 1 - a * (1 - dampening), whatever
-the order in which rate, ratio and momentum are applied, so no temporary tensor is needed.
+With its weight_decay = d / a and its dampening = 1 - a * (1 - dampening), this is a LARS step (for
+a and d see rule.py) under every momentum_scaling. No temporary tensor is needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch import Tensor
 from .norms import full_dtype, host_norm
 from .rule import Rule, gains, trust_ratio_of_numbers
 
-# What fp32 can hold.
 _LARGEST = torch.finfo(torch.float32).max
 Columns = tuple[list[float], list[float], list[float], list[float]]
 
@@ -32,9 +31,17 @@ def update(
     gradient_norms: list[float] | None,
     record: bool,
 ) -> Columns:
-    """Take the step; return the columns of the layers' statistics, empty unless asked for.
+    """Update tensors in place and return the columns of `LayerStatistics`.
 
-    `factor` multiplies the gradients; `gradient_norms` are those before it, where they are known.
+    Args:
+        weights: CPU tensors of one dtype.
+        grads: their gradients.
+        buffers: their momentum buffers; empty if momentum is 0.
+        rule: the hyper-parameters.
+        factor: multiplies the gradients: sign, loss scale and clipping.
+        gradient_norms: norms of `grads` before `factor`, if they are known.
+        record: whether to return the columns; they are empty otherwise.
+
     """
     lr = float(rule.lr)
     columns: Columns = ([], [], [], [])
@@ -82,9 +89,9 @@ def _apply(
     d: float,
     rate: float,
 ) -> None:
-    """Update tensors that share their coefficients: by the kernel, or where it cannot, in torch."""
+    """Update tensors that share a, d and rate, with the kernel if it can express the step."""
     size, remaining = abs(a), list(range(len(weights)))
-    # The norm of a gradient below 1e-38 is known here, and the factor for it may be past fp32.
+    # On this path the norm of a gradient below 1e-38 is exact, so its factor may exceed fp32.
     fits = size < _LARGEST and rate < _LARGEST and size * rate < _LARGEST
     if fits and _kernel_can(rule, size, d, weights[0].dtype):
         linear = [i for i in remaining if same_memory(weights[i], grads[i], buffers[i : i + 1])]
@@ -118,19 +125,20 @@ def _apply(
 
 
 def _kernel_can(rule: Rule, size: float, d: float, dtype: torch.dtype) -> bool:
-    """Whether the kernel's hyper-parameters can express the step in the precision of dtype."""
+    """Return True if the kernel's hyper-parameters can express the step precisely enough."""
     if size == 0.0:
         return d == 0.0 and not rule.nesterov
     if rule.momentum == 0 or size == 1.0:
         return True
-    # 1 - dampening returns `size` with an error of 1e-16 / size. Nesterov adds u without `size`.
+    # The kernel computes `size` as 1 - dampening, with a relative error of 1e-16 / size. With
+    # Nesterov it adds u without `size`.
     return not rule.nesterov and dtype is not torch.float64 and size >= 1e-9
 
 
 def same_memory(weight: Tensor, grad: Tensor, buffers: list[Tensor]) -> bool:
-    """Whether element i in memory is the same element in all tensors, and of one dtype.
+    """Return True if the tensors have one dtype and one memory order.
 
-    Fused kernels take it so: they walk memory, and read all lists by the weights' dtype.
+    Fused kernels require it: they iterate over memory and read all lists as the weights' dtype.
     """
     dtype = weight.dtype
     if grad.dtype is not dtype or (buffers and buffers[0].dtype is not dtype):

@@ -1,9 +1,10 @@
-"""The CUDA path of two passes over memory: five launches of Triton kernels, whatever the model.
+"""The fused CUDA path: five launches of Triton kernels for any number of tensors.
 
-Two for each list of norms and one for the update, beside a handful for the ratios. The kernels
-find the tensors by tables of addresses, which travel to the device, without a wait, only when an
-address has changed. Where Triton or its compiler is missing, `usable` says so and the foreach
-path is taken instead.
+It passes over memory about twice. Two launches compute the norms of a list of tensors (weights,
+gradients) and one updates the weights. The ratios need a few more small launches. The kernels find
+the tensors in tables of addresses, which are copied to the device asynchronously and only if an
+address has changed. If Triton or its compiler is missing, `usable` returns False and the foreach
+path is used instead.
 """
 
 from __future__ import annotations
@@ -24,28 +25,36 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @functools.cache
 def usable(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernels run on this device, tried once on two numbers."""
-    if dtype not in _DTYPES:  # Triton passes numbers to kernels as fp32: too coarse for fp64
+    """Return True if the kernels run on this device and dtype. They are tried once; else warn."""
+    if dtype not in _DTYPES:  # Triton passes scalars to kernels as fp32, too coarse for fp64
         return False
     probe = torch.tensor([3.0, 4.0], dtype=dtype, device=device)
     try:
         return Chunking([2], device, dtype).norms("probe", [probe]).item() == 5.0
-    except Exception as error:  # a missing compiler fails in ways of its own on each system
+    except Exception as error:  # the exception for a missing compiler depends on the system
         warnings.warn(f"LARS falls back to foreach: Triton failed with {error!r}", stacklevel=2)
         return False
 
 
 class Chunking:
-    """Where the chunks of a list of tensors lie, and the tables of the lists that run along it."""
+    """The layout of a list of tensors in chunks of `_BLOCK` elements, and its address tables.
+
+    The constructor waits for copies to the device. No other method does.
+
+    Args:
+        sizes: numbers of elements of the tensors.
+        device: device of the tensors.
+        dtype: dtype of the tensors, one of `_DTYPES`.
+
+    """
 
     def __init__(self, sizes: list[int], device: torch.device, dtype: torch.dtype) -> None:
-        """Lay out the chunks; this is the one place that waits for a copy to the device."""
         from . import kernels
 
         self._kernels = kernels
         self._dtype = getattr(kernels.tl, str(dtype).removeprefix("torch."))
         self.sizes, self._device = sizes, device
-        # On the CPU, whatever torch's default device is.
+        # Explicitly on the CPU, because torch's default device may be another.
         counts = torch.tensor([-(-size // _BLOCK) for size in sizes], device="cpu")
         first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         tensor_of = torch.repeat_interleave(torch.arange(len(sizes), device="cpu"), counts)
@@ -59,7 +68,10 @@ class Chunking:
         self._captured: list[Tensor] = []
 
     def norms(self, role: str, tensors: list[Tensor]) -> Tensor:
-        """2-norms of dense tensors, stacked; deterministic."""
+        """Return the 2-norms of dense tensors, stacked in fp32. The result is deterministic.
+
+        `role` is the name of the list, under which its address table is kept.
+        """
         table = self._table(role, tensors)
         partial = torch.empty(self._grid, dtype=torch.float32, device=self._device)
         norms = torch.empty(len(self.sizes), dtype=torch.float32, device=self._device)
@@ -81,7 +93,18 @@ class Chunking:
         d: Tensor | None,
         rate: Tensor | None,
     ) -> None:
-        """Update all tensors in one launch; each in one layout with its gradient and buffer."""
+        """Update all tensors in one launch.
+
+        Args:
+            weights: the tensors, of the sizes and the dtype of this chunking.
+            grads: their gradients, of the same dtype and memory order.
+            buffers: their momentum buffers, likewise; empty if momentum is 0.
+            rule: the hyper-parameters.
+            a: factors of the gradients, 1-D.
+            d: factors of the weights, 1-D; None for no weight decay.
+            rate: factors of the buffers, 1-D; None if they are all 1.
+
+        """
         tables = [self._table("weights", weights), self._table("grads", grads)]
         tables.append(self._table("buffers", buffers) if buffers else tables[0])
         if not self._grid[0]:
@@ -109,7 +132,7 @@ class Chunking:
         return contextlib.nullcontext()
 
     def _table(self, role: str, tensors: list[Tensor]) -> Tensor:
-        """Addresses of a list of tensors, on the device."""
+        """Return the addresses of a list of tensors as int64 on the device."""
         addresses = [tensor.data_ptr() for tensor in tensors]
         known, table = self._tables.get(role, (None, None))
         on_cuda = self._device.type == "cuda"
@@ -125,11 +148,14 @@ class Chunking:
         return table
 
     def _table_to_replay(self, addresses: list[int], table: Tensor | None) -> Tensor:
-        """A table for a graph that is being captured; what a replay reads is kept for good."""
+        """Return a table for a CUDA graph during its capture.
+
+        The memory that a replay reads is kept for the lifetime of this object.
+        """
         if table is None:
-            # A capture may not ask for pinned memory, so eager steps have put some aside.
+            # Pinned memory cannot be allocated during a capture, so eager steps reserve some.
             if not self._spare:
-                raise RuntimeError("LARS needs an eager step before each four that are captured")
+                raise RuntimeError("LARS can capture four steps at most after each eager step")
             pinned = self._spare.pop().copy_(torch.tensor(addresses, device="cpu"))
             self._captured.append(pinned)
             table = pinned.to(self._device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Parameter groups by module type: which tensors decay, and which have a trust ratio."""
+"""Parameter groups by module type: which tensors decay and which have a trust ratio."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from .presets import check_number
 from .values import number
 
-# _NormBase: every batch and instance normalisation, synchronised and lazy ones too.
+# _NormBase covers all batch and instance normalization, including SyncBatchNorm and lazy modules.
 NORM_MODULES: tuple[type[nn.Module], ...] = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -26,23 +26,39 @@ def parameter_groups(
     bias_lr_scale: float = 1.0,
     norm_modules: tuple[type[nn.Module], ...] = NORM_MODULES,
 ) -> list[dict[str, Any]]:
-    """Split a model's parameters into weights, and biases with normalisation parameters.
+    """Return parameter groups: the weights, and the biases with the normalization parameters.
 
-    `decay` and `adapt` say which of them get `weight_decay` and which a trust ratio: "weights" or
-    "all". A parameter is judged by the module that owns it, never by its shape; one that several
-    modules share counts once, with the first of them; frozen ones are left out. What makes up a
-    parametrized, pruned, weight- or spectrally normalised tensor is what that tensor was, and the
-    members of a list or dict are what its name says. `bias_lr_scale` is
-    the rate of biases and normalisation parameters as a multiple of the weights'. No optimizer
-    reads it: it becomes the group's `lr_scale`, which the schedulers of this project take, as
-    timm's do. With another scheduler, give that group an `lr` of its own. The groups hold (name,
-    parameter) pairs, and suit every torch optimizer.
+    A parameter is a bias or a normalization parameter because of its module and its attribute
+    there, never because of its shape. A parameter that modules share counts once, for the first of
+    them. Parameters with requires_grad False are left out. The tensors behind a parametrized,
+    pruned, weight-normalized or spectrally normalized tensor count as that tensor. Members of a
+    ParameterList or ParameterDict count by the attribute that holds it.
+
+    The groups suit every torch optimizer. Each has `params` (a list of (name, parameter) pairs),
+    `weight_decay`, `adapt` and `lr_scale`. Weights come first. An empty group is left out.
+
+    Args:
+        model: the module whose parameters are grouped. It may be lazy, scripted, traced or
+            compiled, but not a graph of torch.export.
+        weight_decay: weight decay of the groups that decay, a number of 0 or more.
+        decay: which parameters decay: "weights", or "all" for all of them.
+        adapt: which parameters have a trust ratio: "weights", or "all" for all of them.
+        bias_lr_scale: learning rate of biases and normalization parameters, as a multiple of the
+            weights' rate. It becomes `lr_scale` of their group (1 for weights). The schedulers of
+            this project and of timm apply it; optimizers do not. With another scheduler, set `lr`
+            in that group instead.
+        norm_modules: module classes whose parameters all count as normalization parameters.
+
+    Raises:
+        TypeError: `model` is no nn.Module, or a graph of torch.export.
+        ValueError: another argument is invalid.
+
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, not {type(model).__name__}")
     for option, value in (("decay", decay), ("adapt", adapt)):
         if value not in ("weights", "all"):
-            raise ValueError(f"Invalid {option} value: {value!r}; it is 'weights' or 'all'")
+            raise ValueError(f"Invalid {option} value: {value!r}; must be 'weights' or 'all'")
     weight_decay, bias_lr_scale = number(weight_decay), number(bias_lr_scale)
     check_number("weight_decay", weight_decay)
     check_number("bias_lr_scale", bias_lr_scale)
@@ -72,7 +88,7 @@ def parameter_groups(
 def _parameters_with_owners(
     model: nn.Module,
 ) -> Iterator[tuple[nn.Module, str, str, nn.Parameter]]:
-    """Each parameter once: its module, its attribute there, its full name, itself."""
+    """Yield (module, attribute, full name, parameter), each parameter once."""
     seen: set[nn.Parameter] = set()
     for prefix, module in model.named_modules():
         for attribute, parameter in module.named_parameters(recurse=False):
@@ -84,10 +100,11 @@ def _parameters_with_owners(
 def _roles(
     modules: dict[str, nn.Module], name: str, module: nn.Module, attribute: str
 ) -> Iterator[tuple[nn.Module, str]]:
-    """The modules and attributes by which a parameter is judged: its own, and what it stands for.
+    """Yield the (module, attribute) pairs that decide what a parameter is.
 
-    A parametrized tensor lies at `parametrizations.<tensor>.original` below its module, and what
-    a parametrization learns below `parametrizations.<tensor>` (torch.nn.utils.parametrize).
+    These are its own, and those of the tensor or collection that it belongs to. Below its module, a
+    parametrized tensor is `parametrizations.<tensor>.original`, and the parameters of a
+    parametrization are under `parametrizations.<tensor>` (torch.nn.utils.parametrize).
     """
     yield module, attribute
     parts = name.split(".")
@@ -97,36 +114,36 @@ def _roles(
         if _is_a(here, (nn.ParameterList, nn.ParameterDict)):
             yield above, parts[i]
         elif isinstance(here, ParametrizationList):
-            # `above` is the ModuleDict `parametrizations`, of the module that is meant.
+            # `above` is the ModuleDict `parametrizations`. The tensor's module is its parent.
             yield modules[".".join(parts[: i - 1])], parts[i]
 
 
 def _is_bias(module: nn.Module, attribute: str) -> bool:
-    # Pruning, weight_norm and spectral_norm of the older kind hide `bias` behind these.
+    # Pruning, and the older weight_norm and spectral_norm, store `bias` under these suffixes.
     for suffix in ("_orig", "_g", "_v"):
         hidden = attribute.removesuffix(suffix)
         if hidden != attribute and hidden not in module._parameters and hasattr(module, hidden):
             attribute = hidden
-    # These have several biases each; everywhere else in torch a bias is the attribute `bias`.
+    # These have several biases each. In all other modules of torch the attribute is `bias`.
     if _is_a(module, (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)):
         return "bias" in attribute
     return attribute == "bias"
 
 
 def _is_a(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Like isinstance; by the class's name for a scripted or traced module, which has no more."""
+    """Return isinstance(module, kinds); compare class names if torch.jit made the module."""
     if isinstance(module, torch.jit.ScriptModule):
         return getattr(module, "original_name", None) in _names(kinds)
     return isinstance(module, kinds)
 
 
 def _names(kinds: Iterable[type[nn.Module]]) -> set[str]:
-    """The names of classes and of all that derive from them."""
+    """Return the names of classes and of all their subclasses."""
     return {name for kind in kinds for name in (kind.__name__, *_names(kind.__subclasses__()))}
 
 
 def _refuse_exported(model: nn.Module) -> None:
-    """Raise TypeError for a graph of torch.export, whose modules have neither class nor name."""
+    """Raise TypeError for a graph of torch.export, which loses the classes of its modules."""
     for graph in model.modules():
         if isinstance(graph, torch.fx.GraphModule):
             owners = [m for m in graph.modules() if m is not graph and m._parameters]
@@ -135,7 +152,7 @@ def _refuse_exported(model: nn.Module) -> None:
             lost = type(graph).__module__ == "torch.export.unflatten"
         if lost:
             raise TypeError(
-                "parameter_groups judges parameters by their modules' types, which torch.export "
-                "loses. Make the groups from the model that was exported: module() shares its "
+                "parameter_groups needs the classes of the modules, which torch.export loses. Make "
+                "the groups from the model that was exported: the graph of module() shares its "
                 "parameters"
             )

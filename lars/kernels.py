@@ -1,7 +1,8 @@
-"""Triton kernels over many tensors in one launch, each found by its address in a table.
+"""Triton kernels that process many tensors in one launch, by a table of their addresses.
 
-Imported only by `fused_cuda`, and only where Triton is installed. A chunk is BLOCK elements of one
-tensor, in the order of memory; `tensor_of` and `start_of` say of which tensor and from where on.
+Only `fused_cuda` imports this module, and only if Triton is installed. A chunk is BLOCK elements of
+one tensor in memory order. For each chunk, `tensor_of` is the tensor's index and `start_of` the
+chunk's first element; `size_of` is the number of elements of each tensor.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def sum_squares(
 
 @triton.jit
 def finish_norms(partial, first_chunk, norms, BLOCK: tl.constexpr):
-    """Add up each tensor's chunks, always in the same order, and write the root."""
+    """Add up each tensor's chunks in a fixed order, and write the square root to `norms`."""
     tensor = tl.program_id(0)
     end = tl.load(first_chunk + tensor + 1)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -62,7 +63,7 @@ def update(
     HAS_MOMENTUM: tl.constexpr,
     NESTEROV: tl.constexpr,
 ):
-    """Take the step of `rule.py` in fp32, rounding once where weights and buffer are stored."""
+    """Take the step of `rule.py` in fp32; round once, when weights and buffers are stored."""
     chunk = tl.program_id(0)
     tensor = tl.load(tensor_of + chunk)
     offsets = tl.load(start_of + chunk) + tl.arange(0, BLOCK)

@@ -1,4 +1,4 @@
-"""The optimizer: torch.optim's manners around the update of `rule.py`."""
+"""The LARS optimizer: the interface of torch.optim around the update of `rule.py`."""
 
 from __future__ import annotations
 
@@ -27,63 +27,92 @@ from .values import make_plain, number
 
 
 class LARS(Optimizer):
-    r"""SGD with momentum whose rate for each tensor follows the ratio of two norms.
+    r"""Implement LARS (layer-wise adaptive rate scaling) for SGD with momentum.
 
-    Yang You, Igor Gitman and Boris Ginsburg, "Large Batch Training of Convolutional Networks",
-    arXiv 1708.03888. For each parameter tensor,
+    Source: Yang You, Igor Gitman and Boris Ginsburg, "Large Batch Training of Convolutional
+    Networks", arXiv 1708.03888. For each parameter tensor w with gradient g, a step computes
 
         u = g + weight_decay * w
         ratio = trust_coefficient * ||w|| / (||g|| + weight_decay * ||w|| + eps)
         v = momentum * v + (1 - dampening) * lr * ratio * u
         w = w - v
 
-    w: the weights; g: their gradient; v: `momentum_buffer`, whose first value is not dampened;
-    lr: the paper's gamma, the global rate; trust_coefficient: its eta; weight_decay: its beta;
-    ratio: its local rate lambda. With nesterov, w = w - (lr * ratio * u + momentum * v).
+    v is the state `momentum_buffer`; after the first step it is lr * ratio * u. With nesterov,
+    w = w - (lr * ratio * u + momentum * v). The paper calls lr gamma (the global learning rate),
+    trust_coefficient eta, weight_decay beta and ratio lambda (the local learning rate).
 
-    The paper says nothing about a norm of 0. Here, such a tensor has ratio 1, so that one
-    initialised to zero trains; this is the only departure of the default variant, "paper". The
-    options below change the rule, and `variant` names sets of them; one given beside it wins.
+    The paper does not define the ratio if a norm is 0. It is 1 here, so that a tensor that is
+    initialized to zero trains. This is the only departure of the default variant, "paper".
+
+    Every argument but `params` is the default of a group option with the same name. A group option
+    may be changed between steps. A step does not modify `p.grad`. If the attribute `telemetry` is
+    True, `layer_statistics()` and `grad_norm` are available after each step.
 
     Args:
-        params: tensors, (name, tensor) pairs or groups; see `parameter_groups`.
-        variant: a key of `PRESETS`. They depart from the paper so (eps 1e-8 but where said):
+        params: tensors, (name, tensor) pairs, or parameter groups as `parameter_groups` makes them.
+        lr: global learning rate: a number of 0 or more, or a tensor with one element.
+        momentum: factor of the momentum buffer. At 0 there is no buffer.
+        dampening: fraction of each update, but the first, that is left out of the buffer, as in
+            torch.optim.SGD.
+        weight_decay: factor of w in u. The decay is coupled (L2), not decoupled.
+        nesterov: use Nesterov momentum. It needs momentum above 0 and dampening 0.
+        variant: key of `PRESETS`, the settings of a published implementation. It sets the options
+            from `trust_coefficient` to `adapt` that are None. Departures from "paper":
             "blog": eps 1e-15, momentum_scaling "none", zero_norm "raw".
-            "quadra": momentum_scaling "trust", zero_norm "skip", adapt "decayed".
-            "torchlars": momentum_scaling "trust".
-            "braintools": momentum_scaling "trust", trust_norm "decayed".
-            "pytorch-lars": trust_coefficient 0.1, eps 0, trust_weight_decay "momentum",
+            "quadra": eps 1e-8, momentum_scaling "trust", zero_norm "skip", adapt "decayed".
+            "torchlars": eps 1e-8, momentum_scaling "trust".
+            "braintools": eps 1e-8, momentum_scaling "trust", trust_norm "decayed".
+            "pytorch-lars": trust_coefficient 0.1, trust_weight_decay "momentum",
                 momentum_scaling "none", zero_norm "raw".
-            "pytorch-lars-v1": the same with momentum_scaling "classic".
-            "timm": momentum_scaling "trust", adapt "decayed".
-            "larc": trust_coefficient 0.02, momentum_scaling "trust", zero_norm "skip", trust_clip.
-        trust_norm: the denominator is "separate", as above, or "decayed", ||u||.
-        trust_weight_decay: a number in place of weight_decay in the denominator, or
-            "weight_decay" or "momentum", that option's value.
-        momentum_scaling: where lr and ratio enter. "classic", as above: both before the buffer.
-            "trust": v = momentum * v + ratio * u, w = w - lr * v. "none": v = momentum * v + u,
-            w = w - lr * ratio * v. They differ once lr ("trust") or ratio ("none") moves.
-        zero_norm: where ||w|| or the other norm is 0, "one": ratio 1; "skip": ratio 1 and no
-            weight decay; "raw": no guard, so 0/0 is NaN and tensors of zeros stay zeros.
-        trust_clip: ratio = min(ratio / lr, 1), as LARC has it (not on what zero_norm skips).
-        adapt: False: ratio 1, plain SGD; "decayed": True in groups whose weight_decay is not 0.
-        clip_norm: scale gradients by min(1, clip_norm / the norm of all gradients together).
-        clip_value: then clamp each element to [-clip_value, clip_value]. Both before the ratio.
-        foreach: multi-tensor calls; the default on CUDA and for DTensors.
-        fused: near two passes over memory: on the CPU, where it is the default, by torch's fused
-            SGD kernel; on CUDA by Triton's, or by foreach where Triton does not work.
-        capturable: the step may be captured in a CUDA graph; lr is then a tensor, and one step
-            has been taken before.
+            "pytorch-lars-v1": trust_coefficient 0.1, trust_weight_decay "momentum",
+                zero_norm "raw".
+            "timm": eps 1e-8, momentum_scaling "trust", adapt "decayed".
+            "larc": trust_coefficient 0.02, eps 1e-8, momentum_scaling "trust",
+                zero_norm "skip", trust_clip True.
+        trust_coefficient: factor of the ratio. "paper": 0.001.
+        eps: added to the denominator of the ratio. "paper": 0.
+        trust_norm: denominator of the ratio, without eps. "separate" ("paper"):
+            ||g|| + weight_decay * ||w||. "decayed": ||u||.
+        trust_weight_decay: factor of ||w|| in the "separate" denominator: a number of 0 or more,
+            "weight_decay" ("paper") or "momentum" for the value of that option.
+        momentum_scaling: where lr and ratio enter. The settings differ once lr ("trust") or ratio
+            ("none") changes. "classic" ("paper"): both before the buffer, as above.
+            "trust": v = momentum * v + (1 - dampening) * ratio * u, w = w - lr * v.
+            "none": v = momentum * v + (1 - dampening) * u, w = w - lr * ratio * v.
+        zero_norm: treatment of a tensor if ||w|| is 0, or ||g|| is ("decayed": ||u||).
+            "one" ("paper"): ratio 1. "skip": ratio 1, no weight decay and no trust_clip.
+            "raw": the formula, so that 0/0 is NaN and a tensor of zeros stays zero.
+        trust_clip: replace the ratio by min(ratio / lr, 1), as LARC does. "paper": False.
+        adapt: whether there is a trust ratio. True ("paper"). False: ratio 1, as in SGD.
+            "decayed": True in groups whose weight_decay is not 0, else False.
+        clip_norm: scale the group's gradients by min(1, clip_norm / norm), with the norm over the
+            gradients of all groups. None: do not clip.
+        clip_value: clamp each gradient element to [-clip_value, clip_value], after clip_norm and
+            before the ratio. None: do not clamp.
+        foreach: use multi-tensor calls. If foreach and fused are None, this is the path of tensors
+            that are not on the CPU, of DTensors and of capturable groups.
+        fused: pass over memory about twice. On the CPU this is torch's fused SGD kernel, and the
+            default. On CUDA it is a Triton kernel, or foreach if Triton does not work. If one of
+            foreach and fused is False and neither is True, tensors are updated one by one.
+        maximize: ascend along the gradient: g is replaced by -g.
+        capturable: allow a step in a CUDA graph. On CUDA lr must then be a tensor on the device.
+            Take one eager step before the capture.
+        differentiable: let autograd go through the step, one tensor at a time. It excludes foreach
+            and fused.
 
-    All are per group but `params`; None is the variant's value. `p.grad` is never changed.
-    Set `telemetry = True` for `layer_statistics()` and `grad_norm` after each step.
+    Raises:
+        ValueError: the constructor or `add_param_group` gets an invalid option.
+        RuntimeError: `step` finds a sparse gradient, a gradient or buffer whose shape is not that
+            of its parameter, a shard whose whole norm it cannot know (FSDP1, fairscale, Megatron),
+            or a CUDA graph capture that it does not support.
+
     """
 
-    # GradScaler then leaves to step() both unscaling and skipping where a gradient is inf.
+    # GradScaler then leaves it to step() to unscale gradients and to skip a step with inf.
     _step_supports_amp_scaling = True
-    # On the class, for copies and unpickled instances: torch carries only its own attributes over.
+    # Class attributes, because torch copies and pickles only its own instance attributes.
     telemetry: bool = False
-    # The norm of all gradients, unscaled and before clipping, where clipping or telemetry is on.
+    # Norm of all gradients, unscaled and before clipping. None unless clipping or telemetry is on.
     grad_norm: Tensor | None = None
     _statistics: tuple[LayerStatistics, ...] = ()
     _keys: tuple[str | int, ...] = ()
@@ -115,14 +144,21 @@ class LARS(Optimizer):
         capturable: bool = False,
         differentiable: bool = False,
     ) -> None:
-        """Check the options and make the groups."""
         defaults = {k: v for k, v in locals().items() if k not in ("self", "params", "__class__")}
         make_plain(defaults, OPTIONS & defaults.keys())
         complete({**defaults, "params": []})
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; what it leaves out comes from the constructor, then from its variant."""
+        """Add a parameter group.
+
+        An option that the group lacks has the constructor's value. If that is None, it has the
+        value of the group's variant.
+
+        Raises:
+            ValueError: an option is invalid. The group is then not added.
+
+        """
         super().add_param_group(param_group)
         try:
             complete(self.param_groups[-1])
@@ -131,7 +167,7 @@ class LARS(Optimizer):
             raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickled or loaded state; options it does not know keep their defaults."""
+        """Restore a pickled or loaded state. Options that it lacks get their default values."""
         super().__setstate__(state)
         for group in self.param_groups:
             for key, value in self.defaults.items():
@@ -140,7 +176,15 @@ class LARS(Optimizer):
 
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step; `closure` evaluates the model anew and returns the loss."""
+        """Take one step and return the closure's loss, or None without a closure.
+
+        The step is skipped if GradScaler has found an infinite gradient.
+
+        Args:
+            closure: evaluates the model again, computes the gradients and returns the loss. It is
+                called once, before the step.
+
+        """
         return run_step(self, closure)
 
     def _take_step(self) -> None:
@@ -160,12 +204,15 @@ class LARS(Optimizer):
             self.grad_norm = _global_norm([as_tensor(s.gradient_norm) for s in self._statistics])
 
     def layer_statistics(self) -> dict[str | int, dict[str, Tensor]]:
-        """0-d tensors on the parameters' devices, as the last step with `telemetry` on had them.
+        """Return the statistics of each parameter in the last step, if `telemetry` was True.
 
-        The keys are parameter names, or where there are none indices as in state_dict(); a name
-        that came before, as of a second model, has its index after it. Each holds weight_norm and
-        gradient_norm (after loss scale and clipping), trust_ratio, and effective_rate,
-        lr * trust_ratio.
+        A key is a parameter name, or the index in state_dict() if there are no names. A name that
+        occurs a second time, as with two models, is followed by its index: "weight (2)". Parameters
+        without a gradient have no entry.
+
+        Each value is a dictionary of 0-d tensors: weight_norm (before the step), gradient_norm
+        (unscaled and after clipping), trust_ratio, and effective_rate, which is lr * trust_ratio.
+        They are on the parameter's device. The fused CPU path returns them in fp64.
         """
         statistics: dict[str | int, dict[str, Tensor]] = {}
         for part in self._statistics:
@@ -176,7 +223,7 @@ class LARS(Optimizer):
         return statistics
 
     def _make_keys(self) -> tuple[str | int, ...]:
-        """A key for each parameter, by its position; two models' names may be the same."""
+        """Return a unique key for each parameter, in order of position."""
         keys: dict[str | int, None] = {}
         for group in self.param_groups:
             for name in group.get("param_names") or [None] * len(group["params"]):
@@ -186,7 +233,10 @@ class LARS(Optimizer):
         return tuple(keys)
 
     def _init_group(self, group: dict[str, Any], position: int) -> list[Bucket]:
-        """Sort a group's parameters into buckets; new momentum buffers are zeros."""
+        """Sort a group's parameters into buckets; create missing momentum buffers as zeros.
+
+        `position` is the index of the group's first parameter among those of all groups.
+        """
         make_plain(group, OPTIONS & group.keys())
         rule = Rule.from_group(group)
         path = choose_path(group)
@@ -202,19 +252,19 @@ class LARS(Optimizer):
             if rule.momentum != 0:
                 buffer = self.state[param].get("momentum_buffer")
                 if fresh := buffer is None:
-                    check_not_capturing(param, "its first step, which creates the buffers,")
+                    check_not_capturing(param, "a first step: take one eagerly before")
                     buffer = self.state[param]["momentum_buffer"] = torch.zeros_like(param.detach())
                 elif buffer.shape != param.shape:
                     raise wrong_shape(param, buffer, "momentum buffer")
-            # A first gradient is not dampened, so where dampening matters it goes separately.
+            # A first update is not dampened, so with dampening it needs a separate bucket.
             alone = fresh and rule.dampening != 0
             buffer_dtype = None if buffer is None else buffer.dtype
             kind = (param.device, param.dtype, grad.dtype, buffer_dtype, alone)
             if kind not in buckets:
                 if not group["capturable"]:
-                    check_not_capturing(param, "capturable=False")
+                    check_not_capturing(param, "capturable=False: set it to True")
                 if not isinstance(rule.lr, Tensor) or rule.lr.device != param.device:
-                    check_not_capturing(param, "its rate elsewhere than in a tensor beside it")
+                    check_not_capturing(param, "lr that is no tensor on the parameter's device")
                 own_rule = replace(rule, dampening=0.0) if alone else rule
                 if isinstance(rule.lr, Tensor) and rule.lr.device.type != "cpu":
                     own_rule = replace(own_rule, lr=rule.lr.to(param.device))
@@ -229,7 +279,7 @@ class LARS(Optimizer):
         return list(buckets.values())
 
     def _clip(self, buckets: list[Bucket], grad_scale: Tensor | None) -> Tensor | None:
-        """Unscale and clip; return the norm of all gradients where it had to be known."""
+        """Unscale and clip the gradients; return their global norm if a group clips, else None."""
         total = None
         if any(b.group["clip_norm"] or b.group["clip_value"] for b in buckets):
             total = _global_norm([bucket.total_gradient_norm() for bucket in buckets])
@@ -252,7 +302,7 @@ class LARS(Optimizer):
 
 
 def run_step(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
-    """Evaluate the closure, take the optimizer's step unless a gradient is inf; return the loss."""
+    """Call the closure, then `_take_step` unless a gradient is infinite; return the loss."""
     loss = None
     if closure is not None:
         with torch.enable_grad():
@@ -265,7 +315,7 @@ def run_step(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
 
 
 def _step_if_finite(optimizer: Any) -> None:
-    # GradScaler leaves it to the step to look; without any gradient it hands over the number 0.
+    # GradScaler sets `found_inf` on the optimizer: a tensor, or the number 0 without any gradient.
     found_inf = getattr(optimizer, "found_inf", None)
     if found_inf is None or float(found_inf) == 0:
         optimizer._take_step()
@@ -273,15 +323,15 @@ def _step_if_finite(optimizer: Any) -> None:
 
 @torch._disable_dynamo
 def _step_outside_graphs(optimizer: Any) -> None:
-    """Have torch.compile break its graph here, and the step run as it does without.
+    """Make torch.compile break its graph here and run the step eagerly.
 
-    The eager paths take as few passes over memory as a compiled step, and read the rate as it is:
-    a traced step would be compiled again for each value of a rate that is a float, as torch's are.
+    An eager step takes as few passes over memory as a compiled one. A traced step would be compiled
+    again for each value of a float learning rate, as the steps of torch's optimizers are.
     """
     _step_if_finite(optimizer)
 
 
 def _global_norm(norms: list[Tensor]) -> Tensor:
-    """2-norm over all elements of 0-d or 1-D tensors of norms, on the first one's device."""
+    """Return the 2-norm over all elements of 0-d or 1-D tensors, on the first tensor's device."""
     flat = [n.reshape(-1).to(norms[0].device) for n in norms]
     return torch.linalg.vector_norm(torch.cat(flat))

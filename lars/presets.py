@@ -1,6 +1,6 @@
-"""The options a published implementation fixes, by name, and the checks on every option.
+"""Presets: the options of published implementations by name, and the checks of every option.
 
-The update itself is in `rule.py`; this module only says which values it is run with.
+The update itself is in `rule.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .values import make_plain, number
 
-# The paper with zero norms made safe. Every other preset is written as its departure from this.
+# The paper, with a defined ratio for zero norms. Every other preset is a departure from it.
 _PAPER: dict[str, Any] = {
     "trust_coefficient": 0.001,
     "eps": 0.0,
@@ -24,13 +24,13 @@ _PAPER: dict[str, Any] = {
     "adapt": True,
 }
 
-# What each system does, read from its source:
+# The sources that the departures were read from:
 #   blog             "Discriminative learning rate using LARS" (2018)
 #   quadra           quadra's LARS, and with it Lightning bolts' and lightly's
 #   torchlars        torchlars' wrapper over SGD
-#   braintools       braintools' Lars (JAX), vissl's and Barlow Twins' but for eps
-#   pytorch-lars     cmpark0126/pytorch-LARS `ver2`, as its published tables were made: its settings
-#                    have a coefficient of 0.1 for every run, its constructor's default is 1
+#   braintools       braintools' Lars (JAX); vissl's and Barlow Twins' differ in eps only
+#   pytorch-lars     cmpark0126/pytorch-LARS `ver2`, with the trust coefficient 0.1 of its published
+#                    tables; its constructor's default is 1
 #   pytorch-lars-v1  the same project's earlier `SGD_with_lars`
 #   timm             timm's Lars
 #   larc             NVIDIA apex' LARC over SGD
@@ -90,7 +90,12 @@ OPTIONS = frozenset(
 
 
 def complete(group: dict[str, Any]) -> None:
-    """Resolve a LARS group's options by its variant, and check them."""
+    """Fill in a LARS group's options from its variant, and check them.
+
+    Raises:
+        ValueError: an option or a combination of options is invalid.
+
+    """
     fill_from_preset(group)
     make_plain(group, OPTIONS & group.keys())
     check_options(group)
@@ -98,7 +103,7 @@ def complete(group: dict[str, Any]) -> None:
 
 
 def fill_from_preset(group: dict[str, Any]) -> None:
-    """Give every option of a group that is still None the value of the group's variant."""
+    """Set every option of a group that is None to the value of the group's variant."""
     check_choice("variant", group["variant"])
     for option, value in PRESETS[group["variant"]].items():
         if group.get(option) is None:
@@ -106,26 +111,26 @@ def fill_from_preset(group: dict[str, Any]) -> None:
 
 
 def check_choice(name: str, value: Any) -> None:
-    """Raise ValueError where an option is given a value it does not have."""
-    # `is` for True, False and None: 1 == True, and 1 is not an answer to a yes or no.
+    """Raise ValueError unless the value is one of the option's choices."""
+    # True, False and None are compared by `is`, because 1 == True and 1 is not a valid flag.
     allowed = _CHOICES[name]
     known = any(value is choice for choice in allowed if not isinstance(choice, str))
     if not known and not (isinstance(value, str) and value in allowed):
-        raise ValueError(f"Invalid {name} value: {value!r}; it is one of {list(allowed)}")
+        raise ValueError(f"Invalid {name} value: {value!r}; must be one of {list(allowed)}")
 
 
 def check_number(name: str, value: Any) -> None:
-    """Raise ValueError unless the value is a finite number of 0 or more, or a tensor of one."""
+    """Raise ValueError unless a value is finite and at least 0: a number or a 1-element tensor."""
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"Tensor {name} must be 1-element, got one of shape {tuple(value.shape)}")
     is_number = isinstance(value, int | float | Tensor) and not isinstance(value, bool)
     if not is_number or not 0.0 <= value < math.inf:
         title = "learning rate" if name == "lr" else f"{name} value"
-        raise ValueError(f"Invalid {title}: {value!r}; {name} is a number of 0 or more")
+        raise ValueError(f"Invalid {title}: {value!r}; must be a finite number of 0 or more")
 
 
 def check_options(group: dict[str, Any]) -> None:
-    """Raise ValueError, naming option and value, unless every option in `group` makes sense."""
+    """Raise ValueError, with option and value, if an option in `group` is invalid by itself."""
     for name in _CHOICES.keys() & group.keys():
         check_choice(name, group[name])
     for name in _NUMBERS:
@@ -135,7 +140,7 @@ def check_options(group: dict[str, Any]) -> None:
         if group.get(name) is not None:
             check_number(name, group[name])
             if group[name] == 0:
-                raise ValueError(f"Invalid {name} value: 0; None is for no clipping")
+                raise ValueError(f"Invalid {name} value: 0; must be above 0 or None (no clipping)")
     trust_weight_decay = group["trust_weight_decay"]
     is_name = isinstance(trust_weight_decay, str)
     if not is_name or trust_weight_decay not in ("weight_decay", "momentum"):
@@ -143,17 +148,19 @@ def check_options(group: dict[str, Any]) -> None:
 
 
 def check_combinations(group: dict[str, Any]) -> None:
-    """Raise ValueError where options of a LARS group exclude each other."""
+    """Raise ValueError if options of a LARS group exclude each other, or dampening is invalid."""
     dampening = number(group["dampening"])
     if not (isinstance(dampening, int | float) and math.isfinite(dampening)):
-        raise ValueError(f"Invalid dampening value: {group['dampening']!r}")
+        raise ValueError(
+            f"Invalid dampening value: {group['dampening']!r}; must be a finite number"
+        )
     if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
         raise ValueError(
             "Nesterov momentum requires a momentum and zero dampening: nesterov=True with "
             f"momentum={group['momentum']!r}, dampening={group['dampening']!r}"
         )
     if group["fused"] and group["foreach"]:
-        raise ValueError("fused=True and foreach=True exclude each other")
+        raise ValueError("fused=True and foreach=True exclude each other: set one of them")
     for flag in ("fused", "foreach"):
         if group[flag] and group["differentiable"]:
             raise ValueError(f"{flag}=True does not support differentiable=True")
@@ -161,5 +168,5 @@ def check_combinations(group: dict[str, Any]) -> None:
         if any(p.device.type == "cuda" for p in group["params"]):
             raise ValueError(
                 f"capturable=True on CUDA needs lr as a tensor, got lr={group['lr']!r}: "
-                "a graph replays a float as it was when captured"
+                "a CUDA graph replays the value that a float had at capture"
             )

@@ -1,7 +1,7 @@
-"""LARS as the paper writes it, one tensor at a time: what every faster path is tested against.
+"""Reference implementation of LARS, one tensor at a time, for tests of the faster paths.
 
-Yang You, Igor Gitman and Boris Ginsburg, "Large Batch Training of Convolutional Networks",
-arXiv 1708.03888, Algorithm 1. Nothing here is fast, and nothing is imported from this package.
+Source: Yang You, Igor Gitman and Boris Ginsburg, "Large Batch Training of Convolutional Networks",
+arXiv 1708.03888, Algorithm 1. It is not fast, and imports nothing from this package.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ def lars_step(
     dampening: float = 0.0,
     nesterov: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return the weights and the momentum after one step; nothing is changed in place.
+    """Return the weights and the momentum after one step. No argument is modified.
 
     Args:
-        w: the weights of one layer, any shape; float64 for a yardstick.
-        g: the gradient of the loss, as `w`.
-        v: the momentum of the step before, as `w`; None at the first step.
+        w: the weights of one layer, of any shape; float64 if they are to be a reference.
+        g: the gradient of the loss, of the shape and dtype of `w`.
+        v: the momentum after the previous step, like `w`; None at the first step.
         lr: gamma in the paper, the global learning rate.
         momentum: m in the paper.
         weight_decay: beta in the paper.
         trust_coefficient: eta in the paper.
-        eps: added to the denominator; the paper has none.
-        dampening: share of the update that the momentum leaves out, as in torch.optim.SGD.
-        nesterov: step along the update and the momentum to come, as in torch.optim.SGD.
+        eps: added to the denominator of the ratio. The paper has none.
+        dampening: fraction of each update, but the first, that is left out of the momentum, as in
+            torch.optim.SGD.
+        nesterov: use Nesterov momentum, as in torch.optim.SGD.
 
     """
     norm_w, norm_g = torch.linalg.vector_norm(w), torch.linalg.vector_norm(g)
-    # The paper leaves a norm of 0 open. With ratio 1, a layer that starts at zero trains.
+    # The paper does not define the ratio for a norm of 0. With 1, a layer that is zero trains.
     local_lr = torch.ones_like(norm_w)
     if norm_w > 0 and norm_g > 0:
         local_lr = trust_coefficient * norm_w / (norm_g + weight_decay * norm_w + eps)

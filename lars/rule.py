@@ -1,13 +1,13 @@
 """The mathematics of one step: from norms to a trust ratio, from a ratio to three coefficients.
 
-Every path, whatever it runs on, applies the same three numbers to a tensor:
+Every path applies the same three coefficients a, d and rate to a tensor:
 
     v <- momentum * v + (1 - dampening) * (a * g + d * w)
     w <- w - rate * v          (Nesterov: w - rate * (a * g + d * w + momentum * v))
 
-`a` multiplies the raw gradient, so it also carries the sign of `maximize`, the loss scale and the
-clipping; `d` multiplies the weights. How the paths do this is theirs; what a, d and rate are is
-decided here, once for numbers (the fused CPU path) and once for stacked tensors.
+`a` multiplies the raw gradient, so it includes the sign of `maximize`, the loss scale and the
+clipping. `d` multiplies the weights. This module computes them, once for numbers (the fused CPU
+path) and once for stacked tensors (all other paths).
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ from .values import number, plain
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One group's hyper-parameters, resolved to what a step needs."""
+    """The hyper-parameters of one group, as a step needs them.
+
+    The fields are the options of `LARS` with the same names. Those that refer to other options are
+    resolved. All are numbers, strings or bools, except `lr`, which may be a 0-d tensor, and
+    `weight_decay` and `trust_weight_decay`, which are tensors if autograd goes through them.
+    """
 
     lr: float | Tensor
     momentum: float
     dampening: float
     nesterov: bool
-    # A number; a tensor only if autograd is to go through it.
     weight_decay: Any
     trust_coefficient: float
     eps: float
@@ -43,9 +47,10 @@ class Rule:
 
     @classmethod
     def from_group(cls, group: dict[str, Any]) -> Rule:
-        """Resolve the options that refer to other options of the group, and read tensors but lr.
+        """Return the rule of a group.
 
-        Only a weight decay that autograd is to go through stays a tensor.
+        Options that are tensors become numbers, for which the host waits, except `lr` and a
+        weight decay that autograd goes through.
         """
         lr, decay = plain(group["lr"]), group["weight_decay"]
         is_traced = isinstance(decay, Tensor) and decay.requires_grad and group["differentiable"]
@@ -75,9 +80,14 @@ class Rule:
 def trust_ratio_of_numbers(
     rule: Rule, lr: float, weight_norm: float, other_norm: float
 ) -> tuple[float, float]:
-    """Trust ratio and weight decay of one tensor.
+    """Return the trust ratio and the weight decay of one tensor.
 
-    `other_norm` is ||g||, or ||g + weight_decay * w|| where trust_norm is "decayed".
+    Args:
+        rule: the hyper-parameters.
+        lr: the learning rate as a number.
+        weight_norm: ||w||.
+        other_norm: ||g||, or ||g + weight_decay * w|| if trust_norm is "decayed".
+
     """
     vanishing = weight_norm == 0.0 or other_norm == 0.0
     if vanishing and rule.zero_norm == "skip":
@@ -89,11 +99,11 @@ def trust_ratio_of_numbers(
         if rule.trust_norm == "separate":
             denominator += rule.trust_weight_decay * weight_norm
         scaled_norm = rule.trust_coefficient * weight_norm
-        # Division as tensors do it: "raw" reproduces what its systems compute, NaN included.
+        # Divide by 0 as tensors do: under "raw" the result must be inf or NaN, not an exception.
         unbounded = math.inf if scaled_norm > 0.0 else math.nan
         ratio = scaled_norm / denominator if denominator != 0.0 else unbounded
     if rule.trust_clip:
-        # At a rate of 0 only a NaN is below it.
+        # If lr is 0, the last case is a ratio of NaN: all others are at least 0.
         ratio = 1.0 if ratio >= lr else ratio / lr if lr else math.nan
     return ratio, rule.weight_decay
 
@@ -101,7 +111,10 @@ def trust_ratio_of_numbers(
 def trust_ratio_of_tensors(
     rule: Rule, weight_norm: Tensor, other_norm: Tensor
 ) -> tuple[Tensor, Tensor | float]:
-    """`trust_ratio_of_numbers` for stacked norms, without a word from the host."""
+    """Return the trust ratios and weight decays of tensors, without a host sync.
+
+    As `trust_ratio_of_numbers`, for 1-D tensors of norms. The decay is 1-D under zero_norm "skip".
+    """
     denominator, decay = other_norm, rule.weight_decay
     if rule.trust_norm == "separate" and rule.trust_weight_decay:
         share = rule.trust_weight_decay
@@ -115,7 +128,7 @@ def trust_ratio_of_tensors(
         return _clip(rule, rule.trust_coefficient * weight_norm / denominator), decay
     vanishing = torch.minimum(weight_norm, other_norm) == 0
     if denominator.requires_grad:
-        # A NaN that is overwritten below would still reach the gradient of what made it.
+        # Autograd would propagate a NaN from here even though the ratio is overwritten below.
         denominator = denominator.masked_fill(vanishing, 1.0)
     ratio = rule.trust_coefficient * weight_norm / denominator
     if rule.zero_norm == "one":
@@ -125,14 +138,15 @@ def trust_ratio_of_tensors(
 
 
 def _clip(rule: Rule, ratio: Tensor) -> Tensor:
-    # In place of a clamp: at a rate of 0 a ratio of 0 would become a NaN.
+    # Not clamp(ratio / lr, max=1), because at lr 0 a ratio of 0 would become NaN.
     return (ratio / rule.lr).masked_fill(ratio >= rule.lr, 1.0) if rule.trust_clip else ratio
 
 
 def gains(rule: Rule, lr: Any, ratio: Any) -> tuple[Any, Any]:
-    """What multiplies the gradient on its way into the buffer, and the buffer on its way out.
+    """Return the factor of u before the momentum buffer, and the factor of the buffer after it.
 
-    Numbers give numbers, a tensor of ratios gives tensors; a gain of 1 is always a number.
+    For numbers the results are numbers. For a tensor of ratios, a factor that contains the ratio is
+    a tensor; a factor of 1 is always a number.
     """
     if rule.momentum_scaling == "trust":
         return ratio, lr

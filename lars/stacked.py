@@ -1,6 +1,6 @@
-"""The paths whose coefficients are stacked tensors: one by one, and by foreach.
+"""The paths with stacked coefficients: tensor by tensor, and by multi-tensor (foreach) calls.
 
-No value is read by the host, so both may run on any device and inside a CUDA graph.
+Neither syncs with the host, so both run on any device and inside a CUDA graph.
 """
 
 from __future__ import annotations
@@ -22,10 +22,19 @@ def update_one_by_one(
     rate: Tensor | None,
     differentiable: bool = False,
 ) -> list[Tensor]:
-    """Update tensor by tensor, through autograd where asked; return the new momentum buffers.
+    """Update tensor by tensor; return the new momentum buffers.
 
-    `weights` are the targets' values before the step. `a`, `d` and `rate` are 1-D; d is None where
-    nothing decays, rate where it is 1 everywhere.
+    Args:
+        targets: tensors to update in place.
+        weights: their values before the step; the same tensors unless `differentiable`.
+        grads: their gradients.
+        buffers: their momentum buffers; empty if momentum is 0.
+        rule: the hyper-parameters.
+        a: factors of the gradients, 1-D.
+        d: factors of the weights, 1-D; None for no weight decay.
+        rate: factors of the buffers, 1-D; None if they are all 1.
+        differentiable: make new buffers instead of updating in place, for autograd.
+
     """
     new_buffers: list[Tensor] = []
     for i, (target, weight, grad) in enumerate(zip(targets, weights, grads, strict=True)):
@@ -51,10 +60,20 @@ def update_by_foreach(
     d: Tensor | None,
     rate: Tensor | None,
 ) -> None:
-    """Update all tensors with a fixed number of calls.
+    """Update all tensors in place, with a fixed number of calls.
 
-    addcmul with the 0-d factors first is what torch's multi-tensor kernels take (pytorch#172731):
-    a launch then covers dozens of tensors. In releases before 2026 each tensor has its own.
+    torch's multi-tensor kernels support addcmul if the 0-d factors come first (pytorch#172731). One
+    launch then covers dozens of tensors. Releases before 2026 need a launch for each tensor.
+
+    Args:
+        params: weights to update in place.
+        grads: their gradients.
+        buffers: their momentum buffers; empty if momentum is 0.
+        rule: the hyper-parameters.
+        a: factors of the gradients, 1-D.
+        d: factors of the weights, 1-D; None for no weight decay.
+        rate: factors of the buffers, 1-D; None if they are all 1.
+
     """
     if rule.momentum != 0:
         torch._foreach_mul_(buffers, rule.momentum)
@@ -67,7 +86,7 @@ def update_by_foreach(
             else:
                 torch._foreach_addcmul_(params, list(rate.unbind()), buffers, value=-1)
             return
-    # The same sum term by term: w has to be its own first term while it is still the old w.
+    # Subtract the terms one by one. The decay comes first, because it needs the old weights.
     if d is not None:
         factors = d if rate is None else d * rate
         torch._foreach_addcmul_(params, list(factors.unbind()), params, value=-1)

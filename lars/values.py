@@ -1,7 +1,7 @@
-"""Options as numbers, flags and names of Python's own, whatever library made them.
+"""Conversion of options from other libraries to Python's own numbers, bools and strings.
 
-numpy's float64 is a Python float and still no float to torch's kernels; its other numbers are no
-floats at all, and its bools are neither True nor False.
+numpy's float64 is a subclass of float that torch's kernels reject. numpy's other numbers are not
+floats, and its bools are neither True nor False.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _PLAIN = frozenset((float, int, bool, str, type(None)))
 
 
 def plain(value: Any) -> Any:
-    """A Python number, bool or str in place of a scalar or 0-d array; a tensor as it is."""
+    """Return a scalar or 0-d array as a Python number, bool or str; a tensor is not changed."""
     if type(value) in _PLAIN or isinstance(value, Tensor):
         return value
     if isinstance(value, str):
@@ -28,12 +28,12 @@ def plain(value: Any) -> Any:
 
 
 def number(value: Any) -> Any:
-    """`plain`, and the number in a tensor of one element, which the host waits for."""
+    """Return `plain(value)`, or the number in a 1-element tensor, for which the host waits."""
     return value.item() if isinstance(value, Tensor) else plain(value)
 
 
 def make_plain(group: dict[str, Any], options: Any) -> None:
-    """Replace a group's values of these options by `plain` ones."""
+    """Replace a group's values of `options` by those of `plain`."""
     for option in options:
         value = group.get(option)
         if type(value) not in _PLAIN:

@@ -1,4 +1,4 @@
-"""From the disk to a batch of images."""
+"""The data pipeline: from files on disk to batches of images."""
 
-# Pixels of an image in each direction.
+# Height and width of every image, in pixels.
 SIDE = 32

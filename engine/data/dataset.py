@@ -1,7 +1,7 @@
-"""The pictures of a run in memory: training split, test split, hold-out.
+"""The data set of a run in memory: training split, test split and hold-out split.
 
-Hold-out and subsets are class-balanced and the same for every seed, so that runs compare. Finding
-and decoding the pictures is sources.py's; cropping, flipping and normalising augment.py's.
+Hold-out split and subsets are class-balanced and the same for every seed, so that runs are
+comparable. sources.py finds and decodes the images; augment.py crops, flips and normalizes them.
 """
 
 import functools
@@ -18,17 +18,16 @@ from engine.errors import key_error
 
 @dataclass(frozen=True)
 class Split:
-    """Pictures uint8 [N, 32, 32, 3] and their classes int64 [N]."""
+    """Images uint8 [N, 32, 32, 3] and their labels int64 [N]."""
 
     images: Tensor
     labels: Tensor
 
     def __len__(self) -> int:
-        """Count the pictures."""
         return len(self.labels)
 
     def __getitem__(self, index: Tensor) -> "Split":
-        """Take the pictures at the given places; all of them, in order, are not copied."""
+        """Return the examples at sorted, distinct indices; a full index returns this object."""
         if len(index) == len(self):
             return self
         return Split(self.images[index], self.labels[index])
@@ -36,7 +35,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a run trains on and is tested on; `holdout` is None where nothing is set aside."""
+    """The splits of a run.
+
+    Attributes:
+        name: the data set's name, as in `data.name`.
+        classes: names of the classes; a label is an index into them.
+        train: images to train on.
+        test: images to test on.
+        holdout: the part of the training images that is not trained on; None if it is empty.
+
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -47,16 +55,23 @@ class Dataset:
 
 @functools.lru_cache(maxsize=1)
 def load_data(config: DataConfig, keep: bool = True) -> Dataset:
-    """Find, decode, check and split the pictures; raise UserError where they cannot be had.
+    """Return the data set that a configuration describes.
 
-    The last data set stays in memory, so that the runs of one sweep share it. keep: also write
-    the decoded pictures to the cache, for the runs to come.
+    The last data set stays in memory, so that the runs of a sweep share it.
+
+    Args:
+        config: the group `data`.
+        keep: whether to write the decoded images to the cache on disk.
+
+    Raises:
+        UserError: the images cannot be found, downloaded or decoded, or a size is too large.
+
     """
     return _divide(config, read_source(config, keep))
 
 
 def plan_data(config: DataConfig) -> Dataset:
-    """Return what a plan needs to know, and write nothing: blank pictures where sizes are known."""
+    """Return the data set for a plan, without writing; a known data set has blank images."""
     if config.name in KNOWN:
         return _divide(config, blank_source(config.name))
     return load_data(config, keep=False)
@@ -64,21 +79,26 @@ def plan_data(config: DataConfig) -> Dataset:
 
 @functools.cache
 def known_training_size(config: DataConfig) -> int | None:
-    """Count the training pictures where that takes none of them; None where it would."""
+    """Return the number of training images of a known data set, else None. No image is read."""
     return len(plan_data(config).train) if config.name in KNOWN else None
 
 
 def _divide(config: DataConfig, decoded: dict[str, Any]) -> Dataset:
-    """Set the hold-out aside and take the subsets, class-balanced and the same for every seed."""
+    """Return the splits of decoded images: hold-out and subsets are balanced and seed-independent.
+
+    Raises:
+        UserError: a size exceeds the number of images.
+
+    """
     train = Split(decoded["train_images"], decoded["train_labels"])
     test = Split(decoded["test_images"], decoded["test_labels"])
     if config.holdout >= len(train):
-        allowed = f"must leave training images: below the split's {len(train)}"
+        allowed = f"must leave training images: the split has {len(train)}"
         raise key_error("data.holdout", config.holdout, allowed)
-    left = len(train) - config.holdout
-    train_size = left if config.train_size is None else config.train_size
-    if train_size > left:
-        allowed = f"must be at most {left}, the training split less the hold-out"
+    available = len(train) - config.holdout
+    train_size = available if config.train_size is None else config.train_size
+    if train_size > available:
+        allowed = f"must be at most {available}, the size of the training split without hold-out"
         raise key_error("data.train_size", train_size, allowed)
     test_size = len(test) if config.test_size is None else config.test_size
     if test_size > len(test):
@@ -95,9 +115,9 @@ def _divide(config: DataConfig, decoded: dict[str, Any]) -> Dataset:
 
 
 def balanced_order(labels: Tensor) -> Tensor:
-    """Order examples so that every prefix holds the classes as evenly as they come.
+    """Return an order of examples in which every prefix is as balanced as the classes allow.
 
-    The order inside a class is random and always the same: int64 [N] from labels int64 [N].
+    The order within a class is random but always the same. `labels` and the result are int64 [N].
     """
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     by_class = shuffled[labels[shuffled].argsort(stable=True)]

@@ -1,7 +1,7 @@
-"""A tree of images in class folders: what counts as a class and an image, and what is left out.
+"""Directory trees of images in class folders: which classes and images they contain.
 
-Classes, images and their order are those of torchvision's ImageFolder, less what is hidden: names
-with a leading dot, and the folders that some systems put into every folder.
+Classes, images and their order are those of torchvision's ImageFolder, without hidden names: those
+with a leading dot, and the folders that some systems create in every folder.
 """
 
 import os
@@ -14,41 +14,57 @@ from pathlib import Path
 from engine.errors import UserError, key_error, readable
 from engine.system.text import shown
 
-# As torchvision.datasets.folder.IMG_EXTENSIONS; reading a cache needs no torchvision.
+# Equal to torchvision.datasets.folder.IMG_EXTENSIONS, so that reading a cache needs no torchvision.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-# Thumbnails, leftovers and wastebaskets of Synology and QNAP, macOS, Windows, Linux.
+# Thumbnail, recovery and trash folders of Synology, QNAP, macOS, Windows and Linux.
 SYSTEM_FOLDERS = (
     "@eaDir", "#recycle", "@Recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information",
     "lost+found",
 )  # fmt: skip
-# A line names this many classes or suffixes, and counts the others.
+# A message names this many classes or suffixes, and counts the others.
 NAMED = 5
 
 
 @dataclass(frozen=True)
 class Found:
-    """A split's class folders, its images with the index of their class, and what is left out."""
+    """The content of one split.
+
+    Attributes:
+        classes: names of the class folders, sorted.
+        images: (path, index of the class) of each image.
+        left_out: number of other files, by lower-case suffix or reason.
+
+    """
 
     classes: list[str]
     images: list[tuple[str, int]]
     left_out: Counter[str]
 
     def describe_left_out(self) -> str:
-        """Count what is left out, by suffix."""
+        """Return the counts of `left_out` as text, the largest first."""
         order = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
-        return named(f"{count:,} {kind}" for kind, count in order)
+        return named(f"{count:,} {reason}" for reason, count in order)
 
 
 def find_images(root: Path, split: str) -> Found:
-    """List a split's classes and images; raise UserError where there are none."""
+    """Return a split's classes and images.
+
+    Args:
+        root: the tree.
+        split: its folder, "train" or "test".
+
+    Raises:
+        UserError: there is no class folder, a class has no image, or a folder cannot be read.
+
+    """
     top, found = str(root / split), Found([], [], Counter())
     by_class: dict[str, list[str]] = {}
     try:
-        # As ImageFolder: by folder, then by file.
+        # ImageFolder's order: by folder, then by file.
         for parent, folders, files, hidden in sorted(walk(top)):
             found.left_out["hidden"] += hidden
             if parent == top:
-                found.left_out["in no class folder"] += len(files)
+                found.left_out["outside class folders"] += len(files)
                 by_class = {name: [] for name in sorted(folders)}
                 continue
             images = by_class[os.path.relpath(parent, top).split(os.sep)[0]]
@@ -60,7 +76,7 @@ def find_images(root: Path, split: str) -> Found:
                     found.left_out[shown(suffix) if suffix else "without a suffix"] += 1
     except OSError as error:
         raise cannot_be_read(root, error) from error
-    # Unary plus drops what was counted and is 0.
+    # Unary plus drops zero counts.
     found = Found(list(by_class), [], +found.left_out)
     for index, images in enumerate(by_class.values()):
         found.images.extend((path, index) for path in images)
@@ -76,9 +92,9 @@ def find_images(root: Path, split: str) -> Found:
 
 
 def walk(top: str) -> Iterator[tuple[str, list[str], list[str], int]]:
-    """Go through a folder: parent, its folders, its files, how many of either are hidden.
+    """Yield (parent, folders, files, number of hidden names) for each folder, following links.
 
-    Raises OSError for a folder that cannot be listed.
+    Hidden names are in neither list. OSError is raised if a folder cannot be listed.
     """
     for parent, folders, files in os.walk(top, onerror=_raise, followlinks=True):
         count = len(folders) + len(files)
@@ -88,28 +104,44 @@ def walk(top: str) -> Iterator[tuple[str, list[str], list[str], int]]:
 
 
 def class_names(root: Path, splits: Sequence[tuple[str, Found]]) -> list[str]:
-    """Return the names of the classes; raise UserError unless each split has the same.
+    """Return the names of the classes, which each split must have.
 
-    A folder whose name is no UTF-8 text is a class like any other, under a readable name.
+    If the name of a folder is not valid UTF-8, the class has a readable name with escapes.
+
+    Args:
+        root: the tree, for error messages.
+        splits: (name, content) of each split.
+
+    Raises:
+        UserError: the splits differ, or two classes have the same readable name.
+
     """
     (first, ours), *others = splits
     for split, found in others:
         if found.classes != ours.classes:
-            allowed = f"{first} and {split} must hold the same class folders"
+            allowed = f"{first} and {split} must have the same class folders"
             differ = differences(first, ours.classes, split, found.classes)
             raise key_error("data.root", shown(str(root)), f"{allowed}; {differ}")
     names = [readable(name) for name in ours.classes]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        allowed = f"{first}: two class folders would be called {named(map(shown, twice))}"
+        allowed = f"{first}: two class folders have the readable name {named(map(shown, twice))}"
         raise key_error("data.root", shown(str(root)), f"{allowed}; rename one")
     return names
 
 
 def differences(here: str, ours: Sequence[str], there: str, theirs: Sequence[str]) -> str:
-    """Name what either of two lists of classes has and the other lacks."""
+    """Return text about the classes that only one of two lists has.
+
+    Args:
+        here: what to call the first list.
+        ours: its classes.
+        there: what to call the second list.
+        theirs: its classes.
+
+    """
     parts = []
     for place, some, others in ((here, ours, theirs), (there, theirs, ours)):
-        # Letters with accents have two forms in Unicode, which look the same.
+        # An accented letter has two Unicode forms that look the same; escapes show the difference.
         forms = {unicodedata.normalize("NFC", name) for name in set(others) - set(some)}
         alone = [
             ascii(name) if unicodedata.normalize("NFC", name) in forms else shown(name)
@@ -122,14 +154,14 @@ def differences(here: str, ours: Sequence[str], there: str, theirs: Sequence[str
 
 
 def named(names: Iterable[str]) -> str:
-    """Name the first few, and count the others."""
+    """Return the first `NAMED` names, and the number of others, as text."""
     listed = list(names)
     more = [f"{len(listed) - NAMED:,} more"] if len(listed) > NAMED else []
     return ", ".join([*listed[:NAMED], *more])
 
 
 def cannot_be_read(root: Path, error: OSError) -> UserError:
-    """Word that a file or folder of a tree cannot be read."""
+    """Return the UserError for a file or folder of a tree that cannot be read."""
     allowed = f"{shown(str(error.filename))} cannot be read ({error.strerror})"
     return key_error("data.root", shown(str(root)), allowed)
 

@@ -1,10 +1,10 @@
-"""Where images come from: found, drawn or downloaded, decoded once, kept in a cache.
+"""Sources of images: read from a directory, generated or downloaded, then decoded and cached.
 
-Every source ends as a dictionary of classes, uint8 images [N, 32, 32, 3] and int64 labels [N] for
-each split. It is cached beside its files (or in `data.cache`) under a fingerprint of those files,
-so that a changed tree is decoded again and an unchanged one opens in a moment, without PIL or
-torchvision. Which files a tree's images are is folder.py's, one file's pixels are decode.py's, and
-dividing what was read is dataset.py's.
+A decoded source is a dictionary of classes, and of uint8 images [N, 32, 32, 3] and int64 labels [N]
+for each split. It is cached in the source's folder (or in `data.cache`) with a fingerprint of the
+files. A changed tree is therefore decoded again, and an unchanged one loads without PIL or
+torchvision. folder.py lists the files of a tree, decode.py decodes one file, and dataset.py makes
+the splits of a run.
 """
 
 import functools
@@ -36,19 +36,21 @@ from engine.system.resources import available_cpus
 from engine.system.text import shown
 
 SPLITS = ("train", "test")
-# Changes where the same files are decoded to other pixels, so that no older cache is used.
+# Change this if the same files are decoded to other pixels, so that older caches are not used.
 DECODER = b"2"
 
 
 @dataclass(frozen=True)
 class Known:
-    """A data set that is the same everywhere.
+    """A data set whose classes and sizes are fixed.
 
-    classes: how many it has.
-    sizes: images of the training and of the test split.
-    read: reads one split from the data set's directory.
-    downloads: calls of torchvision.datasets that download it into `root`, none if nothing does.
-    folder: the folder in `root` that these calls make.
+    Attributes:
+        classes: number of classes.
+        sizes: number of images in the training split and in the test split.
+        read: reads one split, given the directory `data.root` and the split's name.
+        downloads: calls of torchvision.datasets that download it into `root`; empty if none.
+        folder: the folder in `root` that these calls create.
+
     """
 
     classes: int
@@ -59,7 +61,14 @@ class Known:
 
 
 class Decoded(NamedTuple):
-    """One split: the names of its classes, uint8 images [N, 32, 32, 3], int64 labels [N]."""
+    """One decoded split.
+
+    Attributes:
+        classes: names of the classes.
+        images: uint8 [N, 32, 32, 3].
+        labels: int64 [N], indices into `classes`.
+
+    """
 
     classes: Sequence[str]
     images: Tensor
@@ -67,28 +76,28 @@ class Decoded(NamedTuple):
 
 
 def read_cifar10(root: Path, split: str) -> Decoded:
-    """Read CIFAR-10 from torchvision's copy."""
+    """Return a split of CIFAR-10 from the files that torchvision downloaded to `root`."""
     return from_torchvision(datasets().CIFAR10(str(root), train=split == "train"))
 
 
 def read_cifar100(root: Path, split: str) -> Decoded:
-    """Read CIFAR-100, with its fine labels, from torchvision's copy."""
+    """Return a split of CIFAR-100 with fine labels, as `read_cifar10` does."""
     return from_torchvision(datasets().CIFAR100(str(root), train=split == "train"))
 
 
 def from_torchvision(source: Any) -> Decoded:
-    """Take images and labels from a data set of torchvision's that keeps them as CIFAR-10 does."""
+    """Return the content of a torchvision data set that has the attributes of CIFAR10."""
     labels = torch.tensor(source.targets, dtype=torch.int64)
     return Decoded(source.classes, torch.from_numpy(source.data).contiguous(), labels)
 
 
 def datasets() -> ModuleType:
-    """Import torchvision's data sets, which a cached data set does without."""
+    """Import torchvision.datasets late, because a cached data set does not need it."""
     return importlib.import_module("torchvision.datasets")
 
 
 def draw_synthetic(root: Path, split: str) -> Decoded:
-    """Draw the synthetic data set; nothing is read from `root`."""
+    """Return a split of the synthetic data set. `root` is not used."""
     from engine.data import synthetic
 
     is_train = split == "train"
@@ -106,8 +115,8 @@ KNOWN = {
     ),
     "synthetic": Known(10, SYNTHETIC_SIZES, draw_synthetic),
 }
-# torchvision checks an archive's MD5 and then unpacks whatever is in it. The filter, Python's own
-# since 3.12 and 3.11.4, refuses members that lie outside of the folder or link there.
+# torchvision checks an archive's MD5, then extracts all of it. Python's filter (3.11.4 or later)
+# rejects members whose path or link target is outside of the folder.
 DOWNLOAD = """\
 import sys, tarfile
 from torchvision.datasets import *
@@ -118,9 +127,15 @@ root = sys.argv[1]
 
 
 def read_source(config: DataConfig, keep: bool = True) -> dict[str, Any]:
-    """Return a source's classes and splits; raise UserError where they cannot be had.
+    """Return the decoded source of a configuration, from its cache if possible.
 
-    keep: write the decoded images to the cache, unless they are there.
+    Args:
+        config: the group `data`.
+        keep: whether to write a missing cache.
+
+    Raises:
+        UserError: the images cannot be found, downloaded or decoded.
+
     """
     folder = _directory("data.root", config.root)
     _directory("data.cache", config.cache)
@@ -137,7 +152,7 @@ def read_source(config: DataConfig, keep: bool = True) -> dict[str, Any]:
 
 
 def _directory(key: str, given: str | None) -> Path:
-    """Return the path of a directory, there or not; raise UserError where it can be none."""
+    """Return the path of a directory, which need not exist; raise UserError for a bad path."""
     try:
         folder = Path(given or "").expanduser()
         folder.is_dir()
@@ -148,7 +163,7 @@ def _directory(key: str, given: str | None) -> Path:
 
 
 def blank_source(name: str) -> dict[str, Any]:
-    """Return a source of `KNOWN` with all its labels, and one blank image in every place."""
+    """Return a decoded source of `KNOWN` whose images are all black and share memory."""
     known = KNOWN[name]
     blank: dict[str, Any] = {"classes": [str(label) for label in range(known.classes)]}
     for split, size in zip(SPLITS, known.sizes, strict=True):
@@ -158,7 +173,7 @@ def blank_source(name: str) -> dict[str, Any]:
 
 
 def note(text: str) -> None:
-    """Tell a person at a terminal why it takes a while; logs keep to errors and results."""
+    """Print why a command takes long, to a terminal only, so that logs have errors and results."""
     if sys.stderr.isatty():
         print(text, file=sys.stderr)
 
@@ -166,7 +181,15 @@ def note(text: str) -> None:
 def _cached(
     config: DataConfig, folder: Path, decode: Callable[[], dict[str, Any]], keep: bool
 ) -> dict[str, Any]:
-    """Return the decoded source from its cache, or decode it and write the cache."""
+    """Return the decoded source from its cache, or decode it and write the cache.
+
+    Args:
+        config: the group `data`.
+        folder: the folder of the source's files.
+        decode: decodes the source.
+        keep: whether to write the cache.
+
+    """
     found = _fingerprint(config.name, folder)
     places = [folder / f".decoded-{config.name}.pt"]
     if config.cache is not None:
@@ -181,7 +204,7 @@ def _cached(
             return decoded
     decoded = decode()
     digest = _digest(decoded)
-    # Other inodes, nothing else, and the same images: this file system does not keep its inodes.
+    # Only the inodes differ from an older cache, so this file system does not keep its inodes.
     kept = (found.lasting, digest) in stale
     fingerprint = found.lasting if kept else found.exact
     decoded |= {"fingerprint": fingerprint, "lasting": found.lasting, "digest": digest}
@@ -191,16 +214,16 @@ def _cached(
             write_atomically(place, lambda file: torch.save(decoded, file))
             break
         except OSError as error:
-            note(f"{place.parent} takes no cache ({error.strerror})")
+            note(f"cannot write a cache in {place.parent} ({error.strerror})")
     return decoded
 
 
 def _read_cache(place: Path) -> dict[str, Any]:
-    """Return a cache's content; nothing where it is absent or damaged."""
+    """Return the content of a cache file, or an empty dictionary if it is missing or damaged."""
     try:
         return dict(torch.load(place, weights_only=True))
     except Exception:
-        # A damaged archive fails in as many ways as it can be damaged.
+        # torch.load raises many exception types for damaged files.
         return {}
 
 
@@ -212,7 +235,7 @@ def _is_whole(decoded: dict[str, Any]) -> bool:
 
 
 def _digest(decoded: dict[str, Any]) -> str:
-    """Digest the images and labels, so that a damaged cache is not trained on."""
+    """Return the SHA-256 of classes, images and labels, to detect a damaged cache."""
     digest = hashlib.sha256("\0".join(decoded["classes"]).encode())
     for split in SPLITS:
         digest.update(decoded[f"{split}_images"].numpy().data)
@@ -222,15 +245,18 @@ def _digest(decoded: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is seen of a source's files without reading them.
+    """Digests of the metadata of a source's files.
 
-    exact: names, sizes, times of the last change to content (mtime) and to anything (ctime), and
-    inodes; lasting: all but the inodes.
+    A program can set an mtime, as tar, nix and checkouts do, but not a ctime. Inodes detect folders
+    that were exchanged, whose files keep their times. On FUSE, FAT and some network file systems,
+    inodes may change with each mount, and there is no way to know this beforehand. There the tree
+    is decoded a second time. If the images are equal, the cache is from then on compared without
+    inodes.
 
-    A program may put back an mtime, and tar, nix and checkouts do; none can set a ctime. Inodes see
-    folders that have changed places, whose files keep their times. On FUSE, FAT and some network
-    file systems they may be others after each mount, and nothing says so beforehand. There the
-    tree is decoded once more, to the same images, and from then on a cache counts without inodes.
+    Attributes:
+        exact: digest of names, sizes, mtimes, ctimes and inodes.
+        lasting: the same without inodes.
+
     """
 
     exact: str
@@ -238,7 +264,7 @@ class Fingerprint:
 
 
 def _fingerprint(name: str, folder: Path) -> Fingerprint:
-    """Digest what is seen of a source's files, or take the generator's version."""
+    """Return the fingerprint of a source's files, or that of the generator's version."""
     if name == "synthetic":
         from engine.data import synthetic
 
@@ -248,7 +274,7 @@ def _fingerprint(name: str, folder: Path) -> Fingerprint:
     for top in [folder / split for split in SPLITS] if name == "image_folder" else [folder]:
         try:
             for parent, _, files, _ in walk(str(top)):
-                # A folder counts also without files: it may be a class.
+                # A folder without files is included, because it may be a class.
                 lines = [f"{os.path.relpath(parent, folder)}\0\n"]
                 numbers = []
                 for file in files:
@@ -265,38 +291,43 @@ def _fingerprint(name: str, folder: Path) -> Fingerprint:
 
 
 def _decode_folder(source: Path) -> dict[str, Any]:
-    """Decode a tree with a thread for each CPU; every image is checked."""
+    """Decode all images of a tree, with a thread for each CPU.
+
+    Raises:
+        UserError: an image cannot be decoded, or all images of a split are equal.
+
+    """
     found = {split: find_images(source, split) for split in SPLITS}
     decoded: dict[str, Any] = {"classes": class_names(source, list(found.items()))}
-    framed = {}
+    with_frames = {}
     for split, images in found.items():
         note(f"decoding {len(images.images):,} images of {source / split} (once)")
         pixels = torch.empty(len(images.images), SIDE, SIDE, 3, dtype=torch.uint8)
-        framed[split] = 0
-        # What Pillow warns of is refused or of no account, and a refusal is one line.
+        with_frames[split] = 0
+        # Pillow's warnings are about files that raise, or about ignored data.
         with ThreadPoolExecutor(available_cpus()) as pool, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             paths = [path for path, _ in images.images]
             for place, (image, several) in enumerate(pool.map(decode_image, paths, chunksize=64)):
                 pixels[place] = image
-                framed[split] += several
+                with_frames[split] += several
         if len(pixels) > 1 and all(torch.equal(image, pixels[0]) for image in pixels[1:]):
-            allowed = f"{split}: its {len(pixels):,} images are all the same; is it the right tree?"
+            allowed = f"{split}: all {len(pixels):,} images are equal; check the path"
             raise key_error("data.root", shown(str(source)), allowed)
         decoded[f"{split}_images"] = pixels
         labels = [label for _, label in images.images]
         decoded[f"{split}_labels"] = torch.tensor(labels, dtype=torch.int64)
-    _say_what_is_not_used(source, found, framed)
+    _report_unused(source, found, with_frames)
     return decoded
 
 
-def _say_what_is_not_used(source: Path, found: dict[str, Found], framed: dict[str, int]) -> None:
-    """Say in one line, logs included, which files are no images and which are used in part."""
+def _report_unused(source: Path, found: dict[str, Found], with_frames: dict[str, int]) -> None:
+    """Print one line about files that are no images and files with several frames, also to logs."""
     parts = []
     for split, images in found.items():
         left_out = [f"left out {images.describe_left_out()}"] if images.left_out else []
-        if framed[split]:
-            left_out.append(f"{framed[split]:,} files hold several frames, the first is used")
+        if with_frames[split]:
+            left_out.append(f"used only the first frame of {with_frames[split]:,} files")
         if left_out:
             parts.append(f"{split}: {', '.join(left_out)}")
     if parts and rank() == 0:
@@ -304,12 +335,14 @@ def _say_what_is_not_used(source: Path, found: dict[str, Found], framed: dict[st
 
 
 def _read_known(name: str, known: Known, root: Path) -> dict[str, Any]:
-    """Read both splits of a known data set.
+    """Return both splits of a known data set. torchvision checks the MD5 of each file.
 
-    torchvision checks the MD5 of each file before it opens it.
+    Raises:
+        UserError: a file is missing or damaged.
+
     """
     if not known.downloads:
-        note(f"drawing the {name} data set (once)")
+        note(f"generating the {name} data set (once)")
     decoded: dict[str, Any] = {}
     for split in SPLITS:
         try:
@@ -324,16 +357,19 @@ def _read_known(name: str, known: Known, root: Path) -> dict[str, Any]:
 
 
 def _download(config: DownloadedDataConfig, known: Known, root: Path) -> Path:
-    """Return the folder of a source's files, downloaded and verified by torchvision if absent.
+    """Return the folder of a source's files; if it is missing, torchvision downloads and checks it.
 
-    The download runs in a process of its own, so that a server which neither answers nor refuses
-    costs `data.download_seconds` and no more, and in a folder of its own, so that a failed one
-    leaves nothing behind.
+    The download runs in a separate process, which is killed after `data.download_seconds`, and in a
+    temporary folder, so that a failed download leaves nothing behind.
+
+    Raises:
+        UserError: the download failed, or `data.root` is not a directory.
+
     """
     folder = root / known.folder
     if folder.is_dir():
         return folder
-    # Also a link that leads nowhere: no folder could be made there once the download is done.
+    # This includes a broken link, where no folder could be created after the download.
     if os.path.lexists(root) and not root.is_dir():
         raise key_error("data.root", config.root, "must be a directory")
     existing = next(parent for parent in (root, *root.absolute().parents) if parent.is_dir())
@@ -349,7 +385,7 @@ def _download(config: DownloadedDataConfig, known: Known, root: Path) -> Path:
                     timeout=limit, check=True,
                 )  # fmt: skip
             except subprocess.TimeoutExpired:
-                raise _no_download(config, f"not done within {limit:g} s") from None
+                raise _no_download(config, f"not finished within {limit:g} s") from None
             except subprocess.CalledProcessError as error:
                 reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
                 raise _no_download(config, reason) from None
@@ -357,7 +393,7 @@ def _download(config: DownloadedDataConfig, known: Known, root: Path) -> Path:
             try:
                 os.rename(Path(temporary) / known.folder, folder)
             except OSError:
-                # Another process has been as fast.
+                # Another process may have downloaded it at the same time.
                 if not folder.is_dir():
                     raise
     except OSError as error:
@@ -366,7 +402,5 @@ def _download(config: DownloadedDataConfig, known: Known, root: Path) -> Path:
 
 
 def _no_download(config: DownloadedDataConfig, reason: str) -> UserError:
-    allowed = (
-        f"could not be downloaded ({reason}); use data=synthetic, or data.root=DIR with a copy"
-    )
+    allowed = f"could not be downloaded ({reason}); use data=synthetic, or data.root=DIR of a copy"
     return key_error("data", config.name, allowed)

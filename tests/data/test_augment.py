@@ -8,7 +8,7 @@ from engine.data.dataset import Split
 
 
 def numbered(count):
-    """Pictures that hold their own number in every pixel."""
+    """Return images whose pixels all equal the index of the image."""
     images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 32, 32, 3)
     return Split(images.contiguous(), torch.arange(count))
 
@@ -26,7 +26,7 @@ def test_normalization_is_exact():
     assert out.std(dim=(0, 2, 3)).tolist() == pytest.approx([1, 1, 1], abs=1e-3)
 
 
-def test_crops_and_flips_are_those_of_the_plain_definition():
+def test_crops_and_flips_equal_a_plain_implementation():
     split = Split(torch.randint(0, 256, (40, 32, 32, 3), dtype=torch.uint8), torch.arange(40) % 10)
     identity = Normalization((0.0, 0.0, 0.0), (1 / 255,) * 3)
     training_images = TrainingImages(split, identity, torch.device("cpu"))
@@ -44,7 +44,7 @@ def test_crops_and_flips_are_those_of_the_plain_definition():
         assert labels[place] == split.labels[example]
 
 
-def test_what_happens_to_an_example_depends_on_seed_epoch_and_example_alone():
+def test_augmentation_depends_only_on_seed_epoch_and_example():
     split = Split(torch.randint(0, 256, (30, 32, 32, 3), dtype=torch.uint8), torch.arange(30))
     training_images = TrainingImages(split, Normalization.of(split.images), torch.device("cpu"))
     torch.manual_seed(1)
@@ -60,7 +60,7 @@ def test_what_happens_to_an_example_depends_on_seed_epoch_and_example_alone():
         assert not torch.equal(training_images.draw_epoch(seed, epoch).order, draws.order)
 
 
-def test_crops_and_flips_cover_their_range_evenly():
+def test_crops_and_flips_are_uniform():
     training_images = TrainingImages(
         numbered(250), Normalization((0.5,) * 3, (0.25,) * 3), torch.device("cpu")
     )

@@ -1,4 +1,4 @@
-"""How a data set is divided into training, hold-out and test images."""
+"""Splits of a data set into training, hold-out and test images."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from engine.errors import UserError
 from tests.helpers.runs import folder_config
 
 
-def test_balanced_order_keeps_every_prefix_even():
+def test_every_prefix_of_a_balanced_order_is_balanced():
     labels = torch.tensor([0] * 30 + [1] * 30 + [2] * 5)
     order = balanced_order(labels)
     assert sorted(order.tolist()) == list(range(65))
@@ -28,22 +28,22 @@ def test_holdout_and_subsets_are_balanced_disjoint_and_the_same_each_time(tree):
     load_data.cache_clear()
     again = load_data(folder_config(tree, holdout=30, train_size=60, test_size=15))
     assert torch.equal(again.train.images, made.train.images)
-    # The hold-out does not move with the subset, nor the subset with the seed.
+    # The hold-out split does not depend on the size of the subset.
     load_data.cache_clear()
     other = load_data(folder_config(tree, holdout=30))
     assert torch.equal(other.holdout.images, made.holdout.images)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
-        ({"holdout": 120}, "data.holdout=120: must leave training images: below the split's 120"),
+        ({"holdout": 120}, "data.holdout=120: must leave training images: the split has 120"),
         ({"train_size": 121}, "data.train_size=121: must be at most 120"),
         ({"holdout": 20, "train_size": 101}, "data.train_size=101: must be at most 100"),
         ({"test_size": 31}, "data.test_size=31: must be at most 30"),
     ],
 )
-def test_sizes_beyond_the_split_are_told(tree, changes, told):
+def test_sizes_that_exceed_the_split_raise(tree, changes, message):
     with pytest.raises(UserError) as raised:
         load_data(folder_config(tree, **changes))
-    assert told in str(raised.value)
+    assert message in str(raised.value)

@@ -1,6 +1,6 @@
-"""One file to 8-bit RGB: every mode and format that Pillow opens, and damaged files.
+"""Decoding a file to 8-bit RGB: every mode and format that Pillow opens, and damaged files.
 
-What Pillow does is read in its own sources: Image.convert and the tables of modes in
+Pillow's behavior is documented by its source: Image.convert, and the tables of modes in
 PngImagePlugin._MODES, TiffImagePlugin.OPEN_INFO and PpmImagePlugin.MODES.
 """
 
@@ -22,12 +22,22 @@ from engine.data.decode import decode_image
 from engine.errors import UserError
 from tests.helpers import PROJECT
 
-# Rows differ, columns differ, and the upper 8 bits of each value are its own.
+# Each value occurs once, so that rows and columns differ.
 LEVELS = (np.arange(1024, dtype=np.uint32) * 64 + 37).reshape(32, 32)
 
 
 def tiff(levels, bits=16, sample_format=None, photometric=1, planes=None, order="<"):
-    """Write an uncompressed TIFF with the tags of the TIFF 6.0 specification, sections 3 to 5."""
+    """Return an uncompressed TIFF, after the TIFF 6.0 specification, sections 3 to 5.
+
+    Args:
+        levels: pixels [32, 32] or [32, 32, channels].
+        bits: bits per sample: 8, 12, 16 or 32.
+        sample_format: 1 for unsigned (also None), 2 for signed, 3 for floating-point numbers.
+        photometric: 0 if 0 is white, 1 if 0 is black, 2 for RGB.
+        planes: 2 to store each channel separately.
+        order: "<" for little-endian, ">" for big-endian.
+
+    """
     levels = levels if levels.ndim == 3 else levels[..., None]
     count = levels.shape[2]
     if bits == 12:
@@ -88,7 +98,7 @@ def decoded(tmp_path, content, name="image.png"):
         return decode_image(str(path))[0].numpy()
 
 
-def grey(levels):
+def gray(levels):
     return np.repeat(levels.astype(np.uint8)[..., None], 3, 2)
 
 
@@ -100,7 +110,7 @@ def pgm(levels, maximum, plain=False):
 
 
 def rgb16_png():
-    """Write a 16-bit RGB PNG, which Pillow cannot, by the PNG specification's chunks."""
+    """Return a 16-bit RGB PNG, which Pillow cannot write, and its expected pixels."""
     pixels = np.stack([LEVELS, LEVELS[::-1], LEVELS.T], 2)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
 
@@ -113,9 +123,9 @@ def rgb16_png():
     return b"\x89PNG\r\n\x1a\n" + parts, (pixels >> 8).astype(np.uint8)
 
 
-UPPER = grey(LEVELS >> 8)
+UPPER = gray(LEVELS >> 8)
 TEN_BITS = LEVELS >> 6
-SCALED = grey(np.round(TEN_BITS / 1023 * 65535).astype(int) >> 8)
+SCALED = gray(np.round(TEN_BITS / 1023 * 65535).astype(int) >> 8)
 RGB16 = np.stack([LEVELS, LEVELS[::-1], LEVELS.T], 2)
 DEEP = {
     "16-bit PNG": (lambda: saved(deep_image(), "PNG"), UPPER),
@@ -126,7 +136,7 @@ DEEP = {
     "16-bit deflated TIFF": (
         lambda: saved(deep_image(), "TIFF", compression="tiff_adobe_deflate"), UPPER,
     ),
-    # Pillow inverts 8 bits of which 0 is white, and not 16 (TiffImagePlugin.OPEN_INFO).
+    # If 0 is white, Pillow inverts 8 bits but not 16 (TiffImagePlugin.OPEN_INFO).
     "16-bit TIFF, 0 is white": (lambda: tiff(LEVELS, photometric=0), 255 - UPPER),
     # Pillow opens 12 bits as mode I;16 and does not scale them.
     "12-bit TIFF": (lambda: tiff(LEVELS >> 4, bits=12), UPPER),
@@ -135,20 +145,20 @@ DEEP = {
     "16-bit RGB big-endian TIFF": (
         lambda: tiff(RGB16, photometric=2, order=">"), (RGB16 >> 8).astype(np.uint8),
     ),
-    # PpmImagePlugin scales another maximum than 255 and 65535, to 65535 beyond 8 bits.
+    # PpmImagePlugin scales maxima other than 255 and 65535: above 8 bits to 65535.
     "10-bit PGM": (lambda: pgm(TEN_BITS, 1023), SCALED),
     "10-bit plain PGM": (lambda: pgm(TEN_BITS, 1023, plain=True), SCALED),
-    "4-bit PGM": (lambda: pgm(LEVELS >> 12, 15), grey(np.round((LEVELS >> 12) / 15 * 255))),
+    "4-bit PGM": (lambda: pgm(LEVELS >> 12, 15), gray(np.round((LEVELS >> 12) / 15 * 255))),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DEEP)
-def test_more_than_8_bits_give_their_upper_8(tmp_path, name):
+def test_of_more_than_8_bits_the_upper_8_are_used(tmp_path, name):
     made, expected = DEEP[name]
     assert np.array_equal(decoded(tmp_path, made()), expected)
 
 
-REFUSED = {
+UNKNOWN_RANGE = {
     "TIFF of mode I with": lambda: tiff(LEVELS, sample_format=2),
     "TIFF of mode L with": lambda: tiff(LEVELS >> 8, bits=8, sample_format=2),
     "TIFF of mode I with signed": lambda: tiff(LEVELS, bits=32),
@@ -164,29 +174,29 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("told", REFUSED)
-def test_numbers_of_no_known_range_are_refused_by_name_and_mode(tmp_path, told):
+@pytest.mark.parametrize("message", UNKNOWN_RANGE)
+def test_an_unknown_range_raises_with_name_and_mode(tmp_path, message):
     with pytest.raises(UserError) as raised:
-        decoded(tmp_path, REFUSED[told]())
+        decoded(tmp_path, UNKNOWN_RANGE[message]())
     assert str(raised.value).startswith(f"data.root={tmp_path}/image.png: ")
-    assert told in str(raised.value) and "\n" not in str(raised.value)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
-def coloured(mode):
-    """Draw an image of a mode whose every band differs, and is seen through alpha."""
+def colored(mode):
+    """Return an image of a mode, with different bands and a varying alpha."""
     rng = np.random.default_rng(1)
     image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
     if mode == "PA":
         return Image.merge("PA", (image.convert("P"), image.getchannel(0)))
     if mode in ("La", "LA", "RGBa", "RGBA"):
         full = Image.merge("RGBA", (*image.split(), image.getchannel(0)))
-        grey_mode = Image.merge("LA", (image.convert("L"), image.getchannel(0)))
-        return (grey_mode if mode[0] == "L" else full).convert(mode)
+        gray_mode = Image.merge("LA", (image.convert("L"), image.getchannel(0)))
+        return (gray_mode if mode[0] == "L" else full).convert(mode)
     return image.convert(mode)
 
 
-# What each of Pillow's modes becomes (Image.MODES lists them): what convert("RGB") gives, as in
-# ImageFolder's loader, or the path there that Pillow lacks.
+# Pillow's modes (Image.MODES) that ImageFolder's loader converts by convert("RGB"), each with a
+# format that stores it.
 PLAIN = {
     "1": "PNG", "L": "PNG", "P": "PNG", "RGB": "PNG", "RGBA": "PNG", "LA": "PNG", "CMYK": "TIFF",
     "YCbCr": "TIFF", "LAB": "TIFF", "PA": "TIFF",
@@ -195,8 +205,8 @@ NO_FORMAT = {"HSV", "RGBX", "RGBa", "I;16N", "I;16L"}
 
 
 @pytest.mark.parametrize("mode", PLAIN)
-def test_modes_of_8_bits_are_as_image_folder_loads_them(tmp_path, mode):
-    content = saved(coloured(mode), PLAIN[mode])
+def test_8_bit_modes_equal_those_of_image_folder(tmp_path, mode):
+    content = saved(colored(mode), PLAIN[mode])
     made = decoded(tmp_path, content)
     with Image.open(tmp_path / "image.png") as file:
         assert file.mode == mode
@@ -204,26 +214,26 @@ def test_modes_of_8_bits_are_as_image_folder_loads_them(tmp_path, mode):
     assert len(np.unique(made)) > 1
 
 
-def test_every_mode_of_pillow_is_among_them():
+def test_every_mode_of_pillow_is_listed():
     deep = {"I", "I;16", "I;16B", "F"}
     assert set(Image.MODES) <= set(PLAIN) | NO_FORMAT | deep | {"La"}
 
 
-def test_premultiplied_grey_is_seen_through_its_alpha(tmp_path):
-    # Pillow has no conversion from La to RGB, so ImageFolder cannot load it.
-    image = coloured("LA")
+def test_premultiplied_gray_is_divided_by_its_alpha(tmp_path):
+    # Pillow cannot convert La to RGB, so ImageFolder cannot load it.
+    image = colored("LA")
     buffer = tiff(np.asarray(image).astype(np.uint32), bits=8)
     content = bytearray(buffer)
     at = content.index(struct.pack("<HHI", 284, 3, 1))
     content[at : at + 12] = struct.pack("<HHIHH", 338, 3, 1, 1, 0)
-    # BitsPerSample of two samples lies in the entry itself.
+    # BitsPerSample of two samples is stored in the entry.
     at = content.index(struct.pack("<HHI", 258, 3, 2))
     content[at : at + 12] = struct.pack("<HHIHH", 258, 3, 2, 8, 8)
     made = decoded(tmp_path, bytes(content))
     with Image.open(tmp_path / "image.png") as file:
         assert file.mode == "La"
         expected = np.asarray(file.convert("LA"))[..., 0]
-    assert np.array_equal(made, grey(expected))
+    assert np.array_equal(made, gray(expected))
 
 
 TRANSPARENT = [0, b"\x00\x80\xff", b"\x80" * 256]
@@ -231,13 +241,13 @@ TRANSPARENT = [0, b"\x00\x80\xff", b"\x80" * 256]
 
 @pytest.mark.parametrize("transparency", TRANSPARENT, ids=["one", "some", "all"])
 @pytest.mark.parametrize("mode", ["P", "L", "RGB"])
-def test_transparency_is_dropped_as_image_folder_does_and_without_a_warning(
+def test_transparency_is_dropped_as_in_image_folder_and_without_a_warning(
     tmp_path, mode, transparency
 ):
     if mode != "P":
         transparency = {"L": 7, "RGB": (1, 2, 3)}[mode]
     path = tmp_path / "image.png"
-    path.write_bytes(saved(coloured(mode), "PNG", transparency=transparency))
+    path.write_bytes(saved(colored(mode), "PNG", transparency=transparency))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made = decode_image(str(path))[0].numpy()
@@ -246,16 +256,16 @@ def test_transparency_is_dropped_as_image_folder_does_and_without_a_warning(
         assert np.array_equal(made, np.asarray(pil_loader(path)))
 
 
-def test_orientation_is_left_as_it_is_as_image_folder_does(tmp_path):
+def test_exif_orientation_is_ignored_as_in_image_folder(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    made = decoded(tmp_path, saved(coloured("RGB"), "JPEG", exif=exif), "image.jpg")
+    made = decoded(tmp_path, saved(colored("RGB"), "JPEG", exif=exif), "image.jpg")
     assert np.array_equal(made, np.asarray(pil_loader(tmp_path / "image.jpg")))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "GIF", "WEBP"])
 def test_of_several_frames_the_first_is_used(tmp_path, kind):
-    frames = [coloured("RGB"), coloured("RGB").transpose(Image.Transpose.ROTATE_90)]
+    frames = [colored("RGB"), colored("RGB").transpose(Image.Transpose.ROTATE_90)]
     lossless = {"lossless": True} if kind == "WEBP" else {}
     path = tmp_path / "image.png"
     path.write_bytes(saved(frames[0], kind, save_all=True, append_images=frames[1:], **lossless))
@@ -266,23 +276,23 @@ def test_of_several_frames_the_first_is_used(tmp_path, kind):
 
 
 def seeds():
-    """Write one small file in each format that a name of ImageFolder's may hide."""
-    image = coloured("RGB")
+    """Return one small file in each format that Pillow may open, whatever the file's suffix."""
+    image = colored("RGB")
     made = {
         "PNG": saved(image, "PNG"), "JPEG": saved(image, "JPEG"), "BMP": saved(image, "BMP"),
         "GIF": saved(image, "GIF"), "TIFF": saved(image, "TIFF"), "PPM": saved(image, "PPM"),
         "LZW": saved(image, "TIFF", compression="tiff_lzw"), "WEBP": saved(image, "WEBP"),
         "PNG16": saved(deep_image(), "PNG"), "TIFF16": tiff(LEVELS),
-        "P": saved(coloured("P"), "PNG"),
+        "P": saved(colored("P"), "PNG"),
         "APNG": saved(image, "PNG", save_all=True, append_images=[image.rotate(90)]),
-        "LAB": saved(coloured("LAB"), "TIFF"), "CMYK": saved(coloured("CMYK"), "JPEG"),
+        "LAB": saved(colored("LAB"), "TIFF"), "CMYK": saved(colored("CMYK"), "JPEG"),
         "PGM": pgm(TEN_BITS, 1023), "text": pgm(TEN_BITS, 1023, plain=True),
     }  # fmt: skip
     Image.init()
     for kind in ("AVIF", "JPEG2000", "ICO", "DDS", "TGA", "PCX", "SGI", "ICNS", "QOI", "BLP"):
         if kind in Image.SAVE:
             try:
-                made[kind] = saved(coloured("P") if kind == "BLP" else image, kind)
+                made[kind] = saved(colored("P") if kind == "BLP" else image, kind)
             except (OSError, ValueError):
                 continue
     return made
@@ -292,7 +302,7 @@ SEEDS = seeds()
 
 
 @pytest.mark.parametrize("kind", SEEDS)
-def test_a_damaged_file_is_an_image_or_one_line(tmp_path, capfd, kind):
+def test_a_damaged_file_is_decoded_or_raises_in_one_line(tmp_path, capfd, kind):
     rng, path = random.Random(kind), tmp_path / "image.png"
     whole = SEEDS[kind]
     refused = 0
@@ -301,7 +311,7 @@ def test_a_damaged_file_is_an_image_or_one_line(tmp_path, capfd, kind):
         if number % 3 == 0:
             content = content[: rng.randrange(len(content))]
         for _ in range(rng.choice([0, 1, 1, 2, 8, 64]) if number % 3 == 0 else rng.choice([1, 8])):
-            # Headers are the first hundred bytes or the last, and tell the rest what to do.
+            # Headers, the first or the last hundred bytes, determine how the rest is decoded.
             place = rng.choice([rng.randrange(100), rng.randrange(1 << 20), -rng.randrange(1, 100)])
             if content:
                 content[place % len(content)] = rng.choice([0, 1, 0xFF, rng.randrange(256)])
@@ -315,11 +325,11 @@ def test_a_damaged_file_is_an_image_or_one_line(tmp_path, capfd, kind):
             refused += 1
             assert str(error).startswith(f"data.root={path}: "), error
             assert "\n" not in str(error) and len(str(error)) < 600
-    # libtiff has a say of its own, past Python.
+    # libtiff would write to stderr directly.
     assert refused and capfd.readouterr() == ("", "")
 
 
-def test_what_pillow_logs_of_a_damaged_file_is_in_the_one_line(tmp_path):
+def test_pillow_s_log_messages_about_a_damaged_file_are_not_printed(tmp_path):
     # TiffImagePlugin._setup logs the number of samples as an error before it raises.
     content = bytearray(tiff(LEVELS))
     at = content.index(struct.pack("<HHI", 277, 3, 1))
@@ -343,7 +353,7 @@ def test_what_pillow_logs_of_a_damaged_file_is_in_the_one_line(tmp_path):
      UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), AttributeError("x")],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
-def test_whatever_a_plugin_raises_is_one_line_that_names_the_file(tmp_path, monkeypatch, error):
+def test_every_exception_of_a_plugin_becomes_one_line_with_the_file(tmp_path, monkeypatch, error):
     def fail(*_, **__):
         raise error
 
@@ -356,7 +366,7 @@ def test_whatever_a_plugin_raises_is_one_line_that_names_the_file(tmp_path, monk
     assert not text.endswith("()")
 
 
-def test_ctrl_c_is_no_damage(tmp_path, monkeypatch):
+def test_keyboard_interrupt_is_not_caught(tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 

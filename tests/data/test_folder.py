@@ -1,4 +1,4 @@
-"""What counts as a class and an image in a tree of folders, and what is said of the rest."""
+"""Which classes and images a tree of folders has, and what is printed about other files."""
 
 import os
 import shutil
@@ -22,8 +22,8 @@ def load(tree, **changes):
     return load_data(folder_config(tree, **changes))
 
 
-def test_images_and_order_are_those_of_image_folder(tree):
-    # torchvision's folder.make_dataset goes by folder, then by file; its suffixes are in any case.
+def test_images_and_their_order_are_those_of_image_folder(tree):
+    # torchvision's make_dataset sorts by folder, then by file, and ignores the case of suffixes.
     for name in ("a b", "a", "a/b", "ab"):
         (tree / "train" / "dog" / name).mkdir()
         for number in range(3):
@@ -36,7 +36,7 @@ def test_images_and_order_are_those_of_image_folder(tree):
     assert SUFFIXES == IMG_EXTENSIONS
 
 
-def test_what_is_left_out_is_said_in_one_line_when_it_is_decoded(tree, capfd):
+def test_left_out_files_are_printed_in_one_line_when_a_tree_is_decoded(tree, capfd):
     cat = tree / "train" / "cat"
     for name in ("a.jfif", "b.GIF", "c.gif", "LICENSE", "d.txt", "Thumbs.db"):
         (cat / name).write_bytes(b"x")
@@ -46,37 +46,37 @@ def test_what_is_left_out_is_said_in_one_line_when_it_is_decoded(tree, capfd):
         (tree / "test" / "dog" / name).touch()
     load(tree)
     assert capfd.readouterr().err == (
-        f"data.root={tree}: train: left out 2 .gif, 2 in no class folder, 1 .db, 1 .jfif, 1 .txt, "
-        "1 more; test: left out 1 .json, 1 without a suffix\n"
+        f"data.root={tree}: train: left out 2 .gif, 2 outside class folders, 1 .db, 1 .jfif, "
+        "1 .txt, 1 more; test: left out 1 .json, 1 without a suffix\n"
     )
     load(tree)
     assert capfd.readouterr().err == ""
 
 
-def test_several_frames_are_said(tree, capfd):
+def test_files_with_several_frames_are_printed(tree, capfd):
     path = tree / "train" / "cat" / "0000.png"
     with Image.open(path) as image:
         image.save(path, save_all=True, append_images=[image.rotate(90)])
     load(tree)
-    told = "train: 1 files hold several frames, the first is used\n"
-    assert capfd.readouterr().err == f"data.root={tree}: {told}"
+    message = "train: used only the first frame of 1 files\n"
+    assert capfd.readouterr().err == f"data.root={tree}: {message}"
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_images_that_are_all_the_same_are_refused(tree, split):
+def test_a_split_of_equal_images_raises(tree, split):
     for path in (tree / split).rglob("*.png"):
         Image.new("RGB", (32, 32), (9, 9, 9)).save(path)
     with pytest.raises(UserError) as raised:
         load(tree)
     count = {"train": 120, "test": 30}[split]
-    told = f"data.root={tree}: {split}: its {count} images are all the same"
-    assert str(raised.value).startswith(told)
+    message = f"data.root={tree}: {split}: all {count} images are equal"
+    assert str(raised.value).startswith(message)
     path = tree / split / "cat" / "0000.png"
     Image.new("RGB", (32, 32), (9, 9, 8)).save(path)
     assert len(load(tree).test) == 30
 
 
-def test_a_split_of_one_image_is_not_all_the_same(tree):
+def test_a_split_of_one_image_is_allowed(tree):
     for split in ("train", "test"):
         shutil.rmtree(tree / split / "dog")
         shutil.rmtree(tree / split / "ship")
@@ -85,7 +85,7 @@ def test_a_split_of_one_image_is_not_all_the_same(tree):
     assert len(load(tree).test) == 1
 
 
-def test_deep_images_reach_the_run(tree):
+def test_16_bit_images_are_loaded_with_their_upper_8_bits(tree):
     levels = np.arange(1024, dtype="<u2").reshape(32, 32) * 64
     deep = Image.frombytes("I;16", (32, 32), levels.tobytes())
     deep.save(tree / "train" / "cat" / "0000.png")
@@ -96,7 +96,7 @@ def test_deep_images_reach_the_run(tree):
 
 @pytest.mark.parametrize("name", [".ipynb_checkpoints", ".Trash-1000", *SYSTEM_FOLDERS])
 @pytest.mark.parametrize("where", ["train", "test", "train/cat", "train/cat/deeper"])
-def test_a_hidden_folder_is_no_class_and_holds_no_images(tree, capfd, where, name):
+def test_a_hidden_folder_is_no_class_and_its_images_are_left_out(tree, capfd, where, name):
     expected = load(tree)
     folder = tree / where / name / "cat"
     folder.mkdir(parents=True)
@@ -114,11 +114,11 @@ def test_hidden_files_are_left_out_and_counted(tree, capfd, where):
     for name in ("._0000.png", ".DS_Store", ".hidden.png", ".png"):
         (tree / where / name).write_bytes(b"\0\5\x16\7")
     assert (len(load(tree).train), len(load(tree).test)) == (120, 30)
-    told = f"data.root={tree}: {where.partition('/')[0]}: left out 4 hidden\n"
-    assert capfd.readouterr().err == told
+    message = f"data.root={tree}: {where.partition('/')[0]}: left out 4 hidden\n"
+    assert capfd.readouterr().err == message
 
 
-def test_what_is_hidden_is_not_looked_at_again(tree, monkeypatch):
+def test_hidden_files_do_not_invalidate_the_cache(tree, monkeypatch):
     load(tree)
     (tree / "train" / ".DS_Store").touch()
     (tree / "train" / "cat" / ".gone.png").symlink_to("nowhere")
@@ -127,31 +127,31 @@ def test_what_is_hidden_is_not_looked_at_again(tree, monkeypatch):
     load(tree)
 
 
-def test_a_tree_below_a_hidden_folder_is_a_tree(tree, tmp_path):
+def test_a_tree_may_be_in_a_hidden_folder(tree, tmp_path):
     (tmp_path / ".data").mkdir()
     moved = tree.rename(tmp_path / ".data" / "tree")
     assert len(load(moved).train) == 120
 
 
-def test_an_empty_class_folder_is_named_with_what_it_holds(tree):
+def test_an_error_about_empty_class_folders_names_them_and_counts_their_files(tree):
     (tree / "train" / "zebra").mkdir()
     (tree / "train" / "zebra" / "a.jfif").touch()
     (tree / "train" / "yak").mkdir()
     with pytest.raises(UserError) as raised:
         load(tree)
-    told = f"data.root={tree}: train: Found no valid file for the classes yak, zebra; images end in"
-    assert str(raised.value).startswith(told)
+    start = f"data.root={tree}: train: Found no valid file for the classes yak, zebra; images end"
+    assert str(raised.value).startswith(start)
     assert str(raised.value).endswith("left out: 1 .jfif")
 
 
-def test_an_empty_class_folder_is_seen_after_a_cache_was_written(tree):
+def test_an_empty_class_folder_is_found_although_there_is_a_cache(tree):
     load(tree)
     (tree / "train" / "empty").mkdir()
     with pytest.raises(UserError, match="no valid file for the classes empty"):
         load(tree)
 
 
-def test_images_without_class_folders_are_refused(tree):
+def test_images_without_class_folders_raise(tree):
     for folder in list((tree / "train").iterdir()):
         for path in folder.iterdir():
             path.rename(tree / "train" / f"{folder.name}{path.name}")
@@ -159,11 +159,11 @@ def test_images_without_class_folders_are_refused(tree):
     with pytest.raises(UserError) as raised:
         load(tree)
     assert "train: Couldn't find any class folder; needs train/<class>/*" in str(raised.value)
-    assert "left out: 120 in no class folder" in str(raised.value)
+    assert "left out: 120 outside class folders" in str(raised.value)
 
 
 @pytest.mark.parametrize("where", ["train/loop", "train/cat/loop"])
-def test_a_loop_of_links_is_one_line(tree, where):
+def test_a_loop_of_links_raises_in_one_line(tree, where):
     (tree / where).symlink_to("..")
     with pytest.raises(UserError) as raised:
         load(tree)
@@ -172,8 +172,8 @@ def test_a_loop_of_links_is_one_line(tree, where):
     assert " cannot be read (Too many levels of symbolic links)" in text
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
-def test_a_folder_that_may_not_be_listed_is_named(tree):
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_folder_without_permission_is_named(tree):
     (tree / "train" / "cat").chmod(0)
     with pytest.raises(UserError, match=r"train/cat: cannot be read \(Permission denied\)"):
         load(tree)
@@ -181,7 +181,7 @@ def test_a_folder_that_may_not_be_listed_is_named(tree):
 
 
 @pytest.mark.parametrize(
-    ("only_train", "only_test", "told"),
+    ("only_train", "only_test", "message"),
     [
         (["boat"], [], "; only train has boat"),
         ([], ["boat"], "; only test has boat"),
@@ -192,11 +192,11 @@ def test_a_folder_that_may_not_be_listed_is_named(tree):
         (["caf\u00e9"], ["cafe\u0301"], "; only train has 'caf\\xe9', only test has 'cafe\\u0301'"),
     ],
 )
-def test_class_folders_that_differ_are_named(tree, only_train, only_test, told):
+def test_different_class_folders_are_named(tree, only_train, only_test, message):
     for split, names in (("train", only_train), ("test", only_test)):
         for name in names:
             shutil.copytree(tree / split / "cat", tree / split / name)
     with pytest.raises(UserError) as raised:
         load(tree)
-    expected = f"data.root={tree}: train and test must hold the same class folders{told}"
+    expected = f"data.root={tree}: train and test must have the same class folders{message}"
     assert str(raised.value) == expected

@@ -1,4 +1,4 @@
-"""Class folders and files of any name that a file system takes, through a whole run."""
+"""Class folders and files with every name that a file system allows, through a whole run."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from engine.errors import UserError
 from engine.system.text import cell
 from tests.helpers.runs import folder_config, only_run
 
-# As bytes, and as a line shows them.
+# Names as bytes, and as they are printed.
 ODD = {
     b"caf\xe9": r"caf\xe9", b"\xff\xfe": r"\xff\xfe", b"a|b": "a|b", b"new\nline": r"new\nline",
     b"`x` <b>&amp;": "`x` <b>&amp;", b" lead": "' lead'", b"trail ": "'trail '",
@@ -24,7 +24,7 @@ ODD = {
 
 
 def rename(tree, names):
-    """Give the tree's classes other names, as bytes."""
+    """Rename the tree's classes, in sorted order, to names given as bytes."""
     for split in ("train", "test"):
         folders = sorted((tree / split).iterdir())
         for folder, name in zip(folders, names, strict=False):
@@ -32,7 +32,7 @@ def rename(tree, names):
 
 
 @pytest.mark.parametrize("name", ODD, ids=ODD.values())
-def test_a_class_of_any_name_is_trained_cached_evaluated_and_shown(
+def test_a_class_with_any_name_is_trained_cached_evaluated_and_printed(
     tree, small, workplace, command, name
 ):
     rename(tree, [name])
@@ -52,7 +52,7 @@ def test_a_class_of_any_name_is_trained_cached_evaluated_and_shown(
     assert len(figures) == 3
     plain = name.decode("utf-8", "backslashreplace")
     assert plain in figures
-    # Its rates are too small to learn anything, so all three classes are among the mistakes.
+    # The learning rate is too small to learn, so all three classes are among the mistakes.
     events = EventAccumulator(str(directory), size_guidance={"tensors": 0}).Reload()
     (event,) = events.Tensors("worst_mistakes/text_summary")
     table = make_ndarray(event.tensor_proto)[0].decode()
@@ -63,12 +63,12 @@ def test_a_class_of_any_name_is_trained_cached_evaluated_and_shown(
     assert "<b>" not in page and "<code>" not in page
 
 
-def test_files_and_folders_of_other_bytes_are_decoded_once_and_named_in_one_line(tree):
+def test_names_that_are_not_utf8_are_decoded_once_and_printed_in_one_line(tree):
     rename(tree, [b"caf\xe9", b"\xe9"])
     place = os.path.join(os.fsencode(tree), b"train", b"\xe9")
     os.rename(os.path.join(place, b"0001.png"), os.path.join(place, b"\xff.png"))
     made = load_data(folder_config(tree))
-    # As before, by the bytes of the names.
+    # Classes are sorted by the bytes of their names.
     assert made.classes == (r"caf\xe9", "ship", r"\xe9")
     load_data.cache_clear()
     assert torch.equal(load_data(folder_config(tree)).train.images, made.train.images)
@@ -77,40 +77,42 @@ def test_files_and_folders_of_other_bytes_are_decoded_once_and_named_in_one_line
     load_data.cache_clear()
     with pytest.raises(UserError) as raised:
         load_data(folder_config(tree))
-    told = rf"data.root={tree}/train/\xe9/\xff.png: cannot be decoded ("
-    assert str(raised.value).startswith(told)
+    message = rf"data.root={tree}/train/\xe9/\xff.png: cannot be decoded ("
+    assert str(raised.value).startswith(message)
     assert str(raised.value).encode() and "\n" not in str(raised.value)
 
 
-def test_two_folders_of_one_readable_name_are_told(tree):
+def test_two_folders_with_the_same_readable_name_raise(tree):
     rename(tree, [b"caf\xe9", rb"caf\xe9"])
     with pytest.raises(UserError) as raised:
         load_data(folder_config(tree))
-    told = rf"data.root={tree}: train: two class folders would be called caf\xe9; rename one"
-    assert str(raised.value) == told
+    message = (
+        rf"data.root={tree}: train: two class folders have the readable name caf\xe9; rename one"
+    )
+    assert str(raised.value) == message
 
 
-def test_suffixes_of_any_bytes_are_counted_in_one_line(tree, capfd):
+def test_suffixes_with_any_bytes_are_counted_in_one_line(tree, capfd):
     cat = os.path.join(os.fsencode(tree), b"train", b"cat")
     for name in (b"a.\xe9", b"b.x\ny", b"c.\x1b[2J"):
         with open(os.path.join(cat, name), "wb"):
             pass
     load_data(folder_config(tree))
-    told = r"left out 1 .\x1b[2j, 1 .\xe9, 1 .x\ny"
-    assert capfd.readouterr().err == f"data.root={tree}: train: {told}\n"
+    message = r"left out 1 .\x1b[2j, 1 .\xe9, 1 .x\ny"
+    assert capfd.readouterr().err == f"data.root={tree}: train: {message}\n"
 
 
 @pytest.mark.parametrize("key", ["data.root", "data.cache"])
 @pytest.mark.parametrize("quote", ["", '"'], ids=["plain", "quoted"])
-def test_a_path_of_other_bytes_is_refused_in_one_line(small, workplace, command, key, quote):
+def test_a_path_that_is_not_utf8_raises_in_one_line(small, workplace, command, key, quote):
     others = [o for o in small if not o.startswith(f"{key}=")]
     outcome = command("train.py", *others, f"{key}={quote}caf\udce9{quote}")
-    told = rf"error: {key}={quote}caf\xe9{quote}: must be UTF-8 text; rename the folder, or make"
-    assert outcome.status == 2 and outcome.err.startswith(told) and outcome.err.count("\n") == 1
+    message = rf"error: {key}={quote}caf\xe9{quote}: must be UTF-8 text; rename the folder, or make"
+    assert outcome.status == 2 and outcome.err.startswith(message) and outcome.err.count("\n") == 1
     assert not list(workplace.iterdir())
 
 
-def test_a_path_of_other_bytes_in_a_file_is_refused_in_one_line(small, workplace, command):
+def test_a_path_that_is_not_utf8_in_a_file_raises_in_one_line(small, workplace, command):
     (workplace / "experiment").mkdir()
     text = '# @package _global_\ndata:\n  root: "caf\\uDCE9"\n'
     (workplace / "experiment" / "mine.yaml").write_text(text)
@@ -120,7 +122,7 @@ def test_a_path_of_other_bytes_in_a_file_is_refused_in_one_line(small, workplace
     assert outcome.err.startswith(r"error: data.root=caf\xe9: must be UTF-8 text;")
 
 
-def test_a_link_leads_to_a_folder_of_other_bytes(tree, tmp_path):
+def test_a_link_to_a_folder_that_is_not_utf8_works(tree, tmp_path):
     other = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
     os.rename(tree, other)
     os.symlink(other, os.fsencode(tree))
@@ -130,7 +132,9 @@ def test_a_link_leads_to_a_folder_of_other_bytes(tree, tmp_path):
 
 
 @pytest.mark.parametrize("flags", [[], ["-m"]], ids=["run", "sweep"])
-def test_a_working_directory_of_other_bytes(tree, small, tmp_path, command, monkeypatch, flags):
+def test_a_working_directory_that_is_not_utf8_works(
+    tree, small, tmp_path, command, monkeypatch, flags
+):
     folder = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"w\xe9"))
     os.mkdir(folder)
     os.rename(tree, os.path.join(folder, "pics"))
@@ -146,20 +150,22 @@ def test_a_working_directory_of_other_bytes(tree, small, tmp_path, command, monk
 
 
 @pytest.mark.parametrize("flags", [[], ["-m"], ["--cfg", "job"]], ids=["run", "sweep", "cfg"])
-def test_a_folder_of_configurations_in_one_of_other_bytes(tmp_path, command, monkeypatch, flags):
+def test_a_configuration_directory_that_is_not_utf8_raises(tmp_path, command, monkeypatch, flags):
     folder = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"w\xe9"))
     os.mkdir(folder)
     monkeypatch.chdir(folder)
     outcome = command("train.py", *flags, "data=synthetic", "--config-dir=.")
-    told = rf"error: --config-dir={tmp_path}/w\xe9: must be UTF-8 text; rename the folder, or make"
-    assert outcome.status == 2 and outcome.err.startswith(told) and outcome.err.count("\n") == 1
+    message = (
+        rf"error: --config-dir={tmp_path}/w\xe9: must be UTF-8 text; rename the folder, or make"
+    )
+    assert outcome.status == 2 and outcome.err.startswith(message) and outcome.err.count("\n") == 1
     assert not os.listdir(folder)
     os.symlink(folder, tmp_path / "link")
     outcome = command("train.py", *flags, "plan=true", f"--config-dir={tmp_path}/link")
     assert outcome.status == 0, outcome.err
 
 
-def test_an_evaluation_names_the_classes_that_differ(tree, small, workplace, command, tmp_path):
+def test_an_evaluation_names_the_different_classes(tree, small, workplace, command, tmp_path):
     assert command("train.py", *small, "epochs=1").status == 0
     other = tmp_path / "other"
     shutil.copytree(tree, other)

@@ -1,4 +1,4 @@
-"""Images as they lie on the disk or arrive from a download, and what was decoded of them."""
+"""Images on disk or from a download, and the cache of the decoded images."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from tests.helpers import CLASSES
 from tests.helpers.runs import cifar10_config, folder_config
 
 
-def test_a_tree_is_read_as_it_lies(tree):
+def test_a_tree_is_read(tree):
     made = load_data(folder_config(tree))
     assert made.classes == CLASSES
     assert made.train.images.shape == (120, 32, 32, 3) and made.train.images.dtype == torch.uint8
@@ -38,7 +38,7 @@ def count_decodes(monkeypatch):
     return calls
 
 
-def test_a_tree_is_decoded_once_and_again_when_it_changes(tree, monkeypatch):
+def test_a_tree_is_decoded_once_and_again_if_it_changes(tree, monkeypatch):
     calls = count_decodes(monkeypatch)
     first = load_data(folder_config(tree))
     load_data.cache_clear()
@@ -58,7 +58,7 @@ def put_back(path, content, status):
 
 @pytest.fixture
 def level(tree):
-    """The tree with every file of the same size and mtime, as tar --mtime and nix make one."""
+    """Return the tree with equal sizes and mtimes of all files, as after tar --mtime or nix."""
     for path in tree.rglob("*.png"):
         with Image.open(path) as image:
             image.load()
@@ -69,7 +69,7 @@ def level(tree):
 
 
 @pytest.mark.parametrize("how", ["in place", "replaced", "exchanged", "linked", "folders"])
-def test_an_image_of_equal_size_and_mtime_is_another(level, monkeypatch, how):
+def test_a_changed_image_with_equal_size_and_mtime_is_detected(level, monkeypatch, how):
     calls = count_decodes(monkeypatch)
     first = load_data(folder_config(level)).train.images
     left, right = (level / "train" / name / "0000.png" for name in ("cat", "dog"))
@@ -84,7 +84,7 @@ def test_an_image_of_equal_size_and_mtime_is_another(level, monkeypatch, how):
         left.unlink()
         left.symlink_to(right)
     else:
-        # Its folder's files keep every time of theirs.
+        # The files in an exchanged folder keep all their times.
         ends = (left, right) if how == "exchanged" else (left.parent, right.parent)
         ends[0].rename(level / "other")
         ends[1].rename(ends[0])
@@ -99,7 +99,7 @@ def test_an_image_of_equal_size_and_mtime_is_another(level, monkeypatch, how):
 
 
 def fixed_times(monkeypatch):
-    """Give every file the ctime of its first look, as a coarse clock or a fast machine may."""
+    """Give every file the same ctime, as may happen with a coarse clock or a fast machine."""
     stat = os.stat
 
     class Status:
@@ -112,7 +112,7 @@ def fixed_times(monkeypatch):
     monkeypatch.setattr(sources.os, "stat", lambda path, **more: Status(stat(path, **more)))
 
 
-def test_folders_that_changed_places_are_seen_by_their_inodes(level, monkeypatch):
+def test_exchanged_folders_are_detected_by_their_inodes(level, monkeypatch):
     calls = count_decodes(monkeypatch)
     fixed_times(monkeypatch)
     first = load_data(folder_config(level)).train.images
@@ -126,7 +126,7 @@ def test_folders_that_changed_places_are_seen_by_their_inodes(level, monkeypatch
 
 
 class Moving:
-    """A file system that gives every file another inode after each mount."""
+    """Simulate a file system that changes the inode of every file with each mount."""
 
     def __init__(self, monkeypatch):
         self.mounts = 0
@@ -146,7 +146,7 @@ class Moving:
         monkeypatch.setattr(sources.os, "stat", moved)
 
 
-def test_where_inodes_do_not_last_a_tree_is_decoded_twice_and_no_more(tree, monkeypatch):
+def test_if_inodes_change_a_tree_is_decoded_twice_and_no_more(tree, monkeypatch):
     calls = count_decodes(monkeypatch)
     disk = Moving(monkeypatch)
     for mounts, expected in ((0, 1), (0, 1), (1, 2), (1, 2), (2, 2), (3, 2)):
@@ -154,7 +154,7 @@ def test_where_inodes_do_not_last_a_tree_is_decoded_twice_and_no_more(tree, monk
         load_data.cache_clear()
         load_data(folder_config(tree))
         assert len(calls) == expected
-    # What changes there is seen by its times.
+    # A change there is detected by its times.
     path = tree / "train" / "cat" / "0000.png"
     put_back(path, (tree / "train" / "dog" / "0000.png").read_bytes(), path.stat())
     load_data.cache_clear()
@@ -162,7 +162,7 @@ def test_where_inodes_do_not_last_a_tree_is_decoded_twice_and_no_more(tree, monk
     assert len(calls) == 3
 
 
-def test_a_damaged_cache_does_not_say_that_inodes_do_not_last(tree, monkeypatch):
+def test_a_damaged_cache_does_not_exclude_inodes_from_the_comparison(tree, monkeypatch):
     load_data(folder_config(tree))
     cache = tree / ".decoded-image_folder.pt"
     whole = torch.load(cache, weights_only=True)
@@ -213,7 +213,7 @@ def test_a_damaged_cache_is_decoded_again(tree, monkeypatch, damage):
     assert len(calls) == 2
 
 
-def test_the_cache_goes_where_it_can_be_written(tree, tmp_path, monkeypatch):
+def test_the_cache_is_in_data_cache_if_the_tree_is_read_only(tree, tmp_path, monkeypatch):
     calls = count_decodes(monkeypatch)
     write = sources.write_atomically
 
@@ -230,13 +230,13 @@ def test_the_cache_goes_where_it_can_be_written(tree, tmp_path, monkeypatch):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_a_image_of_another_size_is_named(tree):
+def test_an_image_of_another_size_is_named(tree):
     Image.new("RGB", (28, 28)).save(tree / "train" / "cat" / "0003.png")
     with pytest.raises(UserError, match=r"0003\.png: must be 32x32 pixels, is 28x28"):
         load_data(folder_config(tree))
 
 
-def test_a_bomb_is_a_image_of_another_size(tree):
+def test_a_decompression_bomb_is_an_image_of_another_size(tree):
     path = tree / "train" / "cat" / "0003.png"
     header = bytearray(path.read_bytes())
     header[16:24] = (20000).to_bytes(4, "big") * 2
@@ -247,18 +247,18 @@ def test_a_bomb_is_a_image_of_another_size(tree):
 
 
 @pytest.mark.parametrize(
-    ("root", "told"), [("x" * 300, "File name too long"), ("~nobody-here/x", "home directory")]
+    ("root", "message"), [("x" * 300, "File name too long"), ("~nobody-here/x", "home directory")]
 )
-def test_a_root_that_cannot_be_looked_at_is_told(root, told):
-    with pytest.raises(UserError, match=f"must be a directory .*{told}"):
+def test_a_root_that_cannot_be_a_directory_raises(root, message):
+    with pytest.raises(UserError, match=f"must be a directory .*{message}"):
         load_data(folder_config(root))
 
 
 @pytest.mark.parametrize(
-    ("cache", "told"), [("x" * 300, "File name too long"), ("~nobody-here/x", "home directory")]
+    ("cache", "message"), [("x" * 300, "File name too long"), ("~nobody-here/x", "home directory")]
 )
-def test_a_cache_that_cannot_be_looked_at_is_told(tree, cache, told):
-    with pytest.raises(UserError, match=f"data.cache=.*: must be a directory .*{told}"):
+def test_a_cache_that_cannot_be_a_directory_raises(tree, cache, message):
+    with pytest.raises(UserError, match=f"data.cache=.*: must be a directory .*{message}"):
         load_data(folder_config(tree, cache=cache))
 
 
@@ -270,7 +270,7 @@ def test_a_truncated_image_is_named(tree):
     assert not list(tree.glob(".decoded*"))
 
 
-def test_grey_images_become_rgb(tree):
+def test_gray_images_become_rgb(tree):
     Image.new("L", (32, 32), 77).save(tree / "train" / "cat" / "0000.png")
     assert torch.equal(
         load_data(folder_config(tree)).train.images[0],
@@ -278,7 +278,7 @@ def test_grey_images_become_rgb(tree):
     )
 
 
-def test_a_download_that_hangs_ends_in_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_download_that_hangs_raises_in_one_line_and_leaves_no_files(tmp_path, monkeypatch):
     code = "import time; time.sleep(60)"
     run = subprocess.run
 
@@ -288,12 +288,12 @@ def test_a_download_that_hangs_ends_in_one_line_and_leaves_nothing(tmp_path, mon
     monkeypatch.setattr(sources.subprocess, "run", hang)
     with pytest.raises(UserError) as raised:
         load_data(cifar10_config(tmp_path / "a" / "b", seconds=0.5))
-    assert "not done within 0.5 s" in str(raised.value)
+    assert "not finished within 0.5 s" in str(raised.value)
     assert "data=synthetic" in str(raised.value) and "data.root" in str(raised.value)
     assert os.listdir(tmp_path) == []
 
 
-def test_nothing_is_downloaded_for_a_link_that_leads_nowhere(tmp_path, monkeypatch):
+def test_nothing_is_downloaded_to_a_broken_link(tmp_path, monkeypatch):
     (tmp_path / "data").symlink_to("disk")
     monkeypatch.setattr(sources.subprocess, "run", lambda *_, **__: pytest.fail("downloads"))
     with pytest.raises(UserError, match=r"data: must be a directory"):
@@ -301,7 +301,7 @@ def test_nothing_is_downloaded_for_a_link_that_leads_nowhere(tmp_path, monkeypat
 
 
 def fake_cifar10(root, monkeypatch):
-    """Write a folder in CIFAR-10's format, ten pictures a file, and its checksums."""
+    """Write a folder in CIFAR-10's format with ten images per file, and set its checksums."""
     import hashlib
     import pickle
 
@@ -340,16 +340,16 @@ def test_cifar10_is_read_through_torchvision(tmp_path, monkeypatch):
     assert made.test.labels.tolist() == list(range(10))
 
 
-def test_a_damaged_copy_of_cifar10_is_told(tmp_path, monkeypatch):
+def test_a_damaged_copy_of_cifar10_raises(tmp_path, monkeypatch):
     fake_cifar10(tmp_path, monkeypatch)
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"cut short")
     with pytest.raises(UserError, match=r"data\.root=.*: its copy of cifar10 is incomplete"):
         load_data(cifar10_config(tmp_path))
 
 
-@pytest.mark.parametrize("another", [False, True], ids=["alone", "beside another"])
-def test_a_download_arrives_whole_or_not_at_all(tmp_path, monkeypatch, another):
-    root = tmp_path / "pictures"
+@pytest.mark.parametrize("another", [False, True], ids=["alone", "concurrent"])
+def test_a_download_is_complete_or_absent(tmp_path, monkeypatch, another):
+    root = tmp_path / "images"
     stored = fake_cifar10(tmp_path / "server", monkeypatch)
 
     def fetch(command, **_):

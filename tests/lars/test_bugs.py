@@ -1,6 +1,6 @@
-"""The bugs of published implementations, each as a test that the buggy rule fails.
+"""Bugs of published implementations, each as a test that the buggy rule fails.
 
-Where a preset reproduces the bug, the test shows both: the preset fails, the default does not.
+If a preset reproduces a bug, the test covers both: the preset has the bug, the default does not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ all_paths = pytest.mark.parametrize("path", PATHS, ids=["single", "foreach", "fu
 
 
 def parameter(values: list[float], gradient: list[float]) -> torch.nn.Parameter:
-    """A parameter that has a gradient."""
+    """Return a parameter that has a gradient."""
     made = torch.nn.Parameter(torch.tensor(values))
     made.grad = torch.tensor(gradient)
     return made
@@ -29,7 +29,7 @@ def parameter(values: list[float], gradient: list[float]) -> torch.nn.Parameter:
 @all_paths
 @pytest.mark.parametrize(("variant", "trains"), [("paper", True), ("timm", True), ("blog", False)])
 def test_tensors_of_zeros_train(path: dict[str, bool], variant: str, trains: bool) -> None:
-    """A ratio of 0 where ||w|| is 0 freezes zero-initialised biases for good."""
+    """A ratio of 0 for ||w|| = 0 would never update a bias that is initialized to zero."""
     param = parameter([0.0, 0.0], [1.0, -1.0])
     LARS([param], lr=0.1, weight_decay=1e-4, variant=variant, **path).step()
     assert bool(param.abs().sum() > 0) is trains
@@ -38,7 +38,7 @@ def test_tensors_of_zeros_train(path: dict[str, bool], variant: str, trains: boo
 @all_paths
 @pytest.mark.parametrize(("variant", "finite"), [("paper", True), ("pytorch-lars", False)])
 def test_zero_over_zero(path: dict[str, bool], variant: str, finite: bool) -> None:
-    """Without guard and eps, a tensor of zeros that gets no gradient becomes NaN."""
+    """Without a guard and eps, a tensor of zeros with a zero gradient becomes NaN."""
     param = parameter([0.0, 0.0], [0.0, 0.0])
     LARS([param], lr=0.1, variant=variant, **path).step()
     assert bool(param.isfinite().all()) is finite
@@ -46,10 +46,10 @@ def test_zero_over_zero(path: dict[str, bool], variant: str, finite: bool) -> No
 
 @all_paths
 @pytest.mark.parametrize(("variant", "constant"), [("paper", False), ("pytorch-lars", True)])
-def test_a_ratio_that_weighs_the_momentum_is_a_constant(
+def test_momentum_in_the_denominator_makes_the_ratio_constant(
     path: dict[str, bool], variant: str, constant: bool
 ) -> None:
-    """With the momentum, 0.9, for the weight decay it is SGD at 0.1 / 0.9 of the rate."""
+    """With the momentum 0.9 as the weight decay, LARS is SGD with lr * 0.1 / 0.9."""
     draw = torch.Generator().manual_seed(0)
     start = torch.randn(50, generator=draw)
     ours, plain = (torch.nn.Parameter(start.clone()) for _ in range(2))
@@ -61,8 +61,8 @@ def test_a_ratio_that_weighs_the_momentum_is_a_constant(
         plain.grad = ours.grad.clone()
         lars.step()
         sgd.step()
-    apart = (ours - plain).norm() / (plain - start).norm()
-    assert bool(apart < 0.01) is constant
+    difference = (ours - plain).norm() / (plain - start).norm()
+    assert bool(difference < 0.01) is constant
 
 
 @all_paths
@@ -70,7 +70,7 @@ def test_a_ratio_that_weighs_the_momentum_is_a_constant(
 def test_a_vanishing_gradient_does_not_blow_up(
     path: dict[str, bool], variant: str, stays: bool
 ) -> None:
-    """With g = 0 and no weight decay, eps 1e-15 alone makes a ratio of 1e12 for the buffer."""
+    """With g = 0, no weight decay and eps 1e-15, the buffer is multiplied by a ratio of 1e12."""
     param = parameter([1.0, 1.0], [1.0, 1.0])
     optimizer = LARS([param], lr=0.1, variant=variant, **path)
     optimizer.step()
@@ -81,7 +81,7 @@ def test_a_vanishing_gradient_does_not_blow_up(
 
 
 def wrapped(params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The wrapper, for tests of what any of the two classes must do."""
+    """Return the wrapper over SGD, for tests that LARS and the wrapper must pass."""
     return LARSWrapper(torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.01))
 
 
@@ -98,7 +98,7 @@ MAKERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_gradients_are_not_changed(make: Callable[..., torch.optim.Optimizer]) -> None:
-    """The same tensor, the same values, and no in-place write behind autograd's back."""
+    """p.grad stays the same tensor with the same values, and is not written to in place."""
     param = parameter([1.0, 2.0], [3.0, 4.0])
     optimizer, grad = make([param]), param.grad
     assert grad is not None
@@ -114,7 +114,7 @@ def test_gradients_are_not_changed(make: Callable[..., torch.optim.Optimizer]) -
 def test_the_closure_runs_before_norms_are_taken(
     make: Callable[..., torch.optim.Optimizer],
 ) -> None:
-    """A closure that makes the gradient; with stale ones scaled first, the step differs."""
+    """The closure computes the gradient, so a step that scales the old one first differs."""
     stale, fresh = parameter([1.0, 2.0], [100.0, 0.0]), parameter([1.0, 2.0], [0.3, 0.4])
     calls = []
 
@@ -135,13 +135,13 @@ def test_the_closure_runs_before_norms_are_taken(
 
 
 @pytest.mark.parametrize("way", ["pickle", "deepcopy", "state_dict", "weights_only"])
-@pytest.mark.parametrize("kind", ["LARS", "wrapper"])
-def test_settings_survive_copies_and_checkpoints(kind: str, way: str) -> None:
-    """Trust coefficient and eps, kept on the object, were lost; here the next step is equal."""
+@pytest.mark.parametrize("name", ["LARS", "wrapper"])
+def test_settings_survive_copies_and_checkpoints(name: str, way: str) -> None:
+    """Trust coefficient and eps would be lost if they were attributes of the optimizer."""
 
     def make(value: float) -> torch.optim.Optimizer:
         param = parameter([1.0, 2.0], [3.0, 4.0])
-        if kind == "LARS":
+        if name == "LARS":
             return LARS([param], trust_coefficient=value, eps=value)
         base = torch.optim.SGD([param], lr=0.1, momentum=0.9)
         return LARSWrapper(base, trust_coefficient=value, eps=value)
@@ -165,7 +165,7 @@ def test_settings_survive_copies_and_checkpoints(kind: str, way: str) -> None:
             copied.param_groups[0]["params"][0].copy_(original.param_groups[0]["params"][0])
     group = copied.param_groups[0]
     assert group["trust_coefficient"] == 0.25
-    assert group["eps" if kind == "LARS" else "trust_eps"] == 0.25
+    assert group["eps" if name == "LARS" else "trust_eps"] == 0.25
     for optimizer in (original, copied):
         optimizer.param_groups[0]["params"][0].grad = torch.tensor([3.0, 4.0])
         optimizer.step()
@@ -175,7 +175,7 @@ def test_settings_survive_copies_and_checkpoints(kind: str, way: str) -> None:
 
 @all_paths
 def test_the_stored_buffer_is_not_scaled(path: dict[str, bool]) -> None:
-    """Under "none" the buffer is SGD's own: scaling it in place compounds ratio and lr."""
+    """Under "none" the buffer is that of SGD. Scaling it in place would compound ratio and lr."""
     param = parameter([3.0, 4.0], [1.0, 1.0])
     optimizer = LARS([param], lr=0.5, momentum=0.9, momentum_scaling="none", **path)
     buffer = torch.zeros(2)
@@ -188,7 +188,7 @@ def test_the_stored_buffer_is_not_scaled(path: dict[str, bool]) -> None:
 
 @all_paths
 def test_the_first_buffer_is_scaled_like_the_others(path: dict[str, bool]) -> None:
-    """pytorch_optimizer once stored the raw gradient, about 1 / ratio too large."""
+    """Older releases of pytorch_optimizer store the raw gradient, too large by 1 / ratio."""
     param = parameter([3.0, 4.0], [6.0, 8.0])
     optimizer = LARS([param], lr=0.5, variant="torchlars", eps=0.0, **path)
     optimizer.step()
@@ -198,7 +198,7 @@ def test_the_first_buffer_is_scaled_like_the_others(path: dict[str, bool]) -> No
 
 @all_paths
 def test_a_half_precision_norm_does_not_overflow(path: dict[str, bool]) -> None:
-    """||g|| is 65504 * 8, past fp16; its ratio must not be 0."""
+    """||g|| is 65504 * 8, which exceeds fp16. The ratio must not be 0."""
     param = torch.nn.Parameter(torch.ones(64, dtype=torch.float16))
     param.grad = torch.full((64,), 65504.0, dtype=torch.float16)
     LARS([param], lr=1.0, trust_coefficient=0.5, momentum=0.0, **path).step()
@@ -210,7 +210,7 @@ def test_a_half_precision_norm_does_not_overflow(path: dict[str, bool]) -> None:
 def test_a_factor_below_fp16_s_smallest_number_counts(
     path: dict[str, bool], nesterov: bool
 ) -> None:
-    """lr * ratio is 3e-8, which fp16 would round to 6e-8; times a gradient of 300 it fits."""
+    """fp16 would round lr * ratio, 3e-8, to 6e-8. Its product with the gradient, 300, is exact."""
     param = torch.nn.Parameter(torch.ones(4, dtype=torch.float16))
     param.grad = torch.full((4,), 300.0, dtype=torch.float16)
     optimizer = LARS([param], lr=0.009, nesterov=nesterov, **path)
@@ -221,7 +221,7 @@ def test_a_factor_below_fp16_s_smallest_number_counts(
 
 @all_paths
 def test_bf16_parameters_are_updated(path: dict[str, bool]) -> None:
-    """A fused kernel elsewhere skips bf16 without a word."""
+    """A fused kernel of another implementation silently skips bf16."""
     param = torch.nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
     param.grad = torch.ones_like(param)
     LARS([param], lr=1.0, trust_coefficient=0.5, **path).step()
@@ -230,8 +230,8 @@ def test_bf16_parameters_are_updated(path: dict[str, bool]) -> None:
 
 @all_paths
 @pytest.mark.parametrize("mixed", ["gradient", "buffer", "weight"])
-def test_the_fused_kernel_is_kept_from_mixed_layouts(path: dict[str, bool], mixed: str) -> None:
-    """torch's kernel walks memory, not strides: it would pair wrong elements."""
+def test_the_fused_kernel_is_not_used_for_mixed_layouts(path: dict[str, bool], mixed: str) -> None:
+    """torch's kernel ignores strides, so it would pair the wrong elements."""
     torch.manual_seed(0)
     start, gradient = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
     results = []

@@ -1,8 +1,8 @@
-"""torch.compile around a step: the same numbers, and no compilation after the first steps.
+"""torch.compile around a step: equal results, and no compilation after the first steps.
 
-torch's own optimizers are traced, and compiled again for each value of a rate that is a float, up
-to torch._dynamo.config.recompile_limit (docs: "Compiling the optimizer with torch.compile", which
-therefore wants the rate in a tensor). LARS breaks the graph instead.
+torch's own optimizers are traced, and compiled again for each value of a float learning rate, up to
+torch._dynamo.config.recompile_limit. The tutorial "Compiling the optimizer with torch.compile"
+therefore uses a tensor. LARS breaks the graph instead.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ def _clean() -> Iterator[None]:
 
 
 def train(make: Any, what: str, compiled: bool, tensor_lr: bool) -> tuple[list[Any], int]:
-    """Weights after ten steps of a moving rate, and the compilations after the third."""
+    """Return the weights after ten steps with a changing rate, and the number of late compilations.
+
+    Those are the compilations after the third step.
+    """
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Linear(4, 2))
     optimizer = make(model.parameters(), torch.tensor(0.1) if tensor_lr else 0.1)
@@ -83,7 +86,7 @@ def train(make: Any, what: str, compiled: bool, tensor_lr: bool) -> tuple[list[A
 @pytest.mark.parametrize("what", ["step", "whole", "closure"])
 @pytest.mark.parametrize("tensor_lr", [False, True])
 def test_a_compiled_step_is_the_eager_one(make: Any, what: str, tensor_lr: bool) -> None:
-    """Statistics included; nothing is compiled for a new rate."""
+    """The statistics are equal, too. Nothing is compiled for a new rate."""
     expected, _ = train(make, what, False, tensor_lr)
     counters.clear()
     found, late = train(make, what, True, tensor_lr)
@@ -92,8 +95,8 @@ def test_a_compiled_step_is_the_eager_one(make: Any, what: str, tensor_lr: bool)
     assert late == 0
 
 
-def test_the_model_in_the_step_is_compiled_all_the_same() -> None:
-    """What comes before the step is still in a graph."""
+def test_the_model_around_the_step_is_compiled() -> None:
+    """The code before the step is in a graph."""
     graphs: list[torch.fx.GraphModule] = []
 
     def backend(graph: torch.fx.GraphModule, _: Any) -> Any:

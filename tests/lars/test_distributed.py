@@ -1,4 +1,4 @@
-"""DTensor and FSDP2: trust ratios and clipping by the norms of whole tensors, on 2 or 4 ranks."""
+"""DTensor and FSDP2 on 2 or 4 ranks: ratios and clipping use the norms of whole tensors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAKERS = {
 
 def _model() -> torch.nn.Module:
     torch.manual_seed(0)
-    # 5 rows do not divide by 2 ranks; the last bias has 1 element, so one rank holds nothing.
+    # 5 rows do not divide by 2 ranks. The last bias has 1 element, so one rank has no shard of it.
     layers = (torch.nn.Linear(3, 5), torch.nn.LayerNorm(5), torch.nn.Linear(5, 1))
     return torch.nn.Sequential(*layers).double()
 
@@ -82,7 +82,7 @@ def _work(rank: int, folder: str) -> None:
             reference = make([{"params": plain.parameters(), "weight_decay": 0.1}])
             for param, own in zip(mixed.parameters(), plain.parameters(), strict=True):
                 own.grad = torch.arange(own.numel(), dtype=torch.float64).view_as(own)
-                # A gradient placed otherwise than its parameter.
+                # The gradient has another placement than its parameter.
                 param.grad = distribute_tensor(own.grad, mesh, [Replicate()])
             optimizer.step()
             reference.step()
@@ -95,7 +95,7 @@ def _work(rank: int, folder: str) -> None:
 
 
 def test_norms_are_those_of_whole_tensors() -> None:
-    """Every path under FSDP2 and tensor parallelism ends where one process does."""
+    """Every path gives the same weights under FSDP2, tensor parallelism and in one process."""
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_work, args=(folder,), nprocs=2)
 
@@ -127,35 +127,35 @@ def _work_in_two_dimensions(rank: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
-def test_norms_are_whole_where_fsdp2_shards_what_tensor_parallelism_has() -> None:
-    """Such a shard is no `Shard` (pytorch/pull/167887): 4 % off; and FSDP2 with replicas."""
+def test_norms_are_those_of_whole_tensors_under_fsdp2_over_tensor_parallelism() -> None:
+    """The placement there is no `Shard` (pytorch/pull/167887). FSDP2 with replicas, too."""
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_work_in_two_dimensions, args=(folder,), nprocs=4)
 
 
 class _Offloaded:
-    """A shard on the CPU whose mesh is of another device; its own mesh and placement."""
+    """A stand-in for a DTensor on the CPU with a mesh on another device."""
 
     device_mesh = property(lambda self: self)
     placements = property(lambda self: (self,))
     device_type = "meta"
 
     def is_replicate(self) -> bool:
-        """A part of the tensor."""
+        """Return False: it is a shard."""
         return False
 
     def get_group(self, dimension: int) -> None:
-        """No group: nothing is sent."""
+        """Return no group, because nothing is sent."""
 
 
 def test_norms_of_offloaded_shards_are_summed_on_the_mesh_s_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """NCCL sums nothing on the CPU, https://github.com/pytorch/pytorch/issues/148532."""
+    """NCCL cannot reduce CPU tensors: https://github.com/pytorch/pytorch/issues/148532."""
     from lars.norms import reduce_over_shards
 
     class Summed(Exception):
-        """Ends the test: from "meta" there is no way back."""
+        """Ends the call, because a tensor on "meta" cannot be copied back."""
 
     def all_reduce(tensor: torch.Tensor, group: Any) -> None:
         assert tensor.device.type == "meta"
@@ -184,10 +184,10 @@ def _work_in_fsdp1(rank: int, folder: str) -> None:
                         expected = _train(_model(), make)
                         torch.testing.assert_close(_train(model, make), expected)
                         continue
-                    # Every rank is refused, those too that hold nothing of a parameter.
+                    # Every rank raises, even one that has no shard of a parameter.
                     with pytest.raises(RuntimeError, match=r"cannot take the norm .* fully_shard"):
                         _train(model, lambda g, make=make: make(_tensors(g)))
-            # Without ratios no norm is needed: the step is element by element.
+            # Without ratios the step is element-wise and needs no norm.
             ends = []
             for shard in (False, True):
                 model = _model()
@@ -214,15 +214,15 @@ def _tensors(groups: list[dict[str, Any]]) -> list[Any]:
     return [param for group in groups for _, param in group["params"]]
 
 
-def test_shards_that_do_not_say_so_are_refused() -> None:
-    """FSDP1's, whose parts are plain tensors: updates differed from one process's in silence."""
+def test_shards_that_are_plain_tensors_are_refused() -> None:
+    """With FSDP1, updates would silently differ from those of one process."""
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_work_in_fsdp1, args=(folder,), nprocs=2)
 
 
 @pytest.mark.parametrize("mark", ["_is_sharded", "tensor_model_parallel", "_is_flat_param"])
-def test_marks_of_other_libraries_count(mark: str) -> None:
-    """fairscale and Megatron set these to True on shards, and Megatron to False on the others."""
+def test_shards_of_other_libraries_are_refused(mark: str) -> None:
+    """fairscale and Megatron set the attribute to True on shards; Megatron sets False on others."""
     for value, clip, adapt in ((False, 1.0, True), (True, None, False)):
         param = torch.nn.Parameter(torch.ones(2))
         param.grad = torch.ones(2)
@@ -251,7 +251,7 @@ def _work_with_zero_and_checkpoints(rank: int, folder: str) -> None:
     try:
         for clip_norm in (None, 0.5):
             options: dict[str, Any] = {"lr": 0.5, "trust_coefficient": 0.1, "clip_norm": clip_norm}
-            if clip_norm is None:  # each rank of ZeRO would clip by the norm of its own part
+            if clip_norm is None:  # each rank of ZeRO would clip by the norm of its part
                 expected = _train(_model(), lambda g, o=options: LARS(_tensors(g), **o))
                 zero = _train(
                     _model(),
@@ -283,6 +283,6 @@ def _work_with_zero_and_checkpoints(rank: int, folder: str) -> None:
 
 
 def test_zero_and_distributed_checkpoints() -> None:
-    """ZeRO hands out whole tensors; a run under FSDP2 resumes from its checkpoint."""
+    """ZeRO assigns whole tensors to ranks. Training under FSDP2 resumes from its checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_work_with_zero_and_checkpoints, args=(folder,), nprocs=2)

@@ -1,8 +1,8 @@
-"""Gradients and momentum buffers of another dtype than their weights.
+"""Gradients and momentum buffers with another dtype than their weights.
 
-torch allows the first by `Parameter.grad_dtype` (its documentation: torch.Tensor.grad_dtype), as
-for bf16 weights whose gradients are summed in fp32; the second is what remains when a model is cast
-after its optimizer has taken a step. torch's SGD takes both, by its foreach and one-by-one paths.
+torch allows such gradients with `Parameter.grad_dtype` (see torch.Tensor.grad_dtype in its
+documentation), for example fp32 gradients of bf16 weights. Such buffers occur if a model is cast
+after a step. torch's SGD supports both on its foreach and single-tensor paths.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"momentum": 0.0},
 ]
 HALF, SINGLE, DOUBLE = torch.bfloat16, torch.float32, torch.float64
-KINDS = [
+# Dtypes of weight, gradient and buffer.
+DTYPES = [
     (HALF, SINGLE, HALF),
     (SINGLE, HALF, SINGLE),
     (SINGLE, DOUBLE, SINGLE),
@@ -48,30 +49,32 @@ KINDS = [
     (HALF, SINGLE, DOUBLE),
     (torch.complex64, torch.complex128, torch.complex64),
 ]
-NAMES = ["-".join(str(d).removeprefix("torch.") for d in kind) for kind in KINDS]
+NAMES = ["-".join(str(d).removeprefix("torch.") for d in dtypes) for dtypes in DTYPES]
 
 
 def frozen(tensor: torch.Tensor) -> torch.nn.Parameter:
-    """A parameter that a differentiable step may write to."""
+    """Return a parameter that a differentiable step may write to."""
     return torch.nn.Parameter(tensor, requires_grad=False)
 
 
-def tensors(kind: tuple[torch.dtype, ...]) -> list[tuple[torch.Tensor, ...]]:
-    """Weights, two gradients and a buffer, for a matrix, a vector and a tensor of zeros."""
+def tensors(dtypes: tuple[torch.dtype, ...]) -> list[tuple[torch.Tensor, ...]]:
+    """Return (weight, gradient, gradient, buffer) of a matrix, a vector and a tensor of zeros."""
     torch.manual_seed(0)
     made = []
     for shape in ((5, 7), (16,), (3,)):
-        dtypes = (kind[0], kind[1], kind[1], kind[2])
-        made.append(tuple(torch.randn(shape).to(dtype) for dtype in dtypes))
+        row = (dtypes[0], dtypes[1], dtypes[1], dtypes[2])
+        made.append(tuple(torch.randn(shape).to(dtype) for dtype in row))
     made[2][0].zero_()
     return made
 
 
-def two_steps(make: Any, kind: tuple[torch.dtype, ...], double: bool = False) -> list[torch.Tensor]:
-    """Weights and buffers after two steps from given buffers, all in float64 if `double`."""
-    rows = tensors(kind)
+def two_steps(
+    make: Any, dtypes: tuple[torch.dtype, ...], double: bool = False
+) -> list[torch.Tensor]:
+    """Return weights and buffers after two steps from given buffers, in float64 if `double`."""
+    rows = tensors(dtypes)
     if double:
-        wide = torch.complex128 if kind[0].is_complex else torch.float64
+        wide = torch.complex128 if dtypes[0].is_complex else torch.float64
         rows = [tuple(t.to(wide) for t in row) for row in rows]
     params = [frozen(row[0]) for row in rows]
     optimizer = make(params)
@@ -90,41 +93,41 @@ def two_steps(make: Any, kind: tuple[torch.dtype, ...], double: bool = False) ->
     return [*[p.detach() for p in params], *[b.detach() for b in buffers]]
 
 
-def check(make: Any, kind: tuple[torch.dtype, ...]) -> None:
-    """Equal to the same steps in float64, but for the rounding of what is stored."""
-    found, expected = two_steps(make, kind), two_steps(make, kind, double=True)
+def check(make: Any, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Assert that the steps equal those in float64, except for the rounding of stored values."""
+    found, expected = two_steps(make, dtypes), two_steps(make, dtypes, double=True)
     for one, other in zip(found, expected, strict=True):
-        tolerance = 4 * max(torch.finfo(d).eps for d in (*kind[::2], torch.float32))
+        tolerance = 4 * max(torch.finfo(d).eps for d in (*dtypes[::2], torch.float32))
         wide = one.to(other.dtype)
         torch.testing.assert_close(wide, other, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("kind", KINDS, ids=NAMES)
+@pytest.mark.parametrize("dtypes", DTYPES, ids=NAMES)
 def test_lars_against_float64(
-    path: dict[str, Any], options: dict[str, Any], kind: tuple[torch.dtype, ...]
+    path: dict[str, Any], options: dict[str, Any], dtypes: tuple[torch.dtype, ...]
 ) -> None:
-    check(lambda p: LARS(p, 0.3, weight_decay=0.1, **options, **path), kind)
+    check(lambda p: LARS(p, 0.3, weight_decay=0.1, **options, **path), dtypes)
 
 
 @pytest.mark.parametrize("options", [{}, {"trust_norm": "decayed"}, {"adapt": False}], ids=str)
-@pytest.mark.parametrize("kind", [k for k in KINDS if k[1] != HALF], ids=str)
+@pytest.mark.parametrize("dtypes", [k for k in DTYPES if k[1] != HALF], ids=str)
 def test_the_wrapper_against_float64(
-    options: dict[str, Any], kind: tuple[torch.dtype, ...]
+    options: dict[str, Any], dtypes: tuple[torch.dtype, ...]
 ) -> None:
     common: dict[str, Any] = {"lr": 0.3, "momentum": 0.9, "weight_decay": 0.1, "foreach": False}
-    check(lambda p: LARSWrapper(torch.optim.SGD(p, **common), **options), kind)
+    check(lambda p: LARSWrapper(torch.optim.SGD(p, **common), **options), dtypes)
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_a_bucket_of_each_dtype(path: dict[str, Any]) -> None:
-    """Parameters of every mixture in one group, clipped by the norm of all of them together."""
-    kinds = [*product((HALF, SINGLE, DOUBLE), repeat=2)]
-    params = [frozen(torch.ones(3, dtype=kind[0])) for kind in kinds]
-    for param, kind in zip(params, kinds, strict=True):
-        param.grad_dtype = kind[1]
-        param.grad = torch.ones(3, dtype=kind[1])
+    """One group has parameters of every combination and is clipped by their global norm."""
+    pairs = [*product((HALF, SINGLE, DOUBLE), repeat=2)]
+    params = [frozen(torch.ones(3, dtype=dtypes[0])) for dtypes in pairs]
+    for param, dtypes in zip(params, pairs, strict=True):
+        param.grad_dtype = dtypes[1]
+        param.grad = torch.ones(3, dtype=dtypes[1])
     optimizer = LARS(params, lr=1.0, trust_coefficient=0.5, clip_norm=1e3, **path)
     optimizer.step()
     assert all(p.tolist() == pytest.approx([0.5] * 3) for p in params)
@@ -139,7 +142,7 @@ def test_a_bucket_of_each_dtype(path: dict[str, Any]) -> None:
 def test_whole_numbers_and_real_gradients(
     path: dict[str, Any], weight: torch.dtype, gradient: torch.dtype
 ) -> None:
-    """SGD takes these too: they count as what the weights are made of."""
+    """SGD supports such gradients, too. They are converted to the dtype of the weights."""
     ends = []
     for dtype in (gradient, weight):
         param = frozen(torch.ones(3, dtype=weight))
@@ -155,7 +158,7 @@ def test_whole_numbers_and_real_gradients(
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_a_model_that_is_cast_after_a_step(path: dict[str, Any]) -> None:
-    """The buffers stay fp32; the next step is that of the weights as they were cast."""
+    """The buffers stay fp32. The next step starts from the weights as cast."""
     ends = []
     for wide in (False, True):
         torch.manual_seed(0)
@@ -173,8 +176,8 @@ def test_a_model_that_is_cast_after_a_step(path: dict[str, Any]) -> None:
     torch.testing.assert_close(*ends, rtol=0.02, atol=0.005)
 
 
-def test_the_wrapper_keeps_what_half_a_gradient_would_lose() -> None:
-    """A ratio of 1e-5 times 1e-3 is 0 in fp16; over an fp32 weight the optimizer gets it whole."""
+def test_a_scaled_gradient_has_at_least_the_precision_of_its_weight() -> None:
+    """The scaled gradient, 5e-9, is 0 in fp16. For an fp32 weight the optimizer gets it exactly."""
     param = torch.nn.Parameter(torch.full((4,), 0.5))
     param.grad_dtype = torch.float16
     param.grad = torch.full((4,), 1e-3, dtype=torch.float16)

@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: no synchronisation, few launches, graph capture."""
+"""Tests that need a CUDA device: no synchronization, few launches, graph capture."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ all_paths = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 
 
 def model_with_gradients(device: str, layers: int = 20) -> nn.Module:
-    """Convolutions with batch norm, and a random gradient on each parameter."""
+    """Return convolutions with batch norm, and a random gradient on each parameter."""
     torch.manual_seed(0)
     blocks = [
         nn.Sequential(nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8)) for _ in range(layers)
@@ -44,7 +44,7 @@ def model_with_gradients(device: str, layers: int = 20) -> nn.Module:
 @pytest.mark.parametrize("variant", ["paper", "timm", "blog", "braintools", "larc"])
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_cuda_agrees_with_the_cpu(path: dict[str, Any], variant: str, nesterov: bool) -> None:
-    """Ten steps, telemetry and clipping on."""
+    """After ten steps with telemetry and clipping, weights and ratios are equal."""
     ends = []
     for device, options in (("cpu", {"foreach": False}), ("cuda", path)):
         model = model_with_gradients(device)
@@ -63,7 +63,7 @@ def test_cuda_agrees_with_the_cpu(path: dict[str, Any], variant: str, nesterov: 
 
 @all_paths
 def test_no_step_waits_for_the_device(path: dict[str, Any]) -> None:
-    """With new gradients at new addresses, clipping and telemetry on."""
+    """Even with gradients at new addresses, clipping and telemetry."""
     model = model_with_gradients("cuda")
     optimizer = LARS(parameter_groups(model, 0.1), 0.5, clip_norm=1.0, **path)
     optimizer.telemetry = True
@@ -80,7 +80,7 @@ def test_no_step_waits_for_the_device(path: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("path", ["default", "foreach", "fused"])
 def test_resnet50_takes_at_most_40_launches(path: str) -> None:
-    """In the two groups of `parameter_groups`."""
+    """This counts the launches for the two groups of `parameter_groups`."""
     torchvision = pytest.importorskip("torchvision")
     model = torchvision.models.resnet50().cuda()
     for param in model.parameters():
@@ -99,7 +99,7 @@ def test_resnet50_takes_at_most_40_launches(path: str) -> None:
 @pytest.mark.parametrize("path", ["default", "foreach", "fused", "single"])
 @pytest.mark.parametrize("new_gradients", [False, True])
 def test_a_replayed_graph_equals_eager(path: str, new_gradients: bool) -> None:
-    """The rate changes between replays; gradients may come from within the graph."""
+    """The rate changes between replays. Gradients may be allocated in the graph."""
     ends = []
     for graphed in (False, True):
         model = model_with_gradients("cuda")
@@ -127,8 +127,8 @@ def test_a_replayed_graph_equals_eager(path: str, new_gradients: bool) -> None:
     torch.testing.assert_close(*ends)
 
 
-def test_what_cannot_be_captured_says_so() -> None:
-    """A float rate under capturable, capturing without it, and a first step inside."""
+def test_unsupported_captures_raise() -> None:
+    """A float rate with capturable, a capture without capturable, and the first step captured."""
     param = nn.Parameter(torch.ones(4, device="cuda"))
     param.grad = torch.ones_like(param)
     with pytest.raises(ValueError, match=r"capturable=True on CUDA needs lr as a tensor.*0.1"):
@@ -137,7 +137,7 @@ def test_what_cannot_be_captured_says_so() -> None:
     for optimizer, message in (
         (LARS([param], lr), "capturable=False"),
         (LARS([param], lr, capturable=True), "first step"),
-        (LARS([param], torch.tensor(0.1), momentum=0.0, capturable=True), "its rate elsewhere"),
+        (LARS([param], torch.tensor(0.1), momentum=0.0, capturable=True), "lr that is no tensor"),
     ):
         with pytest.raises(RuntimeError, match=message), torch.cuda.graph(torch.cuda.CUDAGraph()):
             optimizer.step()
@@ -145,7 +145,7 @@ def test_what_cannot_be_captured_says_so() -> None:
 
 @all_paths
 def test_state_moves_between_devices(path: dict[str, Any]) -> None:
-    """A CPU state_dict goes on on CUDA."""
+    """Training resumes on CUDA from a state_dict of the CPU."""
     model = model_with_gradients("cpu")
     optimizer = LARS(parameter_groups(model, 0.1), 0.5)
     optimizer.step()

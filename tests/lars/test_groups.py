@@ -14,10 +14,9 @@ from lars import LARS, LARSWrapper, parameter_groups
 
 
 class Everything(nn.Module):
-    """Modules whose biases and norms a shape or a name would get wrong."""
+    """Modules whose biases and norms cannot be recognized by shape or name alone."""
 
     def __init__(self) -> None:
-        """Make one of each."""
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3)
         self.transposed = nn.ConvTranspose1d(3, 4, 3)
@@ -33,7 +32,7 @@ class Everything(nn.Module):
         self.frozen.requires_grad_(False)
         self.attention = nn.MultiheadAttention(4, 2, add_bias_kv=True)
         self.lstm = nn.LSTM(3, 2)
-        self.bias_free = nn.Linear(3, 1, bias=False)  # a weight, for all its name
+        self.bias_free = nn.Linear(3, 1, bias=False)  # a weight despite its name
         self.slope = nn.PReLU()
         self.token = nn.Parameter(torch.zeros(4))
 
@@ -65,7 +64,7 @@ OTHERS = {
 
 
 def test_by_module_type() -> None:
-    """Every parameter once, in model order, with its own tensor; frozen ones nowhere."""
+    """The groups contain every parameter once, in model order, and no frozen parameter."""
     model = Everything()
     weights, others = parameter_groups(model, 0.1)
     names = [name for name, _ in weights["params"]]
@@ -85,14 +84,13 @@ def test_by_module_type() -> None:
         ({"decay": "all", "adapt": "all"}, [(0.1, True), (0.1, True)]),
     ],
 )
-def test_decay_and_adaptation_are_set_apart(options: dict[str, Any], expected: list[Any]) -> None:
-    """Which groups decay, and which have a ratio."""
+def test_decay_and_adapt_are_independent(options: dict[str, Any], expected: list[Any]) -> None:
     groups = parameter_groups(Everything(), 0.1, **options)
     assert [(g["weight_decay"], g["adapt"]) for g in groups] == expected
 
 
-def test_biases_and_norms_may_have_a_rate_of_their_own() -> None:
-    """The groups carry it for the schedulers; a rate below 0 is refused."""
+def test_biases_and_norms_may_have_a_separate_rate() -> None:
+    """The schedulers read it from the groups. A negative scale or NaN raises."""
     groups = parameter_groups(Everything(), 0.1, bias_lr_scale=0.05)
     assert [g["lr_scale"] for g in groups] == [1.0, 0.05]
     for wrong in (-0.1, float("nan")):
@@ -100,14 +98,14 @@ def test_biases_and_norms_may_have_a_rate_of_their_own() -> None:
             parameter_groups(Everything(), 0.1, bias_lr_scale=wrong)
 
 
-def test_a_model_of_one_kind_has_one_group() -> None:
-    """No empty groups, and a name without a dot for a module on its own."""
+def test_empty_groups_are_left_out() -> None:
+    """A parameter of the model itself has a name without a dot."""
     groups = parameter_groups(nn.Linear(2, 2, bias=False), 0.1)
     assert [[name for name, _ in g["params"]] for g in groups] == [["weight"]]
 
 
-def test_a_norm_of_one_s_own() -> None:
-    """A subclass of a norm is one; another module can be named as one."""
+def test_custom_norms() -> None:
+    """A subclass of a norm is one. Other modules can be passed as norms."""
 
     class GhostNorm(nn.BatchNorm2d):
         pass
@@ -124,14 +122,14 @@ def test_a_norm_of_one_s_own() -> None:
 
 
 class _Shift(nn.Module):
-    """A parametrization that learns."""
+    """A parametrization with a parameter."""
 
     def __init__(self) -> None:
         super().__init__()
         self.amount = nn.Parameter(torch.zeros(1))
 
     def forward(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Shift all elements."""
+        """Return the shifted tensor."""
         return tensor + self.amount
 
 
@@ -140,11 +138,11 @@ def _parametrized(module: nn.Module, name: str) -> nn.Module:
 
 
 def names_of(model: nn.Module) -> list[set[str]]:
-    """The names in the group of weights, and in the other."""
-    kinds: list[set[str]] = [set(), set()]
+    """Return the names in the group of weights, and those in the other group."""
+    names: list[set[str]] = [set(), set()]
     for group in parameter_groups(model, 0.1):
-        kinds[0 if group["adapt"] else 1] |= {name for name, _ in group["params"]}
-    return kinds
+        names[0 if group["adapt"] else 1] |= {name for name, _ in group["params"]}
+    return names
 
 
 HIDDEN: dict[str, tuple[Any, set[str], set[str]]] = {
@@ -226,10 +224,10 @@ HIDDEN: dict[str, tuple[Any, set[str], set[str]]] = {
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("depth", [0, 2])
 @pytest.mark.parametrize(("make", "weights", "others"), HIDDEN.values(), ids=HIDDEN)
-def test_what_is_hidden_keeps_its_role(
+def test_reparametrized_tensors_keep_their_class(
     make: Any, weights: set[str], others: set[str], depth: int
 ) -> None:
-    """Parametrized, pruned and normalised tensors, and collections, at any depth of the model."""
+    """Parametrized, pruned and normalized tensors, and collections, at any depth of the model."""
     model = make()
     for _ in range(depth):
         model = nn.Sequential(nn.ReLU(), model)
@@ -241,7 +239,7 @@ def test_what_is_hidden_keeps_its_role(
 
 @pytest.mark.parametrize("norm", [nn.LazyBatchNorm2d, nn.LazyInstanceNorm2d])
 def test_lazy_modules_may_be_grouped_before_their_first_batch(norm: Any) -> None:
-    """Their parameters are the same objects after it, and are trained."""
+    """Their parameters stay the same objects and are trained."""
     model = nn.Sequential(nn.LazyConv2d(4, 3), norm(affine=True), nn.Flatten(), nn.LazyLinear(2))
     assert names_of(model) == [
         {"0.weight", "3.weight"},
@@ -259,7 +257,7 @@ def test_lazy_modules_may_be_grouped_before_their_first_batch(norm: Any) -> None
 
 @pytest.mark.parametrize("make", [LARS, torch.optim.SGD, torch.optim.Adam])
 def test_any_optimizer_takes_them(make: Any) -> None:
-    """With names, which LARS uses for its statistics."""
+    """The optimizer keeps the names, which LARS uses for its statistics."""
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     optimizer = make(parameter_groups(model, 0.1), lr=0.1)
     names = [group["param_names"] for group in optimizer.param_groups]
@@ -276,21 +274,21 @@ def test_any_optimizer_takes_them(make: Any) -> None:
         ({"weight_decay": -0.1}, "weight_decay value: -0.1"),
     ],
 )
-def test_bad_arguments_name_themselves(options: dict[str, Any], message: str) -> None:
-    """ValueError with argument and value."""
+def test_invalid_arguments_raise(options: dict[str, Any], message: str) -> None:
+    """The ValueError contains the argument and its value."""
     with pytest.raises(ValueError, match=message):
         parameter_groups(nn.Linear(1, 1), **{"weight_decay": 0.1, **options})
 
 
 class _ConvNorm(nn.Module):
-    """What torch.jit and torch.export take apart."""
+    """A model for torch.jit and torch.export."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm, self.rnn = nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.LSTM(5, 2)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """A number for each image."""
+        """Return one number for each image."""
         return self.norm(self.conv(images)).sum((1, 2, 3)) + self.rnn(images[:, 0, 0:1])[0].sum()
 
 
@@ -301,7 +299,7 @@ def _reloaded(model: nn.Module) -> nn.Module:
     return torch.jit.load(file)
 
 
-@pytest.mark.filterwarnings("ignore")  # torch.jit's of its end, and of what it cannot trace
+@pytest.mark.filterwarnings("ignore")  # torch.jit warns of its deprecation and of tracing
 @pytest.mark.parametrize(
     "change",
     [
@@ -313,8 +311,8 @@ def _reloaded(model: nn.Module) -> nn.Module:
     ],
     ids=["scripted", "traced", "loaded", "fx", "compiled"],
 )
-def test_modules_of_a_changed_class_are_what_they_were(change: Any) -> None:
-    """isinstance fails for scripted ones, https://github.com/pytorch/pytorch/issues/19348."""
+def test_scripted_traced_and_compiled_modules_keep_their_groups(change: Any) -> None:
+    """isinstance fails for scripted modules: https://github.com/pytorch/pytorch/issues/19348."""
     model = _ConvNorm()
     found = names_of(change(model))
     assert [{n.removeprefix("_orig_mod.") for n in names} for names in found] == names_of(model)
@@ -322,7 +320,7 @@ def test_modules_of_a_changed_class_are_what_they_were(change: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_exported_graphs_are_refused() -> None:
-    """Their modules have neither class nor name, at any depth of a model."""
+    """Their modules have lost their classes. The graph may be at any depth of a model."""
     model = _ConvNorm()
     program = torch.export.export(model, (torch.ones(2, 3, 5, 5),))
     graphs = program.module(), torch.export.unflatten(program)

@@ -1,4 +1,4 @@
-"""LARS against a plain float64 reference, written from the published formulas."""
+"""LARS compared with a plain float64 reference that follows the published formulas."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ PATHS = {
     "fused": {"fused": True},
 }
 
-# From the survey of the published sources, not from lars/presets.py.
-# rule A: ratio before the buffer, B: lr too (the paper), C: both after it.
+# From the published sources, independent of lars/presets.py.
+# Rule A: ratio before the buffer, lr after it. B: both before it (the paper). C: both after it.
 TABLE: dict[str, dict[str, Any]] = {
     "paper": {"D": "separate", "rule": "B", "zero": "one", "eps": 0.0},
     "blog": {"D": "separate", "rule": "C", "zero": "raw", "eps": 1e-15},
@@ -39,7 +39,17 @@ TABLE: dict[str, dict[str, Any]] = {
 def reference_step(
     w: Tensor, g: Tensor, v: Tensor | None, y: float, h: dict[str, Any], system: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """One step of one float64 tensor under one published system; returns weights and buffer."""
+    """Return weights and buffer of a float64 tensor after one step of a published system.
+
+    Args:
+        w: weights.
+        g: gradient.
+        v: momentum buffer; None at the first step.
+        y: learning rate.
+        h: hyper-parameters of the group.
+        system: a row of TABLE.
+
+    """
     b, m, damp = h["weight_decay"], h["momentum"], h["dampening"]
     if h["maximize"]:
         g = -g
@@ -77,7 +87,7 @@ def reference_step(
 
 
 def hyper_parameters() -> st.SearchStrategy[dict[str, Any]]:
-    """A group's hyper-parameters; Nesterov only where it is allowed."""
+    """Return hyper-parameters of a group, with Nesterov only if it is allowed."""
 
     def settle(h: dict[str, Any]) -> dict[str, Any]:
         h["nesterov"] = h["nesterov"] and h["momentum"] > 0 and h["dampening"] == 0
@@ -106,10 +116,10 @@ def run_both(
     dtype: torch.dtype,
     steps: int,
 ) -> list[tuple[Tensor, Tensor, float]]:
-    """(LARS's weights, the reference's, its largest norm on the way) for each tensor.
+    """Return (weights of LARS, of the reference, largest norm of the latter) for each tensor.
 
-    The rate moves, a tensor or two are zero at times. Both see the same numbers: what the dtype
-    holds, and for the reference in float64.
+    The learning rate changes at each step, and some tensors and gradients are zero. The reference
+    gets the same numbers, after rounding to `dtype`, in float64.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -120,14 +130,14 @@ def run_both(
     param_groups, expected = [], []
     for h, group_shapes in groups:
         tensors = [draw(shape) for shape in group_shapes]
-        # Half of the runs: one tensor starts at zero, as a bias does.
+        # In half of the examples one tensor starts at zero, as a bias does.
         if seed % 2:
             tensors[0].zero_()
         param_groups.append({"params": [torch.nn.Parameter(t.clone()) for t in tensors], **h})
         expected.append([[t.double(), None, t.double().norm().item()] for t in tensors])
     optimizer = LARS(param_groups, lr=1.0, variant=variant, **options)
     for step in range(steps):
-        # Warm-up from 0, then falling: rule B parts from A wherever the rate moves.
+        # Warm-up from 0, then decay: rules A and B differ only if the rate changes.
         lr = 2.0 * min(step / 10, 1.0) * (1 - step / (2 * steps))
         for group, wanted in zip(optimizer.param_groups, expected, strict=True):
             group["lr"] = lr
@@ -146,7 +156,7 @@ def run_both(
 
 
 def relative_error(found: Tensor, expected: Tensor, largest: float) -> float:
-    """Norm of the difference over the largest norm on the way: a weight may end near 0."""
+    """Return the norm of the difference over `largest`, because a weight may end near 0."""
     assert torch.equal(found.isnan(), expected.isnan())
     assert torch.equal(found.isinf(), expected.isinf())
     finite = expected.isfinite()
@@ -161,7 +171,7 @@ def relative_error(found: Tensor, expected: Tensor, largest: float) -> float:
 def test_every_path_follows_the_formulas_in_float64(
     variant: str, path: str, groups: list[Any], seed: int
 ) -> None:
-    """50 steps of random shapes, groups, zeros and rates, to float64 rounding."""
+    """The results are equal after 50 steps, except for float64 rounding."""
     for row in run_both(variant, groups, seed, PATHS[path], torch.float64, 50):
         assert relative_error(*row) < 1e-11
 
@@ -173,7 +183,7 @@ def test_every_path_follows_the_formulas_in_float64(
 def test_every_path_follows_the_formulas_in_fp32(
     variant: str, path: str, groups: list[Any], seed: int
 ) -> None:
-    """The fused kernel's trick is used here and not in float64."""
+    """Here, but not in float64, the fused path uses torch's kernel with an adapted dampening."""
     for row in run_both(variant, groups, seed, PATHS[path], torch.float32, 50):
         assert relative_error(*row) < 2e-5
 
@@ -182,18 +192,17 @@ def test_every_path_follows_the_formulas_in_fp32(
 @pytest.mark.parametrize("path", PATHS)
 @settings(max_examples=4, deadline=None)
 @given(groups=groups, seed=st.integers(0, 2**20))
-def test_half_precision_rounds_no_worse_than_its_type(
+def test_the_error_of_half_precision_is_within_its_rounding(
     path: str, dtype: torch.dtype, groups: list[Any], seed: int
 ) -> None:
-    """Each of the steps may round weights and buffer once or twice."""
+    """Each step rounds weights and buffer once or twice."""
     steps = 12
     for row in run_both("paper", groups, seed, PATHS[path], dtype, steps):
         assert relative_error(*row) < steps * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("variant", TABLE)
-def test_presets_have_the_surveyed_values(variant: str) -> None:
-    """Each preset against the table above, option by option."""
+def test_presets_have_the_published_values(variant: str) -> None:
     system, preset = TABLE[variant], PRESETS[variant]
     assert preset["eps"] == system["eps"]
     assert preset["momentum_scaling"] == {"A": "trust", "B": "classic", "C": "none"}[system["rule"]]
@@ -207,8 +216,8 @@ def test_presets_have_the_surveyed_values(variant: str) -> None:
     assert set(TABLE) == set(PRESETS)
 
 
-def test_an_option_given_beside_a_preset_wins() -> None:
-    """In the constructor and in a group; a group's own variant fills what is left."""
+def test_explicit_options_take_precedence_over_a_variant() -> None:
+    """This holds in the constructor and in a group. A group's variant sets its other options."""
     a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     optimizer = LARS(
         [{"params": [a]}, {"params": [b], "variant": "larc", "zero_norm": "one"}],
@@ -236,8 +245,8 @@ def test_a_step_by_hand(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_the_classic_buffer_keeps_old_rates(path: str) -> None:
-    """With lr 0 the paper's rule coasts on old steps; under "trust" nothing moves."""
+def test_the_classic_buffer_contains_earlier_rates(path: str) -> None:
+    """At lr 0 the paper's rule still applies the buffer. Under "trust" the weights stay."""
     moved = {}
     for scaling in ("classic", "trust"):
         param = torch.nn.Parameter(torch.ones(3))
@@ -256,12 +265,12 @@ def test_the_classic_buffer_keeps_old_rates(path: str) -> None:
 @pytest.mark.parametrize("scale", [1e-40, 1e-25, 1e25])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("momentum_scaling", ["classic", "trust", "none"])
-def test_norms_that_fp32_squares_do_not_hold(
+def test_norms_whose_squares_exceed_fp32(
     path: str, scale: float, momentum: float, momentum_scaling: str
 ) -> None:
-    """A gradient too small or too large to be squared in fp32 has its norm on the fused path.
+    """Only the fused path computes the norm of a gradient that fp32 cannot square.
 
-    At 1e-40 its ratio, 1e39, is past fp32 too.
+    At 1e-40 the ratio, 1e39, exceeds fp32, too.
     """
     param = torch.nn.Parameter(torch.ones(4))
     param.grad = torch.full((4,), scale)
@@ -269,13 +278,13 @@ def test_norms_that_fp32_squares_do_not_hold(
     LARS([param], 1.0, momentum, **options).step()
     if path == "fused":
         assert param[0].item() == pytest.approx(0.9, rel=1e-4)
-    else:  # torch's norm is 0 or inf here: no step to speak of, and no NaN
+    else:  # torch's norm is 0 or inf here, so the weight hardly changes and is not NaN
         assert param[0].item() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_rate_too_small_for_the_kernel_s_dampening(path: str) -> None:
-    """Below 1e-9, 1 - (1 - x) has lost x in part; the step must not."""
+    """Below 1e-9, 1 - (1 - x) is not x. The step must be exact nevertheless."""
     param = torch.nn.Parameter(torch.full((3,), 1.0))
     param.grad = torch.ones(3)
     optimizer = LARS([param], lr=1e-10, trust_coefficient=1e-3, **PATHS[path])
@@ -288,7 +297,7 @@ def test_a_rate_too_small_for_the_kernel_s_dampening(path: str) -> None:
 @pytest.mark.parametrize("clip_norm", [0.5, 1e9])
 @pytest.mark.parametrize("maximize", [False, True])
 def test_clipping_by_norm_is_over_all_groups(path: str, clip_norm: float, maximize: bool) -> None:
-    """As if the gradients had been clipped before, with their global norm, and left alone."""
+    """The result equals that of gradients that are clipped by their global norm beforehand."""
     torch.manual_seed(0)
     start = [torch.randn(4, 3, dtype=torch.float64), torch.randn(5, dtype=torch.float64)]
     grads = [torch.randn_like(t) for t in start]
@@ -318,7 +327,7 @@ def test_clipping_by_norm_is_over_all_groups(path: str, clip_norm: float, maximi
 
 @pytest.mark.parametrize("path", PATHS)
 def test_clipping_by_value_comes_after_the_norm(path: str) -> None:
-    """Gradient (3, 4) to norm 2.5 is (1.5, 2), and to values (1.5, 1.75)."""
+    """The gradient (3, -4) becomes (1.5, -2) by clip_norm, then (1.5, -1.75) by clip_value."""
     found = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
     expected = copy.deepcopy(found)
     found.grad = torch.tensor([3.0, -4.0], dtype=torch.float64)
@@ -332,7 +341,7 @@ def test_clipping_by_value_comes_after_the_norm(path: str) -> None:
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("zero_norm", "moved"), [("one", 1.0), ("skip", 2.0)])
 def test_a_clipped_ratio_at_a_zero_norm(path: str, zero_norm: str, moved: float) -> None:
-    """As timm and apex have it: the ratio of 1 is clipped to 1 / lr; what is skipped is not."""
+    """As in timm and apex, a ratio of 1 becomes 1 / lr, but not under zero_norm "skip"."""
     param = torch.nn.Parameter(torch.zeros(2))
     param.grad = torch.ones(2)
     LARS([param], lr=2.0, trust_clip=True, zero_norm=zero_norm, **PATHS[path]).step()
@@ -345,7 +354,7 @@ def test_a_clipped_ratio_at_a_zero_norm(path: str, zero_norm: str, moved: float)
 def test_a_clipped_ratio_at_a_rate_of_zero(
     path: str, zero_norm: str, weight: float, grad: float
 ) -> None:
-    """The last step of most schedules: finite inputs leave the weights where they are."""
+    """Most schedules end at 0. Finite gradients then leave the weights unchanged."""
     param = torch.nn.Parameter(torch.full((2,), weight))
     param.grad = torch.full((2,), grad)
     LARS([param], lr=0.0, trust_clip=True, zero_norm=zero_norm, **PATHS[path]).step()

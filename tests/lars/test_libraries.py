@@ -1,7 +1,8 @@
-"""The wrapper over every optimizer of torch, timm and pytorch_optimizer: a ratio of 1 adds nothing.
+"""The wrapper over every optimizer of torch, timm and pytorch_optimizer.
 
-Twenty steps each, of zero gradients and of random ones, with a weight decay of 0.1: as the
-optimizer alone. What a library calls its decay, and where it enters, is read by no test here.
+At a ratio of 1, twenty steps with a weight decay of 0.1 must equal those of the optimizer alone,
+with zero gradients and with random ones. The tests assume nothing about the name of the decay
+option or about where the decay is added.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ DECAY = 0.1
 
 
 def find_classes() -> dict[str, type[Optimizer]]:
-    """Every optimizer of the libraries that are installed, by library and name."""
+    """Return every optimizer class of the installed libraries, by library and name."""
     found: dict[type[Optimizer], str] = {}
     for library in ("torch.optim", "timm.optim", "pytorch_optimizer"):
         try:
@@ -31,14 +32,14 @@ def find_classes() -> dict[str, type[Optimizer]]:
         except ImportError:
             continue
         for name in sorted(dir(module)):
-            kind = getattr(module, name)
-            if isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer:
-                found.setdefault(kind, f"{library.partition('.')[0]}.{name}")
-    return {name: kind for kind, name in found.items()}
+            entry = getattr(module, name)
+            if isinstance(entry, type) and issubclass(entry, Optimizer) and entry is not Optimizer:
+                found.setdefault(entry, f"{library.partition('.')[0]}.{name}")
+    return {name: entry for entry, name in found.items()}
 
 
 CLASSES = find_classes()
-# Refused, with what the message says.
+# Optimizers that cannot be wrapped, with a part of the error message.
 REFUSED = {
     "torch.LBFGS": "evaluates the model",
     "pytorch_optimizer.AliG": "evaluates the model",
@@ -49,13 +50,13 @@ REFUSED = {
     "timm.Adahessian": "differentiates the gradients",
     "pytorch_optimizer.AdaHessian": "differentiates the gradients",
     "pytorch_optimizer.SophiaH": "differentiates the gradients",
-    "pytorch_optimizer.LOMO": "steps while gradients are made",
-    "pytorch_optimizer.AdaLOMO": "steps while gradients are made",
-    "pytorch_optimizer.SafeFP16Optimizer": "keeps its parameter groups to itself",
+    "pytorch_optimizer.LOMO": "steps during the backward pass",
+    "pytorch_optimizer.AdaLOMO": "steps during the backward pass",
+    "pytorch_optimizer.SafeFP16Optimizer": "does not expose its parameter groups",
 }
-# Not made here, each for a reason of its own.
+# Optimizers that are not tested, with the reason.
 LEFT_OUT = {
-    "torch.SparseAdam": "takes sparse gradients alone, which have no trust ratio",
+    "torch.SparseAdam": "needs sparse gradients, which have no trust ratio",
     "pytorch_optimizer.GSAM": "needs a model and a scheduler; refused like the other SAMs",
     "pytorch_optimizer.DeMo": "needs einops",
     "pytorch_optimizer.DistributedMuon": "needs a process group",
@@ -66,31 +67,39 @@ MUONS = ("AdaGO", "AdaMuon", "Muon", "MuonClip", "NorMuon")
 
 
 def make(name: str, params: list[torch.nn.Parameter], **flags: bool) -> Optimizer:
-    """An optimizer with a weight decay wherever it has one."""
-    kind, short = CLASSES[name], name.partition(".")[2]
-    taken = inspect.signature(kind).parameters
+    """Return an optimizer, with the weight decay DECAY if it has that option."""
+    optimizer, short = CLASSES[name], name.partition(".")[2]
+    taken = inspect.signature(optimizer).parameters
     given = {"lr": 0.01, "weight_decay": DECAY, "num_iterations": 100, "num_data": 10}
     options: dict[str, Any] = {k: v for k, v in given.items() if k in taken} | flags
     base = torch.optim.SGD
     if short in TAKES_ANOTHER or short == "ScheduleFreeWrapper":
-        return kind(base(params, lr=0.01, momentum=0.9, weight_decay=DECAY))  # type: ignore[arg-type]
+        return optimizer(base(params, lr=0.01, momentum=0.9, weight_decay=DECAY))  # type: ignore[arg-type]
     if name.startswith("pytorch_optimizer") and short in MUONS:
-        return kind([{"params": params, "use_muon": True}], **options)
+        return optimizer([{"params": params, "use_muon": True}], **options)
     if "base_optimizer" in taken:
         model = [torch.nn.Linear(2, 2)] if "model" in taken else []
-        return kind(*model, params, base_optimizer=base, lr=0.01)  # type: ignore[arg-type]
+        return optimizer(*model, params, base_optimizer=base, lr=0.01)  # type: ignore[arg-type]
     if next(iter(taken)) == "model":
         model = torch.nn.Module()
         for index, param in enumerate(params):
             model.register_parameter(f"weight{index}", param)
-        return kind(model, **options)  # type: ignore[arg-type]
-    return kind(params, **options)
+        return optimizer(model, **options)  # type: ignore[arg-type]
+    return optimizer(params, **options)
 
 
 def walk(
     name: str, wrap: Callable[[Optimizer], Optimizer] | None, zero: bool, **flags: bool
 ) -> list[torch.Tensor]:
-    """The weights after twenty steps."""
+    """Return the weights after twenty steps.
+
+    Args:
+        name: key of CLASSES.
+        wrap: wraps the optimizer; None for the optimizer alone.
+        zero: whether gradients are zero; they are random otherwise.
+        flags: options of the optimizer.
+
+    """
     torch.manual_seed(0)
     dtype = torch.float32 if name.endswith(".FAdam") else torch.float64
     params = [torch.nn.Parameter(torch.randn(n, 4, dtype=dtype)) for n in (6, 4)]
@@ -108,7 +117,7 @@ def walk(
 
 
 def ratio_of_one(optimizer: Optimizer) -> Optimizer:
-    """A wrapper that scales and restores, by a ratio that is 1 for every tensor."""
+    """Return a wrapper whose trust ratio is 1 for every tensor."""
     return LARSWrapper(optimizer, trust_coefficient=1e12, trust_clip=True)
 
 
@@ -124,10 +133,10 @@ WALKED = [name for name in CLASSES if name not in REFUSED and name not in LEFT_O
 @pytest.mark.parametrize("name", WALKED)
 def test_a_ratio_of_one_is_the_optimizer_alone(name: str, wrap: Any) -> None:
     if wrap is ratio_of_one and name.endswith(".A2Grad"):
-        pytest.skip("has no rate to clip by")
+        pytest.skip("has no lr, which trust_clip needs")
     taken = inspect.signature(CLASSES[name]).parameters
     variants: list[dict[str, bool]] = [{}]
-    if wrap is ratio_of_one:  # the other hands on what it is given, whatever the flags
+    if wrap is ratio_of_one:  # without adaptation the flags make no difference
         variants += [{f: value} for f in FLAGS if f in taken for value in (True, False)]
     for flags in variants:
         for zero in (True, False):
@@ -139,17 +148,17 @@ def test_a_ratio_of_one_is_the_optimizer_alone(name: str, wrap: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in REFUSED if name in CLASSES])
-def test_what_cannot_be_wrapped_is_refused_in_one_sentence(name: str) -> None:
+def test_unsupported_optimizers_raise_in_one_line(name: str) -> None:
     params = [torch.nn.Parameter(torch.ones(2, 2))]
     with pytest.raises(TypeError, match=rf"must not be \w+, which {REFUSED[name]}") as error:
         LARSWrapper(make(name, params))
     assert "\n" not in str(error.value)
 
 
-def test_what_wraps_the_refused_and_ratios_twice_are_refused() -> None:
+def test_unsupported_inner_optimizers_and_double_ratios_raise() -> None:
     params = [torch.nn.Parameter(torch.ones(2))]
     for base in (LARS(params), LARSWrapper(torch.optim.SGD(params))):
-        with pytest.raises(TypeError, match="has trust ratios of its own"):
+        with pytest.raises(TypeError, match="has trust ratios already"):
             LARSWrapper(base)
     if "timm.Lookahead" in CLASSES:
         base = make("timm.Lookahead", params)
@@ -159,24 +168,24 @@ def test_what_wraps_the_refused_and_ratios_twice_are_refused() -> None:
 
 
 class _Silent(Optimizer):
-    """Says nothing about its decay, which is decoupled."""
+    """An optimizer with decoupled decay but without an option that says so."""
 
     def __init__(self, params: Any, weight_decay: float = DECAY) -> None:
         super().__init__(params, {"lr": 0.5, "weight_decay": weight_decay})
 
     def step(self, closure: Any = None) -> Any:
-        """Decay, then descend."""
+        """Apply the decay, then subtract the gradient."""
         with torch.no_grad():
             for group in self.param_groups:
                 for param in group["params"]:
                     param.mul_(1 - group["lr"] * group["weight_decay"]).sub_(param.grad)
 
 
-def test_one_that_says_nothing_keeps_its_decay_and_warns_once() -> None:
-    """At construction, or at the first step that decays; not at all without a decay."""
+def test_an_unknown_decay_is_not_scaled_and_warns_once() -> None:
+    """The warning comes at construction, or at the first step with a decay that is not 0."""
     param = torch.nn.Parameter(torch.ones(2))
     param.grad = torch.zeros(2)
-    with pytest.warns(UserWarning, match="leaves the weight decay of _Silent to it") as caught:
+    with pytest.warns(UserWarning, match="does not scale the weight decay of _Silent") as caught:
         optimizer = LARSWrapper(_Silent([param]))
         optimizer.step()
         optimizer.step()
@@ -187,26 +196,26 @@ def test_one_that_says_nothing_keeps_its_decay_and_warns_once() -> None:
         optimizer = LARSWrapper(_Silent([param], weight_decay=0.0))
         optimizer.step()
     optimizer.param_groups[0]["weight_decay"] = DECAY
-    with pytest.warns(UserWarning, match="leaves the weight decay"):
+    with pytest.warns(UserWarning, match="does not scale the weight decay"):
         optimizer.step()
 
 
-@pytest.mark.parametrize(("says", "share"), [(True, 0.0), (False, DECAY)])
-def test_its_user_may_say_it_instead(says: bool, share: float) -> None:
-    """In the group: the gradient then has its share of the weights, or has not."""
+@pytest.mark.parametrize(("decoupled", "decay"), [(True, 0.0), (False, DECAY)])
+def test_a_group_option_says_whether_the_decay_is_decoupled(decoupled: bool, decay: float) -> None:
+    """If it is not, the decay is added to the gradient that the optimizer gets."""
     param = torch.nn.Parameter(torch.full((2,), 3.0))
     param.grad = torch.ones(2)
-    base = _Silent([{"params": [param], "decoupled_weight_decay": says}])
+    base = _Silent([{"params": [param], "decoupled_weight_decay": decoupled}])
     seen = []
     base.register_step_pre_hook(lambda *_: seen.append(param.grad))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         LARSWrapper(base, trust_coefficient=1e12, trust_clip=True).step()
-    torch.testing.assert_close(seen[0], torch.full((2,), 1 + 3 * share))
+    torch.testing.assert_close(seen[0], torch.full((2,), 1 + 3 * decay))
 
 
-def test_an_option_that_the_optimizer_has_too_is_each_one_s_own() -> None:
-    """timm's Lamb has a trust_clip: False there was False here, whatever was asked for."""
+def test_options_of_the_same_name_are_separate() -> None:
+    """timm's Lamb has an option trust_clip. Its value must not replace the wrapper's."""
     lamb = pytest.importorskip("timm.optim").Lamb
     base = lamb([torch.nn.Parameter(torch.ones(2))], trust_clip=False)
     optimizer = LARSWrapper(base, trust_clip=True)
@@ -220,8 +229,8 @@ def test_an_option_that_the_optimizer_has_too_is_each_one_s_own() -> None:
 @pytest.mark.parametrize(
     "name", [n for n in WALKED if n.partition(".")[2] in (*TAKES_ANOTHER, "ScheduleFreeWrapper")]
 )
-def test_a_wrapper_within_keeps_its_checkpoint(name: str) -> None:
-    """State and groups of both, in the form that the inner wrapper gives them."""
+def test_an_inner_wrapper_keeps_its_checkpoint_format(name: str) -> None:
+    """The checkpoint restores state and groups of both wrappers."""
     torch.manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(4, 4)) for _ in range(2)]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in params]

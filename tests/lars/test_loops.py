@@ -1,6 +1,7 @@
-"""What public reports tell of optimizers in other people's training loops, tried on every path.
+"""Public bug reports about optimizers in training loops, tested on every path.
 
-The right value is torch's own SGD's, or worked out by hand; a report is named where there is one.
+The expected values are those of torch's SGD or are computed by hand. The docstrings link the
+reports.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Make = Callable[..., torch.optim.Optimizer]
 
 
 def _wrapped(params: Any, **options: Any) -> LARSWrapper:
-    """The wrapper over SGD, with a momentum."""
+    """Return the wrapper over SGD with momentum."""
     own = {
         name: options.pop(name) for name in ("lr", "momentum", "weight_decay") if name in options
     }
@@ -36,7 +37,7 @@ all_makers = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
 
 def parameter(*shape: int) -> torch.nn.Parameter:
-    """A parameter of ones with a gradient of ones."""
+    """Return a parameter of ones with a gradient of ones."""
     param = torch.nn.Parameter(torch.ones(shape))
     param.grad = torch.ones(shape)
     return param
@@ -45,9 +46,10 @@ def parameter(*shape: int) -> torch.nn.Parameter:
 @all_paths
 @pytest.mark.parametrize("shape", [(2, 2), (4, 3)], ids=["smaller", "as large"])
 def test_a_buffer_of_another_shape_is_refused(make: Make, shape: tuple[int, ...]) -> None:
-    """Of pruning, and of checkpoints in another order, https://github.com/pytorch/pytorch/issues/1489.
+    """After pruning, or if a checkpoint has another order of parameters, shapes differ.
 
-    A kernel that walks memory would write past the end of the shorter one.
+    A fused kernel would write past the end of the shorter tensor.
+    https://github.com/pytorch/pytorch/issues/1489
     """
     param = parameter(3, 4)
     optimizer = make([param])
@@ -60,7 +62,7 @@ def test_a_buffer_of_another_shape_is_refused(make: Make, shape: tuple[int, ...]
     other = parameter(*shape)
     second = make([other])
     second.load_state_dict(optimizer.state_dict())
-    with pytest.raises(RuntimeError, match="a checkpoint has its parameters in another order"):
+    with pytest.raises(RuntimeError, match="a checkpoint has the parameters in another order"):
         second.step()
     assert torch.equal(param.detach(), torch.ones(shape))
     assert torch.equal(other.detach(), torch.ones(shape))
@@ -68,7 +70,7 @@ def test_a_buffer_of_another_shape_is_refused(make: Make, shape: tuple[int, ...]
 
 @all_makers
 def test_a_gradient_of_another_shape_is_refused(make: Make) -> None:
-    """One that was left when its parameter was resized; nothing has changed then."""
+    """It remains if its parameter is resized. The step raises before any tensor changes."""
     param, other = parameter(4), parameter(8)
     optimizer = make([param, other], momentum=0.0, weight_decay=0.5)
     other.data = torch.ones(3)
@@ -80,10 +82,11 @@ def test_a_gradient_of_another_shape_is_refused(make: Make) -> None:
 
 
 @all_makers
-def test_a_gradient_whose_sign_is_still_to_be_changed(make: Make) -> None:
-    """As autograd hands it out, https://github.com/pytorch/pytorch/issues/184379.
+def test_lazily_negated_gradients(make: Make) -> None:
+    """Autograd may return one: https://github.com/pytorch/pytorch/issues/184379.
 
-    A real one, of one element. Kernels that read memory see the other sign, and go uphill.
+    A kernel that reads memory directly would see the wrong sign. This one is real and has one
+    element.
     """
     real, imaginary = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
     (torch.complex(real, imaginary).conj() * (1 + 2j)).abs().sum().backward()
@@ -98,7 +101,10 @@ def test_a_gradient_whose_sign_is_still_to_be_changed(make: Make) -> None:
 
 @all_makers
 def test_a_backward_pass_after_the_step_is_refused(make: Make) -> None:
-    """Of GANs, https://github.com/linkedin/Liger-Kernel/issues/272: what was saved has changed."""
+    """The step changes tensors that autograd saved, as may happen with GANs.
+
+    https://github.com/linkedin/Liger-Kernel/issues/272
+    """
     param = parameter(4)
     loss = param.square().sum()
     make([param]).step()
@@ -108,9 +114,10 @@ def test_a_backward_pass_after_the_step_is_refused(make: Make) -> None:
 
 @all_makers
 def test_torch_s_default_device_makes_no_difference(make: Make) -> None:
-    """Under set_default_device("cuda"), https://github.com/flashinfer-ai/flashinfer/pull/755.
+    """Tensors that a step creates are on the CPU or on the device of the parameters.
 
-    What a step makes for itself is on the CPU or beside its parameters. "meta" holds no values.
+    The report is about set_default_device("cuda"). Tensors on "meta" have no values.
+    https://github.com/flashinfer-ai/flashinfer/pull/755
     """
     ends = []
     for device in ("cpu", "meta"):
@@ -131,7 +138,7 @@ def test_torch_s_default_device_makes_no_difference(make: Make) -> None:
 
 @all_makers
 def test_grad_scaler_without_a_gradient(make: Make) -> None:
-    """One of two optimizers has none, https://github.com/huggingface/accelerate/issues/328."""
+    """One of two optimizers has none: https://github.com/huggingface/accelerate/issues/328."""
     idle, busy = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     optimizers = [make([idle]), make([busy])]
     scaler = torch.amp.GradScaler("cpu")
@@ -145,8 +152,8 @@ def test_grad_scaler_without_a_gradient(make: Make) -> None:
 
 @all_makers
 @pytest.mark.parametrize("unscaled", [False, True])
-def test_grad_scaler_may_be_told_to_unscale_and_to_skip(make: Make, unscaled: bool) -> None:
-    """By the flag it looks at: Lightning then clips, and Accelerate sees a step that was skipped.
+def test_grad_scaler_can_unscale_and_skip_steps_itself(make: Make, unscaled: bool) -> None:
+    """If _step_supports_amp_scaling is False, Lightning clips and Accelerate sees skipped steps.
 
     https://github.com/Lightning-AI/pytorch-lightning/issues/21435 and
     https://github.com/huggingface/accelerate/issues/4242.
@@ -170,8 +177,8 @@ def test_grad_scaler_may_be_told_to_unscale_and_to_skip(make: Make, unscaled: bo
 
 
 @pytest.mark.parametrize("way", ["add", "append", "load"])
-def test_a_group_that_the_wrapped_optimizer_got_by_itself(way: str) -> None:
-    """Its options are the wrapper's, also after https://github.com/NVIDIA/apex/issues/766."""
+def test_groups_that_are_added_to_the_wrapped_optimizer(way: str) -> None:
+    """They get the wrapper's options, too: https://github.com/NVIDIA/apex/issues/766."""
     first, second = parameter(4), parameter(4)
     base = torch.optim.SGD([first], lr=1.0)
     optimizer = LARSWrapper(base, trust_coefficient=0.5)
@@ -187,8 +194,8 @@ def test_a_group_that_the_wrapped_optimizer_got_by_itself(way: str) -> None:
 
 
 @all_paths
-def test_statistics_of_two_models_of_the_same_names(make: Make) -> None:
-    """As of a GAN, https://github.com/horovod/horovod/issues/2670: none takes another's place."""
+def test_statistics_of_two_models_with_the_same_names(make: Make) -> None:
+    """As with a GAN, names occur twice: https://github.com/horovod/horovod/issues/2670."""
     models = [torch.nn.Linear(3, 2), torch.nn.Linear(2, 4)]
     optimizer = make([group for model in models for group in parameter_groups(model, 0.1)])
     assert isinstance(optimizer, LARS)
@@ -208,8 +215,8 @@ def test_statistics_of_two_models_of_the_same_names(make: Make) -> None:
 
 
 @all_makers
-def test_parameters_without_memory_of_their_own(make: Make) -> None:
-    """As quantised ones, https://github.com/pytorch/pytorch/issues/121412: there is no address."""
+def test_parameters_without_an_address(make: Make) -> None:
+    """Quantized tensors are an example: https://github.com/pytorch/pytorch/issues/121412."""
     two = pytest.importorskip("torch.testing._internal.two_tensor").TwoTensor
     param, plain = torch.nn.Parameter(two(torch.ones(4), torch.ones(4))), parameter(4)
     param.grad = two(torch.ones(4), torch.ones(4))
@@ -222,7 +229,10 @@ def test_parameters_without_memory_of_their_own(make: Make) -> None:
 
 @all_makers
 def test_memory_is_estimated_with_fake_tensors(make: Make) -> None:
-    """https://github.com/pytorch/pytorch/issues/93654: nothing is read, state has its size."""
+    """No value is read, and the state has its shapes.
+
+    https://github.com/pytorch/pytorch/issues/93654
+    """
     private = pytest.importorskip("torch._subclasses.fake_tensor")
     with private.FakeTensorMode():
         model = torch.nn.Linear(3, 3)

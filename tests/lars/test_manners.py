@@ -1,9 +1,11 @@
-"""What torch's own generic tests ask of an optimizer, asked of LARS.
+"""The requirements of torch's generic optimizer tests, applied to LARS.
 
-Exceptions, with their reasons: a bad combination of flags raises ValueError, not RuntimeError, so
-that a user's mistake is one type everywhere; the step of a tensor whose gradient is zero is no
-step only without weight decay and buffer, as for SGD; sparse gradients are refused, since a norm
-needs the whole tensor; there is no `step` counter in the state.
+LARS differs in these points:
+
+- An invalid combination of flags raises ValueError, not RuntimeError, like all other user errors.
+- As in SGD, a zero gradient leaves a tensor unchanged only without weight decay and buffer.
+- Sparse gradients raise, because a norm needs the whole tensor.
+- The state has no `step` counter.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ all_paths = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 
 
 def problem(dtype: torch.dtype = torch.float32) -> tuple[list[torch.nn.Parameter], Any]:
-    """A weight and a bias of a small regression, and its loss."""
+    """Return the weight and the bias of a small regression, and a function for its loss."""
     torch.manual_seed(0)
     params = [
         torch.nn.Parameter(torch.randn(10, 5, dtype=dtype)),
@@ -43,10 +45,10 @@ def problem(dtype: torch.dtype = torch.float32) -> tuple[list[torch.nn.Parameter
 @pytest.mark.parametrize("variant", [v for v in PRESETS if not v.startswith("pytorch-lars")])
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("tensor_lr", [False, True])
-def test_it_goes_in_the_right_direction(
+def test_the_loss_changes_in_the_right_direction(
     path: dict[str, Any], variant: str, maximize: bool, tensor_lr: bool
 ) -> None:
-    """With a scheduler that halves the rate, a float's or a tensor's."""
+    """A scheduler halves the learning rate, a float or a tensor."""
     params, loss_of = problem()
     lr = torch.tensor(1.0) if tensor_lr else 1.0
     optimizer = LARS(
@@ -72,7 +74,7 @@ def test_it_goes_in_the_right_direction(
 @all_paths
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 def test_a_complex_tensor_is_two_real_ones(path: dict[str, Any], dtype: torch.dtype) -> None:
-    """The same steps as on its view as pairs of real numbers."""
+    """The steps are those of its view as pairs of real numbers."""
     torch.manual_seed(0)
     number = torch.nn.Parameter(torch.randn(3, 2, dtype=dtype))
     pairs = torch.nn.Parameter(torch.view_as_real(number.detach()).clone())
@@ -89,8 +91,8 @@ def test_a_complex_tensor_is_two_real_ones(path: dict[str, Any], dtype: torch.dt
 
 
 @all_paths
-def test_a_gradient_may_still_have_to_be_conjugated(path: dict[str, Any]) -> None:
-    """As autograd hands them out; the step is that of the numbers it stands for."""
+def test_lazily_conjugated_gradients(path: dict[str, Any]) -> None:
+    """Autograd may return one. The step must use the conjugated values."""
     torch.manual_seed(0)
     lazy = torch.nn.Parameter(torch.randn(3, dtype=torch.complex64))
     plain = torch.nn.Parameter(lazy.detach().clone())
@@ -102,10 +104,10 @@ def test_a_gradient_may_still_have_to_be_conjugated(path: dict[str, Any]) -> Non
     assert torch.equal(lazy.detach(), plain.detach())
 
 
-def test_a_capture_is_refused_where_it_would_freeze_the_rate(
+def test_a_capture_that_would_freeze_the_rate_raises(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A number, or a tensor elsewhere, is replayed as it was when captured."""
+    """A replay uses the captured value of a number, or of a tensor on another device."""
     refused: list[str] = []
     monkeypatch.setattr("lars.lars.check_not_capturing", lambda _, what: refused.append(what))
     for lr, device, frozen in (
@@ -121,7 +123,7 @@ def test_a_capture_is_refused_where_it_would_freeze_the_rate(
 
 
 def strided_tensors() -> list[tuple[Tensor, Tensor]]:
-    """Weights and gradients: views with gaps, channels_last, expanded, empty, 0-d."""
+    """Return (weight, gradient) pairs: views with gaps, channels_last, expanded, empty, 0-d."""
     torch.manual_seed(0)
     weights = [
         torch.randn(4, 6).t(),
@@ -141,7 +143,7 @@ def strided_tensors() -> list[tuple[Tensor, Tensor]]:
 @all_paths
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_strides_make_no_difference(path: dict[str, Any], nesterov: bool) -> None:
-    """Whatever the layout, the steps are those of contiguous copies, and the layout stays."""
+    """The steps are those of contiguous copies, and the layouts do not change."""
     results = []
     for plain in (False, True):
         pairs = strided_tensors()
@@ -162,7 +164,7 @@ def test_strides_make_no_difference(path: dict[str, Any], nesterov: bool) -> Non
 
 @all_paths
 def test_dtypes_may_be_mixed(path: dict[str, Any]) -> None:
-    """Each tensor keeps its dtype, its buffer too, and all of them move."""
+    """Each tensor and its buffer keep their dtype, and every tensor is updated."""
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
     params = [torch.nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in dtypes]
     for param in params:
@@ -177,8 +179,8 @@ def test_dtypes_may_be_mixed(path: dict[str, Any]) -> None:
 
 
 @all_paths
-def test_no_gradient_no_step(path: dict[str, Any]) -> None:
-    """Parameters without gradients are left alone, and have no state."""
+def test_parameters_without_a_gradient_are_not_updated(path: dict[str, Any]) -> None:
+    """They have no state either."""
     params, _ = problem()
     optimizer = LARS(params, weight_decay=0.1, clip_norm=1.0, **path)
     optimizer.telemetry = True
@@ -194,8 +196,8 @@ def test_no_gradient_no_step(path: dict[str, Any]) -> None:
 
 
 @all_paths
-def test_zero_gradients_are_no_step(path: dict[str, Any]) -> None:
-    """Without weight decay and an old buffer."""
+def test_zero_gradients_do_not_update(path: dict[str, Any]) -> None:
+    """This is without weight decay and without an earlier step."""
     params, _ = problem()
     before = [p.detach().clone() for p in params]
     for param in params:
@@ -205,8 +207,8 @@ def test_zero_gradients_are_no_step(path: dict[str, Any]) -> None:
 
 
 @all_paths
-def test_groups_have_their_own_options(path: dict[str, Any]) -> None:
-    """lr 0 in one group, no weight decay in the other; a group added later trains."""
+def test_options_are_per_group(path: dict[str, Any]) -> None:
+    """One group has lr 0. A group that is added later trains; an invalid one is not added."""
     params, loss_of = problem()
     late = torch.nn.Parameter(torch.ones(2))
     optimizer = LARS(
@@ -231,7 +233,7 @@ def test_groups_have_their_own_options(path: dict[str, Any]) -> None:
 @pytest.mark.parametrize("target", PATHS)
 @all_paths
 def test_state_moves_between_paths(path: dict[str, Any], target: str) -> None:
-    """A state_dict loaded under another path goes on as if nothing had happened."""
+    """Training resumes on another path from a state_dict with the same results."""
     ends = []
     for switch in (False, True):
         params, loss_of = problem(torch.float64)
@@ -252,7 +254,7 @@ def test_state_moves_between_paths(path: dict[str, Any], target: str) -> None:
 
 
 def test_a_checkpoint_of_sgd_or_of_an_older_version_loads() -> None:
-    """Options that a state_dict does not know come from the constructor."""
+    """Options that a state_dict lacks come from the constructor."""
     params, loss_of = problem()
     sgd = torch.optim.SGD(params, lr=0.1, momentum=0.5)
     loss_of().backward()
@@ -266,7 +268,7 @@ def test_a_checkpoint_of_sgd_or_of_an_older_version_loads() -> None:
 
 
 def test_copies_are_independent_and_complete() -> None:
-    """Deepcopy and pickle keep groups, state and variant; a step of one leaves the other alone."""
+    """Deepcopy and pickle keep groups, state and variant. A step does not change the copy."""
     params, loss_of = problem()
     optimizer = LARS(params, torch.tensor(0.5), variant="larc", weight_decay=0.1)
     loss_of().backward()
@@ -287,7 +289,7 @@ def test_copies_are_independent_and_complete() -> None:
 
 @pytest.mark.parametrize("wrap", [False, True])
 def test_hooks_run_around_the_step(wrap: bool) -> None:
-    """Before and after, once each, with the optimizer that was stepped."""
+    """Each is called once, with the optimizer as argument."""
     params, loss_of = problem()
     optimizer = LARSWrapper(torch.optim.SGD(params)) if wrap else LARS(params)
     calls: list[tuple[str, object]] = []
@@ -302,7 +304,7 @@ def test_hooks_run_around_the_step(wrap: bool) -> None:
 
 
 def test_a_tensor_rate_equals_a_float() -> None:
-    """On every path, and read anew at each step."""
+    """Every path reads it at each step."""
     ends = []
     for path in PATHS.values():
         for lr in (0.5, torch.tensor(0.5, dtype=torch.float64), torch.tensor([0.5])):
@@ -322,7 +324,7 @@ def test_a_tensor_rate_equals_a_float() -> None:
 @pytest.mark.parametrize("variant", ["paper", "blog", "timm", "braintools"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_autograd_goes_through_a_differentiable_step(variant: str, momentum: float) -> None:
-    """Two steps as a function of weights, gradients, buffer and rate."""
+    """Two steps are a differentiable function of weights, gradients and learning rate."""
     torch.manual_seed(0)
 
     def two_steps(weight: Tensor, first: Tensor, second: Tensor, lr: Tensor) -> Tensor:
@@ -348,7 +350,7 @@ def test_autograd_goes_through_a_differentiable_step(variant: str, momentum: flo
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_a_differentiable_step_at_a_zero_norm_has_no_nan(value: float) -> None:
-    """0/0, in the ratio that is overwritten, must not reach the gradient."""
+    """The 0/0 in the ratio, which is overwritten, must not reach the gradient."""
     weight = torch.zeros(3, requires_grad=True)
     moved = weight.clone()
     optimizer = LARS([moved], differentiable=True)
@@ -360,7 +362,7 @@ def test_a_differentiable_step_at_a_zero_norm_has_no_nan(value: float) -> None:
 
 
 class _Recorder(TorchDispatchMode):
-    """Counts calls that reach the dispatcher, and refuses those that wait for a device."""
+    """Count calls that reach the dispatcher, and fail on those that wait for a device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -369,17 +371,17 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func)
         assert "_local_scalar_dense" not in name, "the host reads a value"
-        if "unbind" not in name and "detach" not in name:  # views: no work for a device
+        if "unbind" not in name and "detach" not in name:  # views launch no kernel
             self.calls.append(name)
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("variant", PRESETS)
-def test_the_foreach_step_never_reads_a_value_and_does_not_grow(
+def test_the_foreach_step_does_not_sync_and_has_a_fixed_number_of_calls(
     variant: str, nesterov: bool
 ) -> None:
-    """As many calls for 80 tensors as for 2, none a synchronisation; clipping and telemetry on."""
+    """It makes as many calls for 80 tensors as for 2, with clipping and telemetry."""
     counts = []
     for number in (2, 80):
         params = [torch.nn.Parameter(torch.randn(3, 2)) for _ in range(number)]
@@ -399,15 +401,15 @@ def test_the_foreach_step_never_reads_a_value_and_does_not_grow(
         with _Recorder() as recorder:
             optimizer.step()
         counts.append(len(recorder.calls))
-    grown = variant == "braintools"  # ||g + b * w|| needs each sum as a tensor
-    assert grown or counts[0] == counts[1] < 45
+    grows = variant == "braintools"  # ||g + b * w|| needs each sum as a tensor
+    assert grows or counts[0] == counts[1] < 45
 
 
 @all_paths
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
 @pytest.mark.parametrize("wrap", [False, True])
 def test_grad_scaler(path: dict[str, Any], clip_norm: float | None, wrap: bool) -> None:
-    """Norms, decay and clipping see unscaled gradients; an inf step is skipped; p.grad stays."""
+    """Norms, decay and clipping use unscaled gradients. A step with inf is skipped."""
     ends = []
     for scale in (1.0, 1024.0):
         params, loss_of = problem()
@@ -443,7 +445,7 @@ def test_grad_scaler(path: dict[str, Any], clip_norm: float | None, wrap: bool) 
 
 @all_paths
 def test_sparse_gradients_are_refused(path: dict[str, Any]) -> None:
-    """With a message, not an error from inside a kernel."""
+    """The message is that of LARS, not an error of a kernel."""
     param = torch.nn.Parameter(torch.ones(3))
     param.grad = torch.ones(3).to_sparse()
     with pytest.raises(RuntimeError, match="sparse"):
@@ -483,8 +485,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("options", "message"), BAD, ids=[m for _, m in BAD])
 @pytest.mark.parametrize("place", ["constructor", "group"])
-def test_bad_arguments_name_themselves(options: dict[str, Any], message: str, place: str) -> None:
-    """ValueError with argument and value, in the constructor as in a group."""
+def test_invalid_arguments_raise(options: dict[str, Any], message: str, place: str) -> None:
+    """The ValueError contains argument and value, in the constructor and in a group."""
     param = torch.nn.Parameter(torch.ones(1))
     with pytest.raises(ValueError, match=message):
         LARS([param], **options) if place == "constructor" else LARS(
@@ -494,7 +496,7 @@ def test_bad_arguments_name_themselves(options: dict[str, Any], message: str, pl
 
 @pytest.fixture(scope="module")
 def inputs_of_all() -> Any:
-    """What torch's own tests give to optimizers; their import would freeze torch.backends."""
+    """Return the inputs of torch's optimizer tests. Their import would freeze torch.backends."""
     pytest.importorskip("expecttest")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.backends, "disable_global_flags", lambda: None)
@@ -505,12 +507,12 @@ def inputs_of_all() -> Any:
 
 @pytest.fixture(scope="module")
 def sgd_inputs(inputs_of_all: Any) -> Any:
-    """What torch's own tests give to SGD."""
+    """Return the inputs of torch's tests of SGD."""
     return next(info for info in inputs_of_all if info.optim_cls is torch.optim.SGD)
 
 
 def test_torch_s_own_error_inputs(sgd_inputs: Any) -> None:
-    """The errors that torch's generic tests expect of every optimizer."""
+    """LARS raises the errors that torch's generic tests expect of every optimizer."""
     seen = 0
     for error in sgd_inputs.optim_error_inputs_func(device="cpu", dtype=torch.float32):
         given = error.optimizer_error_input
@@ -524,15 +526,15 @@ def test_torch_s_own_error_inputs(sgd_inputs: Any) -> None:
 
 @all_paths
 def test_torch_s_own_inputs_for_sgd(path: dict[str, Any], sgd_inputs: Any) -> None:
-    """With trust_norm out of the way (adapt=False), LARS "trust" is SGD on all of SGD's inputs."""
+    """With adapt=False and momentum_scaling "trust", LARS equals SGD on all inputs of SGD."""
     for given in sgd_inputs.optim_inputs_func(device="cpu"):
         ends = []
-        for mine in (False, True):
+        for is_lars in (False, True):
             params, loss_of = problem(torch.float64)
             kwargs = {"momentum": 0.0, **given.kwargs}
-            if mine:
+            if is_lars:
                 kwargs |= {"momentum_scaling": "trust", "adapt": False, **path}
-            optimizer = (LARS if mine else torch.optim.SGD)(params, **{"lr": 1e-3, **kwargs})
+            optimizer = (LARS if is_lars else torch.optim.SGD)(params, **{"lr": 1e-3, **kwargs})
             for _ in range(4):
                 optimizer.zero_grad()
                 loss_of().backward()
@@ -548,11 +550,11 @@ def test_torch_s_own_inputs_for_sgd(path: dict[str, Any], sgd_inputs: Any) -> No
     ids=["not adapted", "a ratio of 1", "adapted"],
 )
 def test_torch_s_own_inputs_for_the_wrapper(options: dict[str, Any], inputs_of_all: Any) -> None:
-    """Each optimizer with each of its inputs: as alone at a ratio of 1, and finite at any."""
+    """At a ratio of 1 it equals the optimizer alone, and at any ratio the weights are finite."""
     seen = 0
     for info in inputs_of_all:
         if info.optim_cls in (torch.optim.LBFGS, torch.optim.SparseAdam):
-            continue  # the wrapper refuses the one, and the sparse gradients of the other
+            continue  # LBFGS cannot be wrapped, and SparseAdam needs sparse gradients
         for given in info.optim_inputs_func(device="cpu"):
             ends = []
             for wrap in (False, True):
@@ -577,7 +579,7 @@ def test_torch_s_own_inputs_for_the_wrapper(options: dict[str, Any], inputs_of_a
 @all_paths
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_telemetry(path: dict[str, Any], clip_norm: float | None) -> None:
-    """By name, from the very norms of the step; nothing kept when it is off."""
+    """Statistics have the parameters' names and the norms of the step; off, there are none."""
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     model(torch.randn(4, 3)).square().sum().backward()
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -610,7 +612,7 @@ def test_telemetry(path: dict[str, Any], clip_norm: float | None) -> None:
 
 
 def test_the_default_path() -> None:
-    """Fused on the CPU, foreach where a value may not be read, one by one through autograd."""
+    """It is fused on the CPU, foreach with capturable, and single with differentiable."""
     from lars.bucket import choose_path
 
     param = torch.nn.Parameter(torch.ones(1))

@@ -1,4 +1,4 @@
-"""Norms of large CPU tensors: fp32 sums of squares lose what is below their last bit."""
+"""Norms of large CPU tensors, where a plain fp32 sum of squares is inexact."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATHS: dict[str, dict[str, Any]] = {
 
 
 def layouts(size: int) -> dict[str, torch.Tensor]:
-    """Tensors of about this many elements, in and out of the order of memory, and in bf16."""
+    """Return tensors of about `size` elements: contiguous, not contiguous, and in bf16."""
     torch.manual_seed(0)
     side = 1 << 11
     matrix = torch.randn(size // side, side)
@@ -33,7 +33,7 @@ def layouts(size: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("layout", layouts(1 << 12))
 def test_a_large_norm_is_that_of_float64(layout: str) -> None:
-    """5e6 elements: torch's own is 1e-4 off on one thread, and 1e-2 at 1e8."""
+    """torch's norm has a relative error of 1e-4 here (5e6 elements, one thread), 1e-2 at 1e8."""
     tensor = layouts(norms._LARGE + (1 << 20))[layout]
     assert tensor.numel() > norms._LARGE
     expected = tensor.double().norm().item()
@@ -46,8 +46,8 @@ def test_a_large_norm_is_that_of_float64(layout: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-def test_a_step_takes_its_norms_so(path: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With parts that are small on purpose, all paths and the wrapper end where float64 does."""
+def test_a_step_uses_norms_in_parts(path: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With very small parts, all paths and the wrapper equal float64."""
     monkeypatch.setattr(norms, "_LARGE", 64)
     monkeypatch.setattr(norms, "_PART", 16)
     ends = []
@@ -64,8 +64,8 @@ def test_a_step_takes_its_norms_so(path: dict[str, Any], monkeypatch: pytest.Mon
     torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
 
 
-def test_tiny_and_huge_parts_are_worked_out_in_float64() -> None:
-    """A sum of squares outside what fp32 holds, over several parts."""
+def test_norms_of_tiny_and_huge_parts_are_computed_in_float64() -> None:
+    """fp32 cannot hold the sum of squares."""
     for value in (1e-25, 1e25):
         tensor = torch.full((norms._LARGE + 1,), value)
         expected = value * (norms._LARGE + 1) ** 0.5
@@ -74,7 +74,7 @@ def test_tiny_and_huge_parts_are_worked_out_in_float64() -> None:
 
 @pytest.mark.stress
 def test_a_norm_of_3e8_elements() -> None:
-    """4 % too small before; by `pytest -m stress`, in 2 GB."""
+    """torch's norm is 4 % too small. The test runs with `pytest -m stress` and needs 2 GB."""
     tensor = torch.randn(3 * 10**8)
     parts = [part.double().square().sum().item() for part in tensor.split(10**6)]
     expected = sum(parts) ** 0.5

@@ -1,7 +1,7 @@
-"""Options as other libraries make numbers: at construction, in groups, and set between steps.
+"""Options as numbers of other libraries, in the constructor, in groups, and set between steps.
 
-`group["weight_decay"] = np.float64(...)` is how DINO and MoCo schedule it. torch's SGD takes these,
-and tensors of one element too: its weight_decay is documented as one, the others work.
+DINO and MoCo schedule with `group["weight_decay"] = np.float64(...)`. torch's SGD supports this. It
+also supports tensors with one element, which are documented for weight_decay only.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MADE: dict[str, Any] = {
     "int64": np.int64,
     "int": int,
 }
-# Each can be written in fp16, and 1 in int64.
+# Each is exact in fp16. The int64 tests use 1.
 NUMBERS = {
     "lr": 0.5,
     "momentum": 0.5,
@@ -49,7 +49,7 @@ all_makes = pytest.mark.parametrize("make", MADE.values(), ids=MADE)
 
 
 def walk(optimizer_of: Any, between: Any = None) -> list[torch.Tensor]:
-    """A matrix and a vector after three steps; `between` is called before each with the group."""
+    """Return two matrices after three steps; `between` is called with the group before each."""
     torch.manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(n, 3, dtype=torch.float64)) for n in (4, 2)]
     optimizer = optimizer_of(params)
@@ -69,8 +69,8 @@ def equal(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
 @all_makes
 @pytest.mark.parametrize("option", NUMBERS)
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-def test_lars_takes_them_anywhere(path: dict[str, Any], option: str, make: Any) -> None:
-    """To the bit as Python's own number."""
+def test_lars_accepts_them_everywhere(path: dict[str, Any], option: str, make: Any) -> None:
+    """The result is bit-identical to that of a Python number."""
     value = 1 if make in (np.int64, int) else NUMBERS[option]
     base = {"lr": 0.25, "weight_decay": 0.25, **path}
     made = make(value)
@@ -83,11 +83,11 @@ def test_lars_takes_them_anywhere(path: dict[str, Any], option: str, make: Any) 
 
 @all_makes
 @pytest.mark.parametrize("option", [*OWN, "lr", "momentum", "weight_decay"])
-def test_the_wrapper_takes_them_anywhere(option: str, make: Any) -> None:
-    """Its own options, and those of the wrapped optimizer as far as that takes them."""
+def test_the_wrapper_accepts_them_everywhere(option: str, make: Any) -> None:
+    """So do options of the wrapped optimizer, as far as that supports them."""
     value = 1 if make in (np.int64, int) else NUMBERS[option]
     if option not in OWN and make in (np.array, fractions.Fraction):
-        pytest.skip("the wrapped SGD does not take it")
+        pytest.skip("the wrapped SGD does not support it")
     common: dict[str, Any] = {"lr": 0.25, "momentum": 0.5, "weight_decay": 0.25, "foreach": False}
     key = "trust_eps" if option == "eps" else option
 
@@ -102,8 +102,8 @@ def test_the_wrapper_takes_them_anywhere(option: str, make: Any) -> None:
         torch.testing.assert_close(found, expected)
 
 
-def test_flags_and_names_too() -> None:
-    """numpy's True is not Python's, and its str is its own; both count as what they say."""
+def test_numpy_bools_and_strings_are_accepted() -> None:
+    """numpy's True is not Python's True, and its str is a subclass."""
     yes, no = np.bool_(True), np.bool_(False)
     options = {"nesterov": yes, "trust_clip": yes, "maximize": no, "foreach": no, "adapt": yes}
     plain = {key: bool(value) for key, value in options.items()}
@@ -118,8 +118,8 @@ def test_flags_and_names_too() -> None:
         LARS([torch.nn.Parameter(torch.ones(1))], momentum=yes)
 
 
-def test_what_is_saved_is_plain() -> None:
-    """torch.load(weights_only=True), its default, refuses numpy's scalars."""
+def test_a_state_dict_contains_python_numbers() -> None:
+    """torch.load(weights_only=True), the default, rejects numpy's scalars."""
     param = torch.nn.Parameter(torch.ones(2))
     optimizer = LARS([param], np.float64(0.5), weight_decay=np.float32(0.1))
     param.grad = torch.ones(2)
@@ -134,7 +134,7 @@ def test_what_is_saved_is_plain() -> None:
 
 
 @pytest.mark.parametrize("value", ["0.1", [0.1], np.array([0.1, 0.2]), 1j, np.float64("nan")])
-def test_what_is_no_number_is_refused_by_name(value: Any) -> None:
+def test_values_that_are_not_numbers_raise(value: Any) -> None:
     params = [torch.nn.Parameter(torch.ones(1))]
     for option in ("lr", "momentum", "weight_decay", "eps", "clip_norm", "trust_coefficient"):
         with pytest.raises(ValueError, match=r"Invalid (learning rate|\w+ value)"):
@@ -149,7 +149,7 @@ def test_what_is_no_number_is_refused_by_name(value: Any) -> None:
 
 
 @all_makes
-def test_parameter_groups_takes_them(make: Any) -> None:
+def test_parameter_groups_accepts_them(make: Any) -> None:
     value = make(1) if make in (np.int64, int) else make(0.5)
     groups = parameter_groups(torch.nn.Linear(1, 1), value, bias_lr_scale=value)
     assert groups[0]["weight_decay"] == groups[1]["lr_scale"] == float(value)
@@ -157,7 +157,7 @@ def test_parameter_groups_takes_them(make: Any) -> None:
 
 
 def test_autograd_goes_through_a_weight_decay() -> None:
-    """As through that of torch's SGD under differentiable=True."""
+    """This is as in torch's SGD with differentiable=True."""
 
     def step(weight: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
         weight = weight.clone()

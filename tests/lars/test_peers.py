@@ -1,6 +1,6 @@
-"""Equal trajectories with published packages where the rules coincide; else the difference.
+"""Trajectories equal those of published packages if the rules are equal; else the difference.
 
-The packages are not dependencies: a test is skipped where its package is missing.
+The packages are no dependencies. A test is skipped if its package is not installed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Trajectory = list[torch.Tensor]
 
 
 def trajectory(make: Any, steps: int = 30) -> Trajectory:
-    """Weights after each step of a moving rate; gradients are drawn anew, so none is reused."""
+    """Return the weights after each step, with a changing rate and a new gradient at each step."""
     torch.manual_seed(0)
     tensors = [torch.randn(4, 3), torch.randn(2, 3, 2, 2), torch.zeros(3, 2)]
     params = [torch.nn.Parameter(t.double()) for t in tensors]
@@ -37,7 +37,7 @@ def trajectory(make: Any, steps: int = 30) -> Trajectory:
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("theirs", [{}, {"trust_clip": True}, {"always_adapt": True}])
 def test_timm(path: Any, weight_decay: float, nesterov: bool, theirs: Any) -> None:
-    """Its `Lars` is variant "timm"; `always_adapt` is adapt=True, `trust_clip` is trust_clip."""
+    """Its `Lars` is variant "timm". Its `always_adapt` is adapt=True here."""
     optim = pytest.importorskip("timm.optim")
     common = {"lr": 0.5, "momentum": 0.9, "weight_decay": weight_decay, "nesterov": nesterov}
     mine = {"trust_clip": theirs.get("trust_clip"), "adapt": theirs.get("always_adapt")}
@@ -48,10 +48,10 @@ def test_timm(path: Any, weight_decay: float, nesterov: bool, theirs: Any) -> No
 
 @pytest.mark.parametrize("dampening", [0.0, 0.5])
 def test_pytorch_optimizer(dampening: float) -> None:
-    """Its LARS (4.1.0) is "trust" with eps 0, for matrices and where nothing is dampened.
+    """Its LARS (4.1.0) is "trust" with eps 0, for matrices and without dampening.
 
-    Its buffer starts from zero, so it also dampens the first gradient, which torch's SGD and LARS
-    here do not. Older releases stored the first gradient as it was, without ratio.
+    Its buffer starts at zero, so it also dampens the first gradient. torch's SGD and LARS here do
+    not. Older releases store the first gradient without the ratio.
     """
     module = pytest.importorskip("pytorch_optimizer")
     common = {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.1, "dampening": dampening}
@@ -66,7 +66,7 @@ def test_pytorch_optimizer(dampening: float) -> None:
 
 
 def test_pytorch_optimizer_at_a_zero_gradient() -> None:
-    """It asks whether the denominator is 0, not the gradient: its ratio is eta / weight_decay."""
+    """It checks if the denominator is 0, not the gradient, so its ratio is eta / weight_decay."""
     module = pytest.importorskip("pytorch_optimizer")
     moved = {}
     for mine in (False, True):
@@ -80,8 +80,8 @@ def test_pytorch_optimizer_at_a_zero_gradient() -> None:
     assert moved[False] == pytest.approx(0.5 * 0.1 * 0.001 / 0.1)
 
 
-def test_pytorch_optimizer_leaves_vectors_out() -> None:
-    """It neither adapts nor decays what has one dimension; here that is a group's business."""
+def test_pytorch_optimizer_excludes_vectors() -> None:
+    """It neither adapts nor decays 1-D tensors. Here the options of a group do this."""
     module = pytest.importorskip("pytorch_optimizer")
     ends = []
     for mine in (False, True):

@@ -1,4 +1,4 @@
-"""The README's snippet runs, trains, and is all that a stranger needs."""
+"""The README's snippet trains a model, and lars needs nothing but torch."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tests.helpers import PROJECT
 
 
 def snippet() -> str:
-    """The Python block of the README that imports lars."""
+    """Return the Python block of the README that imports lars."""
     for block in (PROJECT / "README.md").read_text().split("```python\n")[1:]:
         code = block.partition("```")[0]
         if "from lars import" in code:
             return code
-    pytest.fail("no README shows lars")
+    pytest.fail("README.md has no Python block that imports lars")
 
 
-def test_the_snippet_trains_a_stranger_s_model() -> None:
-    """On two separable classes of noise, the loss falls by half."""
+def test_the_snippet_trains_a_model() -> None:
+    """On two separable classes of noise, the loss falls by at least half."""
     torch.manual_seed(0)
     layers = (torch.nn.Flatten(), torch.nn.Linear(48, 32), torch.nn.BatchNorm1d(32))
     model = torch.nn.Sequential(*layers, torch.nn.ReLU(), torch.nn.Linear(32, 2))
@@ -30,7 +30,7 @@ def test_the_snippet_trains_a_stranger_s_model() -> None:
     images = torch.randn(64, 3, 4, 4) + labels[:, None, None, None]
     before = torch.nn.functional.cross_entropy(model(images), labels).item()
     threads = torch.get_num_threads()
-    # So small a model takes a hundred times as long where its threads wait for a busy core.
+    # On busy cores, so small a model takes a hundred times as long with several threads.
     torch.set_num_threads(1)
     try:
         exec(snippet(), {"torch": torch, "model": model, "batches": [(images, labels)] * 100})
@@ -41,7 +41,7 @@ def test_the_snippet_trains_a_stranger_s_model() -> None:
 
 
 def test_the_reference_imports_nothing_of_the_package() -> None:
-    """It is what the package is tested against."""
+    """The package is compared with it, so it must be independent."""
     tree = ast.parse((PROJECT / "lars" / "reference.py").read_text(encoding="utf-8"))
     names = [n.names[0].name for n in ast.walk(tree) if isinstance(n, ast.Import)]
     names += [n.module or "." * n.level for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
@@ -49,7 +49,7 @@ def test_the_reference_imports_nothing_of_the_package() -> None:
 
 
 def test_lars_imports_torch_alone() -> None:
-    """In a fresh interpreter: nothing of the project, nothing installed beside torch's own."""
+    """In a new process it imports no other package, except those that torch imports."""
     code = """
 import sys, torch
 before = {name.partition(".")[0] for name in sys.modules}

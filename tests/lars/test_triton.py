@@ -1,6 +1,6 @@
-"""The Triton kernels of the CUDA path, on the CPU in Triton's interpreter, and compiled.
+"""The Triton kernels of the CUDA path, in Triton's interpreter on the CPU, and compiled.
 
-Triton reads TRITON_INTERPRET when it is imported, so those tests run in a process of their own.
+Triton reads TRITON_INTERPRET on import, so the tests in the interpreter run in a separate process.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ triton = pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is that process")
+@pytest.mark.skipif(INTERPRETED, reason="this is the separate process")
 def test_in_the_interpreter() -> None:
-    """All tests below that take the fixture `interpreted`."""
+    """Run all tests below that use the fixture `interpreted`."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -35,11 +35,11 @@ def test_in_the_interpreter() -> None:
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have fused=True take the Triton path on CPU tensors, and small chunks on top."""
+    """Make fused=True use the Triton path on CPU tensors, with small chunks."""
     from lars import fused_cuda
 
     if not INTERPRETED:
-        pytest.skip("runs in a process of its own")
+        pytest.skip("runs in a separate process")
     monkeypatch.setattr(fused_cuda, "_BLOCK", 16)
 
     def path_on(param: torch.Tensor, path: str) -> str:
@@ -56,7 +56,10 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def run(options: dict[str, Any], dtype: torch.dtype, telemetry: bool = False) -> list[torch.Tensor]:
-    """Weights after some steps of a moving rate; sizes below, at and beyond a chunk; an empty."""
+    """Return weights, and trust ratios with telemetry, after two steps with a changing rate.
+
+    The tensors are smaller than a chunk, as large, larger, and empty.
+    """
     torch.manual_seed(0)
     shapes = [(16,), (5, 7), (0,), (), (2, 3, 2, 2), (6,)]
     tensors = [torch.randn(shape).to(dtype) for shape in shapes]
@@ -90,7 +93,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_kernels_take_the_step(interpreted: None, options: dict[str, Any]) -> None:
-    """Equal to the one-by-one path, statistics included."""
+    """The step and its statistics equal those of the single-tensor path."""
     found = run({**options, "fused": True}, torch.float32, telemetry=True)
     expected = run({**options, "foreach": False}, torch.float32, telemetry=True)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -98,14 +101,14 @@ def test_the_kernels_take_the_step(interpreted: None, options: dict[str, Any]) -
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes(interpreted: None, dtype: torch.dtype) -> None:
-    """Half types round once a step; fp64 is left to foreach."""
+    """Half types are rounded once in a step. fp64 uses foreach."""
     found, expected = (run(o, dtype) for o in ({"fused": True}, {"foreach": False}))
     tolerance = 8 * torch.finfo(dtype).eps
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_mixed_layouts_go_by_foreach(interpreted: None) -> None:
-    """The kernels walk memory: a gradient laid out otherwise is not for them."""
+def test_mixed_layouts_use_foreach(interpreted: None) -> None:
+    """The kernels ignore strides, so they cannot read a gradient with another layout."""
     paths = []
     for gradient in (torch.ones(4, 6), torch.ones(6, 4).t()):
         param = torch.nn.Parameter(torch.ones(4, 6))
@@ -115,8 +118,8 @@ def test_mixed_layouts_go_by_foreach(interpreted: None) -> None:
     assert paths == ["triton", "foreach"]
 
 
-def test_mixed_dtypes_go_by_foreach(interpreted: None) -> None:
-    """The kernels read all lists by one dtype; equal to the one-by-one path."""
+def test_mixed_dtypes_use_foreach(interpreted: None) -> None:
+    """The kernels read all lists as one dtype. The step equals that of the single-tensor path."""
     ends = []
     for options in ({"fused": True}, {"foreach": False}):
         torch.manual_seed(0)
@@ -135,7 +138,7 @@ def test_mixed_dtypes_go_by_foreach(interpreted: None) -> None:
 
 
 def test_tables_follow_the_gradients(interpreted: None) -> None:
-    """A gradient at another address is found there; a parameter that joins makes a new chunking."""
+    """A gradient may be at a new address. An additional parameter needs a new chunking."""
     params = [torch.nn.Parameter(torch.ones(20)) for _ in range(2)]
     optimizer = LARS(params, lr=1.0, momentum=0.0, trust_coefficient=0.1, fused=True)
     kept = []
@@ -154,21 +157,21 @@ def test_tables_follow_the_gradients(interpreted: None) -> None:
     "loop",
     [
         test_loops.test_a_gradient_of_another_shape_is_refused,
-        test_loops.test_a_gradient_whose_sign_is_still_to_be_changed,
+        test_loops.test_lazily_negated_gradients,
         test_loops.test_a_backward_pass_after_the_step_is_refused,
         test_loops.test_torch_s_default_device_makes_no_difference,
-        test_loops.test_parameters_without_memory_of_their_own,
+        test_loops.test_parameters_without_an_address,
     ],
 )
-def test_loops_of_others(interpreted: None, loop: Any) -> None:
-    """The kernels, too, are behind autograd's back, and make tensors on the host."""
+def test_reported_training_loops(interpreted: None, loop: Any) -> None:
+    """They apply here because autograd does not see the kernels, which use tensors on the host."""
     loop(test_loops.PATHS["fused"])
 
 
-def test_a_missing_compiler_means_foreach(
+def test_a_missing_compiler_falls_back_to_foreach(
     interpreted: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One warning, then the other path; the step is taken all the same."""
+    """There is one warning, and the step is taken."""
     from lars import fused_cuda
 
     def fail(*_: Any) -> None:
@@ -187,7 +190,7 @@ def test_a_missing_compiler_means_foreach(
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", ["sum_squares", "finish_norms", "update"])
 def test_the_kernels_compile_for_cuda(name: str, dtype: str) -> None:
-    """To machine code for compute capability 9.0; this needs Triton's assembler, not a GPU."""
+    """The target is compute capability 9.0. This needs Triton's assembler but no GPU."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 

@@ -1,4 +1,4 @@
-"""The wrapper: equal to LARS over SGD, a torch Optimizer over anything, and without a trace."""
+"""The wrapper equals LARS over SGD, and restores gradients and decay over any optimizer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BASES = {
 
 
 def parameters(dtype: torch.dtype = torch.float64) -> list[torch.nn.Parameter]:
-    """A matrix, a vector of zeros and a complex vector."""
+    """Return a matrix, a vector of zeros and a complex vector."""
     torch.manual_seed(0)
     complex_dtype = torch.complex128 if dtype is torch.float64 else torch.complex64
     made = (torch.randn(3, 4, dtype=dtype), torch.zeros(3, dtype=dtype))
@@ -30,7 +30,7 @@ def parameters(dtype: torch.dtype = torch.float64) -> list[torch.nn.Parameter]:
 def step_with(
     optimizer: torch.optim.Optimizer, params: list[torch.nn.Parameter], seed: int
 ) -> None:
-    """One step with random gradients."""
+    """Take a step with random gradients."""
     torch.manual_seed(seed)
     for param in params:
         param.grad = torch.randn_like(param)
@@ -52,7 +52,7 @@ def step_with(
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("maximize", [False, True])
 def test_over_sgd_it_is_lars(options: dict[str, Any], nesterov: bool, maximize: bool) -> None:
-    """With momentum_scaling "trust", over 20 steps of a moving rate."""
+    """It equals momentum_scaling "trust" over 20 steps with a changing rate."""
     common: dict[str, Any] = {"momentum": 0.9, "nesterov": nesterov, "maximize": maximize}
     mine, theirs = parameters(), parameters()
     groups = [{"params": mine[:1], "weight_decay": 0.1}, {"params": mine[1:]}]
@@ -69,8 +69,8 @@ def test_over_sgd_it_is_lars(options: dict[str, Any], nesterov: bool, maximize: 
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_with_a_ratio_of_one_it_is_the_base(base: str) -> None:
-    """What it adds is the ratio alone: weight decay acts as it does in the base."""
+def test_without_adaptation_it_is_the_base(base: str) -> None:
+    """Weight decay, too, acts as in the base."""
     plain, wrapped = parameters(), parameters()
     first, second = BASES[base](plain), LARSWrapper(BASES[base](wrapped), adapt=False)
     for step in range(5):
@@ -82,7 +82,7 @@ def test_with_a_ratio_of_one_it_is_the_base(base: str) -> None:
 @pytest.mark.parametrize("name", ["AdamW", "Adafactor", "Muon"])
 @pytest.mark.parametrize("adapt", [True, False])
 def test_decoupled_weight_decay_is_not_scaled(name: str, adapt: bool) -> None:
-    """With lr * weight_decay = 0.1 a tenth of a weight goes without a gradient."""
+    """With lr * weight_decay = 0.1 and a zero gradient, a weight shrinks by a tenth."""
     if not hasattr(torch.optim, name):
         pytest.skip(f"this torch has no {name}")
     param = torch.nn.Parameter(torch.ones(2, 2))
@@ -94,7 +94,7 @@ def test_decoupled_weight_decay_is_not_scaled(name: str, adapt: bool) -> None:
     assert base.param_groups[0]["weight_decay"] == 0.2
 
 
-def test_a_wrapper_that_is_refused_leaves_the_optimizer_whole() -> None:
+def test_a_failed_construction_does_not_change_the_optimizer() -> None:
     params = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
     groups = [{"params": params[:1]}, {"params": params[1:], "trust_coefficient": -2.0}]
     base = torch.optim.SGD(groups, lr=0.5, momentum=0.9)
@@ -109,7 +109,7 @@ def test_a_wrapper_that_is_refused_leaves_the_optimizer_whole() -> None:
 
 class _Breaks(torch.optim.SGD):
     def step(self, closure: Any = None) -> Any:
-        """Change the gradients, as some optimizers do, then fail."""
+        """Modify the gradients in place, as some optimizers do, then raise."""
         assert all(group["weight_decay"] == 0 for group in self.param_groups)
         for group in self.param_groups:
             for param in group["params"]:
@@ -118,7 +118,7 @@ class _Breaks(torch.optim.SGD):
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
-def test_what_decays_decoupled_is_adapted_too(weight_decay: float) -> None:
+def test_adapt_decayed_includes_decoupled_decay(weight_decay: float) -> None:
     for adapt in ("decayed", weight_decay != 0):
         params = [torch.nn.Parameter(torch.ones(3))]
         params[0].grad = torch.full((3,), 0.5)
@@ -130,8 +130,8 @@ def test_what_decays_decoupled_is_adapted_too(weight_decay: float) -> None:
     assert (found[0] < 0.01) == (weight_decay != 0)
 
 
-def test_all_is_restored_when_the_base_raises() -> None:
-    """Gradients, the very tensors, and weight decay."""
+def test_gradients_and_decay_are_restored_if_the_base_raises() -> None:
+    """p.grad is the same tensor as before, with the same values."""
     params = parameters()
     optimizer = LARSWrapper(_Breaks(params, lr=0.1, weight_decay=0.3))
     for param in params:
@@ -147,7 +147,7 @@ def test_all_is_restored_when_the_base_raises() -> None:
 
 @pytest.mark.parametrize("base", BASES)
 def test_state_dict_round_trip(base: str) -> None:
-    """With the wrapper's settings and the base's state; the next step is the same."""
+    """It contains the wrapper's options and the base's state. The next step is equal."""
     mine, theirs = parameters(), parameters()
     original = LARSWrapper(BASES[base](mine), trust_coefficient=0.5, eps=0.25)
     step_with(original, mine, 0)
@@ -163,8 +163,8 @@ def test_state_dict_round_trip(base: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
-def test_it_can_take_over_a_checkpoint_of_its_base() -> None:
-    """Settings that the checkpoint lacks come from the constructor; state stays when wrapping."""
+def test_it_loads_a_checkpoint_of_its_base() -> None:
+    """Options that the checkpoint lacks come from the constructor. Wrapping keeps the state."""
     params = parameters()
     base = BASES["Adam"](params)
     step_with(base, params, 0)
@@ -178,8 +178,8 @@ def test_it_can_take_over_a_checkpoint_of_its_base() -> None:
 
 
 @pytest.mark.parametrize("on", ["wrapper", "base"])
-def test_schedulers_and_groups_on_either(on: str) -> None:
-    """They share groups, so a rate set or a group added on one is seen by the other."""
+def test_wrapper_and_base_share_groups(on: str) -> None:
+    """A rate that is set on one, or a group that is added to it, is set or added on the other."""
     params = parameters()
     optimizer = LARSWrapper(BASES["SGD"](params[:1]))
     target = optimizer if on == "wrapper" else optimizer.optimizer
@@ -196,7 +196,7 @@ def test_schedulers_and_groups_on_either(on: str) -> None:
 
 
 def test_groups_that_are_not_adapted() -> None:
-    """`parameter_groups` works through the base: biases keep ratio 1."""
+    """The base may have groups of `parameter_groups`: biases have ratio 1."""
     model = torch.nn.Linear(3, 2)
     base = torch.optim.SGD(parameter_groups(model, 0.1), lr=1.0)
     optimizer = LARSWrapper(base, trust_coefficient=0.0)
@@ -207,8 +207,8 @@ def test_groups_that_are_not_adapted() -> None:
     torch.testing.assert_close(model.bias.detach(), before[1] - 1.0)
 
 
-def test_bad_arguments_name_themselves() -> None:
-    """ValueError with argument and value; TypeError for what is no optimizer."""
+def test_invalid_arguments_raise() -> None:
+    """The ValueError contains argument and value. TypeError means no supported optimizer."""
     params = parameters()
     with pytest.raises(ValueError, match="eps value: -1"):
         LARSWrapper(torch.optim.SGD(params), eps=-1)

@@ -1,6 +1,6 @@
-"""Run the README's loop with the installed package: `make package` does, in a bare environment.
+"""Run the README's loop with the installed package. `make package` runs it in a new environment.
 
-Run from another directory than the checkout, which holds a package of the same name.
+Run it outside of the checkout, which contains a package of the same name.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 def main() -> None:
-    """Train a small model on two classes; fail if its loss does not fall by half."""
+    """Train a small model on two classes; fail unless its loss falls by at least half."""
     installed = Path(lars.__file__).parent
     assert "site-packages" in str(installed), f"{installed} is not an installed package"
     assert (installed / "py.typed").is_file(), "type checkers would ignore the annotations"
