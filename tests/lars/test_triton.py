@@ -8,15 +8,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from lars import LARS, bucket
-
-from . import test_loops
 
 triton = pytest.importorskip("triton")
 
@@ -25,34 +23,14 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the separate process")
 def test_in_the_interpreter() -> None:
-    """Run all tests below that use the fixture `interpreted`."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    """Run all tests below that use the fixture `interpreted`, and the reported training loops."""
+    loops = str(Path(__file__).with_name("test_loops.py"))
+    options = ["-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, __file__, loops]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout
     assert "passed" in done.stdout
-
-
-@pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make fused=True use the Triton path on CPU tensors, with small chunks."""
-    from lars import fused_cuda
-
-    if not INTERPRETED:
-        pytest.skip("runs in a separate process")
-    monkeypatch.setattr(fused_cuda, "_BLOCK", 16)
-
-    def path_on(param: torch.Tensor, path: str) -> str:
-        if path != "fused":
-            return path
-        return "triton" if fused_cuda.usable(param.device, param.dtype) else "foreach"
-
-    monkeypatch.setattr("lars.lars.path_on", path_on)
-    fused_cuda.usable.cache_clear()
-    assert fused_cuda.usable(torch.device("cpu"), torch.float32)
-    fused_cuda.usable.cache_clear()
-    yield
-    fused_cuda.usable.cache_clear()
 
 
 def run(options: dict[str, Any], dtype: torch.dtype, telemetry: bool = False) -> list[torch.Tensor]:
@@ -151,21 +129,6 @@ def test_tables_follow_the_gradients(interpreted: None) -> None:
     params[1].grad = -torch.ones(20)
     optimizer.step()
     torch.testing.assert_close(params[1].detach(), torch.full((20,), 1.1))
-
-
-@pytest.mark.parametrize(
-    "loop",
-    [
-        test_loops.test_a_gradient_of_another_shape_is_refused,
-        test_loops.test_lazily_negated_gradients,
-        test_loops.test_a_backward_pass_after_the_step_is_refused,
-        test_loops.test_torch_s_default_device_makes_no_difference,
-        test_loops.test_parameters_without_an_address,
-    ],
-)
-def test_reported_training_loops(interpreted: None, loop: Any) -> None:
-    """They apply here because autograd does not see the kernels, which use tensors on the host."""
-    loop(test_loops.PATHS["fused"])
 
 
 def test_a_missing_compiler_falls_back_to_foreach(
