@@ -1,5 +1,6 @@
 """Shared fixtures: a small picture tree, a folder to work in, and the commands run in-process."""
 
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -73,10 +74,16 @@ def command(capsys, monkeypatch) -> Callable[..., Outcome]:
         main = {"train.py": train.main, "val.py": val.main}[script]
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         capsys.readouterr()
+        root = logging.getLogger()
+        handlers, level = root.handlers[:], root.level
         try:
             status = exit_status(main)
         except SystemExit as leave:
             status = int(leave.code or 0)
+        finally:
+            # Hydra's --info leaves a handler that writes to this test's stderr.
+            root.handlers[:] = handlers
+            root.setLevel(level)
         captured = capsys.readouterr()
         return Outcome(status, captured.out, captured.err)
 
