@@ -7,6 +7,7 @@ whose layers are logged, are taken launch by launch, as are all where no graph c
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Generic, TypeVar
 
 import torch
@@ -42,16 +43,22 @@ class StepGraph(Generic[T]):
     """The graph of a step, once there is one."""
 
     def __init__(
-        self, step: Callable[[Tensor, EpochDraws], T], batch: int, give_up: Callable[[], None]
+        self,
+        step: Callable[[Tensor, EpochDraws], T],
+        batch: int,
+        give_up: Callable[[], None],
+        starting_up: Callable[[], AbstractContextManager[None]],
     ) -> None:
         """Wait for the first full batches before capturing.
 
         step: takes a whole step on a batch's indices, int64 [B], and an epoch's draws; what it
         returns are tensors. give_up: undoes what a capture that failed has left behind.
+        starting_up: a context that counts its seconds as start-up instead of training.
         """
         self.step = step
         self.batch = batch
         self.give_up = give_up
+        self.starting_up = starting_up
         self.warm_up = WARM_UP_STEPS
         self.failed = False
         self.captured: CapturedStep[T] | None = None
@@ -64,18 +71,23 @@ class StepGraph(Generic[T]):
             self.warm_up -= 1
             return None
         if self.captured is None:
-            try:
-                self.captured = CapturedStep(self.step, index, draws)
-            except RuntimeError as error:
-                self.failed = True
-                self.give_up()
-                reason = " ".join(str(error).split())
-                print(
-                    f"steps are taken launch by launch: no CUDA graph could be captured ({reason})",
-                    file=sys.stderr,
-                )
-                return None
-        return self.captured(index, draws)
+            with self.starting_up():
+                self.captured = self.capture(index, draws)
+        return None if self.captured is None else self.captured(index, draws)
+
+    def capture(self, index: Tensor, draws: EpochDraws) -> "CapturedStep[T] | None":
+        """Capture a step on a batch like this one; print why and return None if that fails."""
+        try:
+            return CapturedStep(self.step, index, draws)
+        except RuntimeError as error:
+            self.failed = True
+            self.give_up()
+            reason = " ".join(str(error).split())
+            print(
+                f"steps are taken launch by launch: no CUDA graph could be captured ({reason})",
+                file=sys.stderr,
+            )
+            return None
 
 
 class CapturedStep(Generic[T]):

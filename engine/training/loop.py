@@ -10,6 +10,7 @@ epoch.
 import dataclasses
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from engine.data.augment import EpochDraws
 from engine.system.distributed import add_over_ranks, any_rank
+from engine.system.sharing import lacked_cpu
 from engine.training.evaluate import Evaluations
 from engine.training.noise_scale import NoiseEstimate, estimates
 from engine.training.state import is_finite
@@ -38,7 +40,8 @@ class PartialEpoch:
 
     losses, gradient_norms: float32 [steps of the epoch]; noise: float32 [steps, 3], the sums of
     `NoiseScale`; all are 0 beyond the steps done. correct: int64 [], examples classified right.
-    seconds: of training steps.
+    seconds: of training steps; startup_seconds: of compiling, warm-up and capture, which are not
+    among them. shared_machine: True if anything else took CPU from the steps; None: not recorded.
     """
 
     losses: Tensor
@@ -48,6 +51,9 @@ class PartialEpoch:
     rates: list[float] = dataclasses.field(default_factory=list)
     layers: list[LayerStatistics] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
+    # Checkpoints of earlier versions have neither.
+    startup_seconds: float = 0.0
+    shared_machine: bool | None = None
 
     @classmethod
     def of_no_steps(cls, steps: int, device: torch.device) -> "PartialEpoch":
@@ -57,6 +63,7 @@ class PartialEpoch:
             gradient_norms=torch.zeros(steps, device=device),
             noise=torch.zeros(steps, 3, device=device),
             correct=torch.zeros((), dtype=torch.int64, device=device),
+            shared_machine=False,
         )
 
     def to(self, device: torch.device) -> "PartialEpoch":
@@ -101,7 +108,8 @@ class Progress:
 class TrainedEpoch:
     """An epoch's outcome; loss and accuracy are None where it diverged.
 
-    loss: mean over the examples seen; accuracy: % of them; seconds: training steps alone;
+    loss: mean over the examples seen; accuracy: % of them; seconds, startup_seconds,
+    shared_machine: those of `PartialEpoch`;
     last_step: optimizer steps since the start of the run; losses, rates, gradient_norms, and noise
     where it is estimated: one value a step.
     """
@@ -109,6 +117,8 @@ class TrainedEpoch:
     loss: float | None
     accuracy: float | None
     seconds: float
+    startup_seconds: float
+    shared_machine: bool | None
     images: int
     last_step: int
     losses: list[float]
@@ -130,6 +140,8 @@ class TrainedEpoch:
             loss=None if diverged else total / images,
             accuracy=None if diverged else 100.0 * int(part.correct) / images,
             seconds=part.seconds,
+            startup_seconds=part.startup_seconds,
+            shared_machine=part.shared_machine,
             images=images,
             last_step=first_step + done,
             losses=losses,
@@ -149,13 +161,15 @@ def train_epoch(
     log_layers_every: int | None = None,
     begun: PartialEpoch | None = None,
     pause: Callable[[], bool] = lambda: False,
+    others: Callable[[], bool] = lambda: False,
 ) -> TrainedEpoch | PartialEpoch:
     """Train one pass over the split, the ragged last batch included.
 
     Where `pause` says so, before a step or after the last, what is done by then is returned; the
     epoch goes on from there as `begun`. Each rank takes its part of each batch; the outcome is that
     of all, and alike on all of them. Every `log_layers_every` steps of the run, LARS' figures for
-    each layer are kept.
+    each layer are kept. `others` returns True if other processes train runs on this machine; it is
+    asked after the last step taken.
 
     An update is made from finite gradients only: on the CPU every step is checked before it, on
     CUDA the host looks every `CHECK_EVERY` steps, so as not to wait for the device at each.
@@ -172,7 +186,9 @@ def train_epoch(
     first_step = scheduler.last_epoch - begun_at
     paused = diverged = False
     check_every = 1 if runtime.device.type == "cpu" else CHECK_EVERY
-    started = runtime.wall_clock() - part.seconds
+    startup = step.startup_seconds
+    step.warm_up(draws)
+    captured, started, cpu_started = step.startup_seconds, runtime.wall_clock(), time.process_time()
     with progress_bar(batches, title, begun_at, runtime.rank) as bar:
         for place, index in enumerate(bar, begun_at):
             # Ranks pause together, where they have just exchanged their losses.
@@ -208,7 +224,11 @@ def train_epoch(
                 show_on_bar(bar, float(part.losses[place]), accuracy, images)
     add_over_ranks(correct)
     part.correct = correct
-    part.seconds = runtime.wall_clock() - started
+    seconds = runtime.wall_clock() - started - (step.startup_seconds - captured)
+    part.seconds += seconds
+    part.startup_seconds += step.startup_seconds - startup
+    if lacked_cpu(runtime, time.process_time() - cpu_started, seconds) or others():
+        part.shared_machine = True
     if not diverged and (paused or any_rank(pause())):
         # What is saved must be finite, also where the host has not looked yet.
         diverged = not part.is_finite(slice(len(part.rates)))
@@ -245,6 +265,8 @@ def epoch_row(
         "gradient_norm": trained.gradient_norms[-1],
         "images": trained.images,
         "train_seconds": trained.seconds,
+        "startup_seconds": trained.startup_seconds,
+        "shared_machine": trained.shared_machine,
         "wall_seconds": wall_seconds,
         "images_per_second": trained.images / trained.seconds,
     }

@@ -4,7 +4,8 @@ Nothing here is read by the host, so that on CUDA a whole step is captured once 
 replayed: a launch for each step in place of several hundred.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ class Step:
     """A run's step: what it moves, and by what rules.
 
     model: as it is called, so compiled or distributed; `ema` follows its weights and buffers,
-    `noise` the gradients.
+    `noise` the gradients. startup_seconds: what compiling, warm-up and capture have taken so far.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Step:
         label_smoothing: float = 0.0,
         ema: Average | None = None,
         noise: NoiseScale | None = None,
+        compiled: bool = False,
     ) -> None:
         """Bind what is there; optimizer and the rest are as a checkpoint has left them."""
         self.model = model
@@ -69,11 +71,45 @@ class Step:
         self.label_smoothing = label_smoothing
         self.ema = ema
         self.noise = noise
+        # On CUDA libraries choose their kernels in the first pass of each size.
+        self.cold = compiled or runtime.device.type == "cuda"
+        self.startup_seconds = 0.0
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.graph: StepGraph[Figures] | None = None
         if captures(runtime):
             make_capturable(optimizer, runtime.device)
-            self.graph = StepGraph(self.take, plan.batch, lambda: forget_batch_statistics(model))
+            self.graph = StepGraph(
+                self.take, plan.batch, lambda: forget_batch_statistics(model), self.starting_up
+            )
+
+    @contextlib.contextmanager
+    def starting_up(self) -> Iterator[None]:
+        """Count the block's seconds as start-up."""
+        started = self.runtime.wall_clock()
+        yield
+        self.startup_seconds += self.runtime.wall_clock() - started
+
+    def warm_up(self, draws: EpochDraws) -> None:
+        """Before the first step, send passes of every size that an epoch has through the model.
+
+        The model is compiled for them here, as start-up. Weights, buffers, gradients, optimizer
+        and random states are afterwards as they were before.
+        """
+        if not self.cold:
+            return
+        self.cold = False
+        device = self.runtime.device
+        kept = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        # These gradients are thrown away, so the ranks need not exchange them.
+        alone = gradients_averaged(self.model, last=False)
+        with self.starting_up(), kept, alone:
+            for size in self.plan.distinct_passes(self.runtime.rank):
+                accumulate_gradients(
+                    self.model, self.images, draws, draws.order[:size], [size], self.plan.batch,
+                    runtime=self.runtime, label_smoothing=self.label_smoothing,
+                )  # fmt: skip
+            self.optimizer.zero_grad()
+            forget_batch_statistics(self.model)
 
     def take(self, index: Tensor, draws: EpochDraws) -> Figures:
         """Take the whole step that a graph replays; index: of the batch's examples, int64 [B]."""
