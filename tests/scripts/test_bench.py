@@ -205,6 +205,7 @@ def test_epochs_are_compiled_if_there_is_a_compiler(monkeypatch):
 def test_the_cpu_share_is_printed_for_each_epoch(monkeypatch, capsys):
     shares = iter([0.2, 0.9, 0.8])
     monkeypatch.setattr(cpu_share, "cpu_share", lambda *_: next(shares))
+    monkeypatch.setattr(cpu_share, "SHORTEST_SECONDS", 1e9)
     options = ["--images", "32", "--batch", "32", "--epochs", "2"]
     monkeypatch.setattr(sys, "argv", ["cpu_share", *options])
     assert cpu_share.main() == 0
