@@ -82,6 +82,13 @@ def test_a_rows_times_are_of_its_most_common_conditions(workplace):
     assert drawn() == ([(128.0, 30.0)], [(128.0, 30.0)] * 2)
 
 
+def test_a_row_prefers_the_conditions_of_runs_left_alone(workplace):
+    for seed in (0, 1):
+        put_timed(workplace, f"seed={seed}", seconds=90.0, **ONE | {"shared_machine": True})
+    put_timed(workplace, "seed=2", **ALONE)
+    assert "| 30.0 s (2 of 3 runs shared the machine) |" in table(workplace)[0]
+
+
 def test_a_row_of_other_conditions_says_so_and_is_in_no_plot(workplace):
     for batch in (128, 256):
         put_timed(workplace, f"batch={batch}", **ALONE)
