@@ -17,8 +17,9 @@ RUNS_AT_ONCE = "LARS_BENCH_RUNS_AT_ONCE"
 
 
 def runs_at_once() -> int:
-    """Return how many runs this process's sweep trains at once, including its own run."""
-    return int(os.environ.get(RUNS_AT_ONCE, "1"))
+    """Return how many runs the sweep trains at once, this one included; 1 outside of a sweep."""
+    given = os.environ.get(RUNS_AT_ONCE, "")
+    return max(1, int(given)) if given.isdecimal() else 1
 
 
 def parent_of(pid: int) -> int | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from engine.system.lock import holders_here
-from engine.system.resources import RUNS_AT_ONCE, available_cpus, parent_of, runs_at_once
+from engine.system.resources import available_cpus, parent_of, runs_at_once
 from engine.system.runtime import Runtime
 
 # The locks of a large folder of runs take a while to read, so they are read this often at most.
@@ -48,11 +48,12 @@ class Neighbors:
 def of_this_sweep(pid: int) -> bool:
     """Return True for this process and, inside a parallel sweep, for the sweep's other workers.
 
-    A process whose parent is not known counts as a worker.
+    A process whose parent is not known counts as a worker. A sweep of one run at once has no other
+    workers, and two commands of one shell have the same parent too.
     """
     if pid == os.getpid():
         return True
-    return RUNS_AT_ONCE in os.environ and parent_of(pid) in (os.getppid(), None)
+    return runs_at_once() > 1 and parent_of(pid) in (os.getppid(), None)
 
 
 def lacked_cpu(runtime: Runtime, cpu_seconds: float, seconds: float) -> bool:

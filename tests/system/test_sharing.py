@@ -102,8 +102,11 @@ def test_the_workers_of_one_sweep_are_no_neighbors(neighbor, monkeypatch):
     assert Neighbors(runs).seen(), "a child is no worker of the same sweep"
     monkeypatch.setattr(os, "getppid", os.getpid)
     assert not Neighbors(runs).seen(), "it has the same parent"
+    # So have two commands of one shell, each of which trains one run at once.
+    monkeypatch.setenv("LARS_BENCH_RUNS_AT_ONCE", "1")
+    assert Neighbors(runs).seen()
     monkeypatch.delenv("LARS_BENCH_RUNS_AT_ONCE")
-    assert Neighbors(runs).seen(), "so have two commands of one shell"
+    assert Neighbors(runs).seen()
 
 
 def test_this_process_is_no_neighbor(neighbor, monkeypatch):
