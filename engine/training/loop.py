@@ -153,6 +153,28 @@ class TrainedEpoch:
         )
 
 
+class StepTimer:
+    """The time of a process's steps in an epoch, and apart from it that of its start-up."""
+
+    def __init__(self, step: Step, draws: EpochDraws) -> None:
+        """Warm the step up, then begin to time."""
+        self.step, self.cold_seconds = step, step.startup_seconds
+        step.warm_up(draws)
+        self.warm_seconds = step.startup_seconds
+        self.started, self.cpu_started = step.runtime.wall_clock(), time.process_time()
+
+    def add_to(self, part: PartialEpoch, others: Callable[[], bool]) -> None:
+        """Add what was timed to the epoch's part, with the verdict on who else took CPU."""
+        runtime, startup_seconds = self.step.runtime, self.step.startup_seconds
+        # The steps' time has the capture of a graph in it.
+        seconds = runtime.wall_clock() - self.started - (startup_seconds - self.warm_seconds)
+        cpu_seconds = time.process_time() - self.cpu_started
+        part.seconds += seconds
+        part.startup_seconds += startup_seconds - self.cold_seconds
+        if lacked_cpu(runtime, cpu_seconds, seconds) or others():
+            part.shared_machine = True
+
+
 def train_epoch(
     step: Step,
     scheduler: WarmupLR,
@@ -186,9 +208,7 @@ def train_epoch(
     first_step = scheduler.last_epoch - begun_at
     paused = diverged = False
     check_every = 1 if runtime.device.type == "cpu" else CHECK_EVERY
-    startup = step.startup_seconds
-    step.warm_up(draws)
-    captured, started, cpu_started = step.startup_seconds, runtime.wall_clock(), time.process_time()
+    timer = StepTimer(step, draws)
     with progress_bar(batches, title, begun_at, runtime.rank) as bar:
         for place, index in enumerate(bar, begun_at):
             # Ranks pause together, where they have just exchanged their losses.
@@ -224,11 +244,7 @@ def train_epoch(
                 show_on_bar(bar, float(part.losses[place]), accuracy, images)
     add_over_ranks(correct)
     part.correct = correct
-    seconds = runtime.wall_clock() - started - (step.startup_seconds - captured)
-    part.seconds += seconds
-    part.startup_seconds += step.startup_seconds - startup
-    if lacked_cpu(runtime, time.process_time() - cpu_started, seconds) or others():
-        part.shared_machine = True
+    timer.add_to(part, others)
     if not diverged and (paused or any_rank(pause())):
         # What is saved must be finite, also where the host has not looked yet.
         diverged = not part.is_finite(slice(len(part.rates)))
