@@ -84,7 +84,8 @@ def train(config: Config, arguments: list[str]) -> None:
         with background_writes() as write:
             while not progress.over:
                 epoch, part = progress.epoch, progress.part
-                started = time.perf_counter() - (part.seconds if part else 0.0)
+                done = part.seconds + part.startup_seconds if part else 0.0
+                started = time.perf_counter() - done
                 trained = train_epoch(
                     step,
                     state.scheduler,
@@ -93,6 +94,7 @@ def train(config: Config, arguments: list[str]) -> None:
                     config.log_layers_every,
                     part,
                     pauses.due,
+                    run.neighbors.seen,
                 )
                 if isinstance(trained, PartialEpoch):
                     progress.part, due = trained, True

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import engine.system.sharing
 import train
 import val
 from engine.cli import exit_status
@@ -29,6 +30,12 @@ def _plain_torch():
     load_data.cache_clear()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _busy_machine(monkeypatch):
+    """Let no run lack CPU, also where the tests run beside others: tables then have its times."""
+    monkeypatch.setattr(engine.system.sharing, "LEAST_CPU_SHARE", 0.0)
 
 
 @pytest.fixture(scope="session")

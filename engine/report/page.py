@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from engine.report import tables
 from engine.report.noise import noise_section
 from engine.report.rows import Row, Target, baseline_row, gather_lines
+from engine.report.times import Known, common_conditions
 from engine.runs.records import Record
 
 # A page names so many runs that are missing, and counts the others.
@@ -103,7 +104,8 @@ def on_the_way(rows: Sequence[Row], target: Target) -> str:
     """Write what led to the final accuracy: training's, the best epoch, the time to the target."""
     tested = rows[0].split == "test"
     both = tested and any(row.figures("holdout_accuracy") for row in rows)
-    table = [history_cells(row, target, both) for row in rows]
+    common = common_conditions(row.timed for row in rows)
+    table = [history_cells(row, target, both, common) for row in rows]
     lines = [f"| {' | '.join(table[0])} |", "|---" * len(table[0]) + "|"]
     lines += [f"| {' | '.join(cells.values())} |" for cells in table]
     lines += [
@@ -112,14 +114,17 @@ def on_the_way(rows: Sequence[Row], target: Target) -> str:
         "weights still moved. "
         + ("The best epoch was found on the test split, so it is history and no result. " * tested)
         + "A row is at the target only if each of its seeds gets there; times are training steps "
-        "alone.",
+        f"alone. {tables.times_note(rows)}".rstrip(),
     ]
     return "\n".join(lines)
 
 
-def history_cells(row: Row, target: Target, both: bool) -> dict[str, str]:
-    """Write a row's cells by column; both: the group has accuracies on hold-out and test split."""
-    train, speed = row.train_accuracy(), row.mean("images_per_second")
+def history_cells(row: Row, target: Target, both: bool, common: Known) -> dict[str, str]:
+    """Write a row's cells by column.
+
+    both: the group has accuracies on hold-out and test split; common: what most times are of.
+    """
+    train, speed = row.train_accuracy(), row.mean_time("images_per_second")
     best, epoch = row.mean("best_test_accuracy"), row.mean("best_epoch")
     first = row.first_at(target.of(row))
     cells = {
@@ -136,7 +141,7 @@ def history_cells(row: Row, target: Target, both: bool) -> dict[str, str]:
     goal = "the target" if target.accuracy is None else f"{target.accuracy:.2f} %"
     cells[f"First at {goal}"] = f"epoch {first[0]:.4g}" if first else "-"
     cells["Time to it"] = tables.seconds_cell(first[1] if first else None)
-    cells["Time to train"] = tables.seconds_cell(row.mean("train_seconds"))
+    cells["Time to train"] = tables.time_cell(row, common)
     cells["Images/s"] = "-" if speed is None else f"{speed:,.0f}"
     return cells
 

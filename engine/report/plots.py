@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.config.optimizers import TITLES
 from engine.report.rows import Axis, Row, Target, baseline_row, gather_lines
+from engine.report.times import common_conditions
 from engine.runs.records import COMPLETED, DIVERGED, FINISHED
 from engine.system.files import write_atomically
 
@@ -27,6 +28,8 @@ SPLITS = {"test": "test accuracy", "holdout": "hold-out accuracy"}
 MOST_PANELS = 4
 # Rows that differ in batch or epochs alone, by their common name.
 Lines = Mapping[str, Sequence[Row]]
+# Gives a row's runs as (status, figure) pairs.
+Figures = Callable[[Row], list[tuple[str, float]]]
 
 
 def write_plots(folder: Path, group: str, rows: Sequence[Row], target: Target) -> list[Path]:
@@ -44,17 +47,19 @@ def write_plots(folder: Path, group: str, rows: Sequence[Row], target: Target) -
 
     def draw_time(lines: Lines, figure: Any) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
-        draw_against(left, "batch", lines, lambda row: row.figures("train_seconds"))
-        draw_against(right, "batch", lines, lambda row: row.times_to(target.of(row)))
+        train, to_target = time_figures(rows), time_figures(rows, target)
+        draw_against(left, "batch", lines, train, lambda row: True)
+        draw_against(right, "batch", lines, to_target, lambda row: row.reaches(target.of(row)))
         left.set(ylabel="Training time, s", title=f"{group}: time to train", ylim=(0, None))
         goal = "" if target.accuracy is None else f", {target.accuracy:.2f} %"
         right.set(title=f"time to target{goal}")
 
+    timed = any(row.timed.records for line in through_batches.values() for row in line)
     panels = len(set(panel_titles(every).values()))
     # What each shows, how it is drawn, and its size.
     plots: dict[str, tuple[Any, Callable[..., None], tuple[float, float]]] = {
         "accuracy.png": (through_batches, partial(draw_accuracy, "batch"), (7.2, 4.2)),
-        "time.png": (through_batches, draw_time, (8.4, 3.6)),
+        "time.png": (through_batches if timed else {}, draw_time, (8.4, 3.6)),
         "settings.png": (
             settings,
             partial(draw_settings, group),
@@ -86,7 +91,8 @@ def write_comparison(path: Path, groups: Mapping[str, Sequence[Row]]) -> Path:
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
         draw_against(left, "batch", lines, Row.results)
-        draw_against(right, "batch", lines, lambda row: row.figures("train_seconds"))
+        every = [row for line in lines.values() for row in line]
+        draw_against(right, "batch", lines, time_figures(every), lambda row: True)
         splits = dict.fromkeys(SPLITS[row.split] for rows in groups.values() for row in rows)
         left.set(title=f"Final {' or '.join(splits)}, %")
         right.set(title="Training time, s", ylim=(0, None))
@@ -160,14 +166,35 @@ def draw_baseline(axes: Any, rows: Sequence[Row]) -> None:
         axes.axhspan(mean - spread, mean + spread, color="grey", alpha=0.15, linewidth=0)
 
 
+def time_figures(rows: Sequence[Row], target: Target | None = None) -> Figures:
+    """Return what gives a row's training times, or those to a target, if they can be compared.
+
+    Rows of other conditions than most of `rows` have none.
+    """
+    common = common_conditions(row.timed for row in rows)
+
+    def figures(row: Row) -> list[tuple[str, float]]:
+        if row.timed.conditions != common:
+            return []
+        return row.times("train_seconds") if target is None else row.times_to(target.of(row))
+
+    return figures
+
+
 def draw_against(
-    axes: Any, axis: Axis, lines: Lines, figures: Callable[[Row], list[tuple[str, float]]]
+    axes: Any,
+    axis: Axis,
+    lines: Lines,
+    figures: Figures,
+    has_mean: Callable[[Row], bool] | None = None,
 ) -> None:
     """Draw each line's mean and spread, every run a dot, a diverged one a cross.
 
-    figures: a row's (status, figure) pairs; a row of which a run has none, since it never reached
-    the target, has no mean.
+    figures: a row's (status, figure) pairs; has_mean: whether a row with figures has a mean of
+    them; None: if each of its runs has one.
     """
+    if has_mean is None:
+        has_mean = lambda row: len(figures(row)) == len(row.of(*FINISHED))  # noqa: E731
     places = sorted({getattr(row, axis) for rows in lines.values() for row in rows})
     for number, (label, rows) in enumerate(lines.items()):
         found = [(getattr(row, axis), figures(row)) for row in rows]
@@ -176,7 +203,7 @@ def draw_against(
         points = [
             (place, [value for _, value in pairs])
             for row, (place, pairs) in zip(rows, found, strict=True)
-            if pairs and len(pairs) == len(row.of(*FINISHED))
+            if pairs and has_mean(row)
         ]
         x = [place for place, _ in points]
         means = [statistics.fmean(values) for _, values in points]
@@ -236,6 +263,7 @@ def draw_curves(group: str, lines: Lines, figure: Any) -> None:
     grid = figure.subplots(len(names), 2, sharey=True, sharex="col", squeeze=False)
     panels = dict(zip(names, grid, strict=True))
     batches = sorted({row.batch for rows in lines.values() for row in rows})
+    common = common_conditions(row.timed for rows in lines.values() for row in rows)
     for label, rows in lines.items():
         left, right = panels[titles[label]]
         what = SPLITS[rows[0].split].capitalize()
@@ -247,6 +275,8 @@ def draw_curves(group: str, lines: Lines, figure: Any) -> None:
             for record in row.records:
                 epochs, seconds, accuracies = record.curve(row.split)
                 left.plot(epochs, accuracies, **style)
+                if row.timed.leaves_out(record, common):
+                    continue
                 # Each batch is in the legend once.
                 name = f"batch {row.batch}"
                 new = accuracies and name not in right.get_legend_handles_labels()[1]

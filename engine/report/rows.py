@@ -11,9 +11,11 @@ from typing import Any, Literal
 from engine.config.optimizers import title_of
 from engine.errors import key_error
 from engine.report import titles
+from engine.report.times import Timed
 from engine.runs.records import (
     COMPLETED,
     DIVERGED,
+    FINISHED,
     Record,
     load_records,
     optimizer_order,
@@ -115,6 +117,19 @@ class Row:
         ended = self.of(COMPLETED) or self.of(DIVERGED)
         return _mean(record.summary.get(key) for record in ended)
 
+    @functools.cached_property
+    def timed(self) -> Timed:
+        """Return the runs that the row's times are of."""
+        return Timed(self.of(COMPLETED) or self.of(DIVERGED))
+
+    def mean_time(self, key: str) -> float | None:
+        """Return the mean of a summary's figure over the runs whose times count."""
+        return _mean(record.summary.get(key) for record in self.timed.records)
+
+    def times(self, key: str) -> list[tuple[str, float]]:
+        """Return status and a summary's figure for each run whose times count."""
+        return _figures(self.timed.records, key)
+
     def accuracies(self) -> list[float]:
         """Return the final accuracies, % each; a diverged run's is chance."""
         return [value for _, value in self.results()]
@@ -140,26 +155,32 @@ class Row:
 
     def figures(self, key: str) -> list[tuple[str, float]]:
         """Return status and a summary's figure for each run that counts and has it."""
-        found = [(r.status, r.summary.get(key)) for r in self.records if r.counted]
-        return [(status, value) for status, value in found if value is not None]
+        return _figures(self.of(*FINISHED), key)
 
     def times_to(self, target: float | None) -> list[tuple[str, float]]:
-        """Return status and seconds to the target for each run that reaches it."""
+        """Return status and seconds to the target for each timed run that reaches it."""
         if target is None:
             return []
-        found = [(r.status, r.first_at(self.split, target)) for r in self.records if r.counted]
+        found = [(r.status, r.first_at(self.split, target)) for r in self.timed.records]
         return [(status, first[1]) for status, first in found if first is not None]
 
-    def first_at(self, target: float | None) -> tuple[float, float] | None:
-        """Return mean epoch and training seconds to the target; None if any run misses it."""
-        if target is None or not self.accuracies():
+    def first_at(self, target: float | None) -> tuple[float, float | None] | None:
+        """Return mean epoch and training seconds to the target; None if any run misses it.
+
+        The seconds are of the runs whose times count, and None if there are none.
+        """
+        if target is None or not self.reaches(target):
             return None
         firsts = [r.first_at(self.split, target) for r in self.records if r.counted]
-        reached = [first for first in firsts if first is not None]
-        if len(reached) < len(firsts):
-            return None
-        epochs, seconds = zip(*reached, strict=True)
-        return statistics.fmean(epochs), statistics.fmean(seconds)
+        epochs = statistics.fmean(first[0] for first in firsts if first is not None)
+        return epochs, _mean(seconds for _, seconds in self.times_to(target))
+
+    def reaches(self, target: float | None) -> bool:
+        """Return True if there are runs with an accuracy and each of them reaches the target."""
+        if target is None or not self.accuracies():
+            return False
+        counted = [record for record in self.records if record.counted]
+        return all(record.first_at(self.split, target) is not None for record in counted)
 
 
 def records_of(group: str) -> list[Record]:
@@ -229,6 +250,11 @@ def target_of(rows: Sequence[Row]) -> Target:
     baseline = baseline_row(rows)
     accuracy = baseline.accuracy() if baseline else None
     return Target(None) if accuracy is None else Target(accuracy - 0.5, baseline)
+
+
+def _figures(records: Iterable[Record], key: str) -> list[tuple[str, float]]:
+    found = [(record.status, record.summary.get(key)) for record in records]
+    return [(status, value) for status, value in found if value is not None]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from engine.config.optimizers import title_of
 from engine.report.rows import Row, Target, baseline_row
+from engine.report.times import Known, common_conditions, describe_conditions
 from engine.runs.records import DIVERGED, FAILED, INTERRUPTED, MISSING
 
 # The columns of table.csv, in order: name to a row's figure, given the group's target.
@@ -27,9 +28,10 @@ COLUMNS: dict[str, Callable[[Row, Target], object]] = {
     "accuracy_mean": lambda row, target: row.accuracy() if row.split == "test" else None,
     "accuracy_std": lambda row, target: row.spread() if row.split == "test" else None,
     "best_accuracy_mean": lambda row, target: row.mean("best_test_accuracy"),
-    "train_seconds_mean": lambda row, target: row.mean("train_seconds"),
+    "train_seconds_mean": lambda row, target: row.mean_time("train_seconds"),
     "seconds_to_target_mean": lambda row, target: (row.first_at(target.of(row)) or (0, None))[1],
-    "images_per_second_mean": lambda row, target: row.mean("images_per_second"),
+    "images_per_second_mean": lambda row, target: row.mean_time("images_per_second"),
+    "runs_at_once": lambda row, target: row.timed.conditions and row.timed.conditions.runs_at_once,
 }
 
 
@@ -61,7 +63,7 @@ def markdown(group: str, rows: Sequence[Row]) -> str:
     lines += [
         escaped(f"{model} on {data}, {epochs} epochs.") for model, data, epochs in sorted(scope)
     ]
-    lines += [markdown_tables(rows), "", accuracy_note(rows)]
+    lines += [markdown_tables(rows), "", f"{accuracy_note(rows)} {times_note(rows)}".rstrip()]
     return "\n".join(lines) + "\n"
 
 
@@ -69,6 +71,7 @@ def markdown_tables(rows: Sequence[Row]) -> str:
     """Write the tables alone, each under its optimizer's name."""
     lines = []
     baseline = baseline_row(rows)
+    common = common_conditions(row.timed for row in rows)
     for optimizer in dict.fromkeys(row.optimizer for row in rows):
         lines += ["", f"## {escaped(title_of(optimizer))}", ""]
         lines += ["| Batch | Base LR | top-1 Accuracy, % | Time to train |", "|---|---|---|---|"]
@@ -80,7 +83,7 @@ def markdown_tables(rows: Sequence[Row]) -> str:
                 escaped(row.title),
                 ", ".join(f"{rate:.4g}" for rate in sorted(rates)) or "-",
                 accuracy_cell(row) + (" (base line)" if row is baseline else ""),
-                seconds_cell(row.mean("train_seconds")),
+                time_cell(row, common),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -92,6 +95,17 @@ def accuracy_note(rows: Sequence[Row]) -> str:
     if rows[0].split == "holdout":
         source = "the final model's on held-out training images; no run evaluated the test split"
     return f"Accuracy is {source}; ± is the standard deviation over seeds."
+
+
+def times_note(rows: Sequence[Row]) -> str:
+    """Say what the times of a group are of."""
+    return escaped(describe_conditions([row.timed for row in rows]))
+
+
+def time_cell(row: Row, common: Known) -> str:
+    """Write a row's time to train, and why it is not of all its runs or not of `common`."""
+    cell, notes = seconds_cell(row.mean_time("train_seconds")), row.timed.notes(common)
+    return f"{cell} ({escaped(', '.join(notes))})" if notes else cell
 
 
 def seconds_cell(seconds: float | None) -> str:

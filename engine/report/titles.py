@@ -120,7 +120,7 @@ def mixed_provenance(runs: Sequence[Mapping[str, Any]]) -> str:
     >>> mixed_provenance([{"commit": "abc", "device": "cpu"}, {"commit": "def", "device": "cpu"}])
     '(mixed commit)'
     """
-    keys = ("commit", "device", "precision", "torch", "world_size")
+    keys = ("commit", "device", "precision", "torch", "world_size", "threads")
     mixed = [key for key in keys if len({run.get(key) for run in runs}) > 1]
     return f"(mixed {', '.join(mixed)})" if mixed else ""
 

@@ -29,6 +29,7 @@ from engine.system.files import (
 )
 from engine.system.lock import locked
 from engine.system.resources import is_out_of_memory
+from engine.system.sharing import Neighbors, combine
 from engine.training.checkpoint import Checkpoint, load_latest
 from engine.training.evaluate import Evaluated, evaluate_splits
 from engine.training.loop import Progress, TrainedEpoch, epoch_row
@@ -38,8 +39,8 @@ from engine.training.state import State
 OUT_OF_MEMORY = "the run does not fit into memory; a smaller micro_batch needs less"
 # What a run finds out of itself and its machine; null where it ended before it did.
 FACTS = (
-    "peak_memory_bytes", "parameters", "device", "world_size", "threads", "precision", "torch",
-    "commit",
+    "peak_memory_bytes", "parameters", "device", "world_size", "threads", "runs_at_once",
+    "precision", "torch", "commit",
 )  # fmt: skip
 
 
@@ -61,6 +62,7 @@ class Run:
         self.arguments: list[str] = []
         self.writer: Any = None
         self.held: Callable[[], bool] = lambda: False
+        self.neighbors = Neighbors(records.RESULTS / "runs")
 
     def summary(self) -> dict[str, Any] | None:
         """Return summary.json, or the line of a published one, or None where there is neither."""
@@ -329,6 +331,8 @@ def summarize(run: Run, status: str) -> dict[str, Any]:
         "holdout_accuracy": last.get("holdout_accuracy"),
         "train_loss": last.get("train_loss"),
         "train_seconds": train_seconds,
+        "startup_seconds": sum(row.get("startup_seconds", 0.0) for row in history),
+        "shared_machine": combine(row.get("shared_machine") for row in history),
         "wall_seconds": sum(row["wall_seconds"] for row in history),
         "images_per_second": images / train_seconds if train_seconds else None,
         "target_accuracy": config.target_accuracy,

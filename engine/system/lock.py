@@ -52,6 +52,18 @@ def holder(directory: Path) -> str | None:
     return None
 
 
+def holders_here(runs: Path) -> Iterator[int]:
+    """Yield the IDs of the processes of this host that hold locks `<runs>/<group>/<run>/.lock`."""
+    for path in runs.glob("*/*/.lock"):
+        with contextlib.suppress(OSError):
+            # The lock file of a run that ended properly is empty.
+            if path.stat().st_size == 0:
+                continue
+        name = holder(path.parent) or ""
+        if (match := NAME.fullmatch(name)) is not None and not _elsewhere(name):
+            yield int(match[1])
+
+
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[Callable[[], bool]]:
     """Lock a run's directory inside the block; raise RunBusy if another process holds it.

@@ -12,6 +12,24 @@ from pathlib import Path
 
 import torch
 
+# Set by a sweep that trains several runs at once, for the processes that it starts.
+RUNS_AT_ONCE = "LARS_BENCH_RUNS_AT_ONCE"
+
+
+def runs_at_once() -> int:
+    """Return how many runs the sweep trains at once, this one included; 1 outside of a sweep."""
+    given = os.environ.get(RUNS_AT_ONCE, "")
+    return max(1, int(given)) if given.isdecimal() else 1
+
+
+def parent_of(pid: int) -> int | None:
+    """Return the process ID of a process's parent; None if it has ended or is not known."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        # The second field is the command in parentheses, which may contain anything.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return int(fields.rpartition(")")[2].split()[1])
+    return None
+
 
 def available_cpus() -> int:
     """Return the number of CPUs this process may use, by its affinity and its container's quota."""

@@ -21,7 +21,7 @@ from torch import nn
 
 from engine.errors import key_error
 from engine.system.distributed import local_rank, rank, ranks_here, together, world_size
-from engine.system.resources import available_cpus, reset_peak_memory
+from engine.system.resources import available_cpus, reset_peak_memory, runs_at_once
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 
@@ -234,6 +234,7 @@ def facts(runtime: Runtime) -> dict[str, Any]:
         "device": device_name(runtime.device),
         "world_size": runtime.world_size,
         "threads": runtime.threads,
+        "runs_at_once": runs_at_once(),
         "precision": runtime.precision,
         "torch": torch.__version__,
         "commit": commit(),

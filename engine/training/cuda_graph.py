@@ -7,6 +7,7 @@ batch of an epoch and steps that log layers. All steps run eagerly if the captur
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Generic, TypeVar
 
 import torch
@@ -46,15 +47,21 @@ class StepGraph(Generic[T]):
             tensors.
         batch: size of a full batch; other batches are not replayed.
         give_up: cleans up after a failed capture.
+        starting_up: context that counts its seconds as start-up, not as training.
 
     """
 
     def __init__(
-        self, step: Callable[[Tensor, EpochDraws], T], batch: int, give_up: Callable[[], None]
+        self,
+        step: Callable[[Tensor, EpochDraws], T],
+        batch: int,
+        give_up: Callable[[], None],
+        starting_up: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.step = step
         self.batch = batch
         self.give_up = give_up
+        self.starting_up = starting_up
         self.warm_up = WARM_UP_STEPS
         self.failed = False
         self.captured: CapturedStep[T] | None = None
@@ -70,18 +77,23 @@ class StepGraph(Generic[T]):
             self.warm_up -= 1
             return None
         if self.captured is None:
-            try:
-                self.captured = CapturedStep(self.step, index, draws)
-            except RuntimeError as error:
-                self.failed = True
-                self.give_up()
-                reason = " ".join(str(error).split())
-                print(
-                    f"steps run eagerly: no CUDA graph could be captured ({reason})",
-                    file=sys.stderr,
-                )
-                return None
-        return self.captured(index, draws)
+            with self.starting_up():
+                self.captured = self.capture(index, draws)
+        return None if self.captured is None else self.captured(index, draws)
+
+    def capture(self, index: Tensor, draws: EpochDraws) -> "CapturedStep[T] | None":
+        """Capture a step on a batch like this one; print why and return None if that fails."""
+        try:
+            return CapturedStep(self.step, index, draws)
+        except RuntimeError as error:
+            self.failed = True
+            self.give_up()
+            reason = " ".join(str(error).split())
+            print(
+                f"steps run eagerly: no CUDA graph could be captured ({reason})",
+                file=sys.stderr,
+            )
+            return None
 
 
 class CapturedStep(Generic[T]):

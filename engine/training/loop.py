@@ -9,6 +9,7 @@ run makes the epoch's row and curves.
 import dataclasses
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from engine.data.augment import EpochDraws
 from engine.system.distributed import add_over_ranks, any_rank
+from engine.system.sharing import lacked_cpu
 from engine.training.evaluate import Evaluations
 from engine.training.noise_scale import NoiseEstimate, estimates
 from engine.training.state import is_finite
@@ -43,6 +45,8 @@ class PartialEpoch:
         rates: learning rate of each step done.
         layers: LARS' telemetry of the logged steps.
         seconds: duration of the steps done.
+        startup_seconds: duration of compiling, warm-up and capture, not part of `seconds`.
+        shared_machine: True if other processes took CPU from the steps; None if not recorded.
 
     """
 
@@ -53,6 +57,9 @@ class PartialEpoch:
     rates: list[float] = dataclasses.field(default_factory=list)
     layers: list[LayerStatistics] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
+    # Checkpoints of earlier versions have neither.
+    startup_seconds: float = 0.0
+    shared_machine: bool | None = None
 
     @classmethod
     def of_no_steps(cls, steps: int, device: torch.device) -> "PartialEpoch":
@@ -62,6 +69,7 @@ class PartialEpoch:
             gradient_norms=torch.zeros(steps, device=device),
             noise=torch.zeros(steps, 3, device=device),
             correct=torch.zeros((), dtype=torch.int64, device=device),
+            shared_machine=False,
         )
 
     def to(self, device: torch.device) -> "PartialEpoch":
@@ -118,6 +126,8 @@ class TrainedEpoch:
         loss: mean over the examples seen; None if the epoch diverged.
         accuracy: in % of the examples seen; None if the epoch diverged.
         seconds: duration of the training steps, without evaluation.
+        startup_seconds: as in `PartialEpoch`.
+        shared_machine: as in `PartialEpoch`.
         images: number of examples seen.
         last_step: optimizer steps since the start of the run.
         losses: mean loss of each step's batch.
@@ -132,6 +142,8 @@ class TrainedEpoch:
     loss: float | None
     accuracy: float | None
     seconds: float
+    startup_seconds: float
+    shared_machine: bool | None
     images: int
     last_step: int
     losses: list[float]
@@ -162,6 +174,8 @@ class TrainedEpoch:
             loss=None if diverged else total / images,
             accuracy=None if diverged else 100.0 * int(part.correct) / images,
             seconds=part.seconds,
+            startup_seconds=part.startup_seconds,
+            shared_machine=part.shared_machine,
             images=images,
             last_step=first_step + done,
             losses=losses,
@@ -173,6 +187,28 @@ class TrainedEpoch:
         )
 
 
+class StepTimer:
+    """The time of a process's steps in an epoch, and apart from it that of its start-up."""
+
+    def __init__(self, step: Step, draws: EpochDraws) -> None:
+        """Warm the step up, then begin to time."""
+        self.step, self.cold_seconds = step, step.startup_seconds
+        step.warm_up(draws)
+        self.warm_seconds = step.startup_seconds
+        self.started, self.cpu_started = step.runtime.wall_clock(), time.process_time()
+
+    def add_to(self, part: PartialEpoch, others: Callable[[], bool]) -> None:
+        """Add what was timed to the epoch's part, with the verdict on who else took CPU."""
+        runtime, startup_seconds = self.step.runtime, self.step.startup_seconds
+        # The steps' time has the capture of a graph in it.
+        seconds = runtime.wall_clock() - self.started - (startup_seconds - self.warm_seconds)
+        cpu_seconds = time.process_time() - self.cpu_started
+        part.seconds += seconds
+        part.startup_seconds += startup_seconds - self.cold_seconds
+        if lacked_cpu(runtime, cpu_seconds, seconds) or others():
+            part.shared_machine = True
+
+
 def train_epoch(
     step: Step,
     scheduler: WarmupLR,
@@ -181,6 +217,7 @@ def train_epoch(
     log_layers_every: int | None = None,
     begun: PartialEpoch | None = None,
     pause: Callable[[], bool] = lambda: False,
+    others: Callable[[], bool] = lambda: False,
 ) -> TrainedEpoch | PartialEpoch:
     """Train one pass over the split, the short last batch included.
 
@@ -200,6 +237,8 @@ def train_epoch(
         pause: called before a step and after the last one. If it returns True on any rank, the
             epoch stops there and is returned as a PartialEpoch. Several ranks call it only at the
             start and after each check.
+        others: returns True if other processes train runs on this machine; called after the last
+            step.
 
     """
     step.model.train()
@@ -214,7 +253,7 @@ def train_epoch(
     first_step = scheduler.last_epoch - begun_at
     paused = diverged = False
     check_every = 1 if runtime.device.type == "cpu" else CHECK_EVERY
-    started = runtime.wall_clock() - part.seconds
+    timer = StepTimer(step, draws)
     with progress_bar(batches, title, begun_at, runtime.rank) as bar:
         for place, index in enumerate(bar, begun_at):
             # Ranks must stop at the same step, and they exchange losses only at a check.
@@ -250,7 +289,7 @@ def train_epoch(
                 show_on_bar(bar, float(part.losses[place]), accuracy, images)
     add_over_ranks(correct)
     part.correct = correct
-    part.seconds = runtime.wall_clock() - started
+    timer.add_to(part, others)
     if not diverged and (paused or any_rank(pause())):
         # A saved state must be finite, and the latest steps may not have been checked.
         diverged = not part.is_finite(slice(len(part.rates)))
@@ -294,6 +333,8 @@ def epoch_row(
         "gradient_norm": trained.gradient_norms[-1],
         "images": trained.images,
         "train_seconds": trained.seconds,
+        "startup_seconds": trained.startup_seconds,
+        "shared_machine": trained.shared_machine,
         "wall_seconds": wall_seconds,
         "images_per_second": trained.images / trained.seconds,
     }

@@ -87,6 +87,16 @@ class Plan:
         counts = even_sizes(len(group_sizes(examples, self.ghost_batch)), self.world_size)
         return [self._join_groups(list(itertools.islice(groups, count))) for count in counts]
 
+    def distinct_passes(self, rank: int) -> list[int]:
+        """Return the sizes of a rank's passes in an epoch, without repetitions.
+
+        Ranks whose batch norms meet in every pass all make the same number of them.
+        """
+        passes: dict[tuple[int | None, ...], None] = {}
+        for examples in (self.batch, self.last_batch):
+            passes |= dict.fromkeys(itertools.zip_longest(*self.rank_passes(examples)))
+        return [size for sizes in passes if (size := sizes[rank]) is not None]
+
     def _join_groups(self, groups: list[int]) -> list[int]:
         """Return the sizes of passes that hold whole ghost groups of the given sizes."""
         assert self.ghost_batch is not None

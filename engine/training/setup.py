@@ -74,7 +74,7 @@ class Setup:
         return Step(
             distributed.distribute(network), state.optimizer, images, self.plan, self.runtime,
             clip=config.clip, label_smoothing=config.loss.label_smoothing, ema=state.ema,
-            noise=state.noise,
+            noise=state.noise, compiled=config.compile,
         )  # fmt: skip
 
 

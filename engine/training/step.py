@@ -4,7 +4,8 @@ The host reads no value here, so on CUDA a whole step is captured as a graph and
 takes one launch per step instead of several hundred.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,10 @@ class Step:
         label_smoothing: as in cross_entropy, 0 to 1.
         ema: average of the weights and buffers to update.
         noise: noise-scale averages to update.
+        compiled: True if the model is compiled, and so needs `warm_up`.
+
+    Attributes:
+        startup_seconds: duration of compiling, warm-up and capture so far.
 
     """
 
@@ -72,6 +77,7 @@ class Step:
         label_smoothing: float = 0.0,
         ema: Average | None = None,
         noise: NoiseScale | None = None,
+        compiled: bool = False,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -83,11 +89,45 @@ class Step:
         self.label_smoothing = label_smoothing
         self.ema = ema
         self.noise = noise
+        # On CUDA libraries choose their kernels in the first pass of each size.
+        self.cold = compiled or runtime.device.type == "cuda"
+        self.startup_seconds = 0.0
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.graph: StepGraph[Figures] | None = None
         if captures(runtime):
             make_capturable(optimizer, runtime.device)
-            self.graph = StepGraph(self.take, plan.batch, lambda: forget_batch_statistics(model))
+            self.graph = StepGraph(
+                self.take, plan.batch, lambda: forget_batch_statistics(model), self.starting_up
+            )
+
+    @contextlib.contextmanager
+    def starting_up(self) -> Iterator[None]:
+        """Count the block's seconds as start-up."""
+        started = self.runtime.wall_clock()
+        yield
+        self.startup_seconds += self.runtime.wall_clock() - started
+
+    def warm_up(self, draws: EpochDraws) -> None:
+        """Before the first step, send passes of every size that an epoch has through the model.
+
+        The model is compiled for them here, as start-up. Weights, buffers, gradients, optimizer
+        and random states are afterwards as they were before.
+        """
+        if not self.cold:
+            return
+        self.cold = False
+        device = self.runtime.device
+        kept = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        # These gradients are thrown away, so the ranks need not exchange them.
+        alone = gradients_averaged(self.model, last=False)
+        with self.starting_up(), kept, alone:
+            for size in self.plan.distinct_passes(self.runtime.rank):
+                accumulate_gradients(
+                    self.model, self.images, draws, draws.order[:size], [size], self.plan.batch,
+                    runtime=self.runtime, label_smoothing=self.label_smoothing,
+                )  # fmt: skip
+            self.optimizer.zero_grad()
+            forget_batch_statistics(self.model)
 
     def take(self, index: Tensor, draws: EpochDraws) -> Figures:
         """Take the part of a step that runs on the device; a CUDA graph captures this function.

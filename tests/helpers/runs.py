@@ -55,7 +55,9 @@ def only_run(work: Path) -> Path:
 def state_of(directory: Path):
     saved = torch.load(directory / "checkpoint.pt", weights_only=True)
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    timed = ("train_seconds", "wall_seconds", "images_per_second")
+    timed = (
+        "train_seconds", "wall_seconds", "images_per_second", "startup_seconds", "shared_machine",
+    )  # fmt: skip
     return saved, [{k: v for k, v in row.items() if k not in timed} for row in rows]
 
 

@@ -189,5 +189,5 @@ def test_a_cell_names_no_key_of_a_schedule_that_its_settings_name():
 
 def test_what_not_all_runs_of_a_row_were_made_with_is_noted():
     old, new = {"commit": "abc"}, {"commit": "abc", "world_size": 2, "torch": "2", "threads": 1}
-    assert titles.mixed_provenance([old, new]) == "(mixed torch, world_size)"
+    assert titles.mixed_provenance([old, new]) == "(mixed torch, world_size, threads)"
     assert titles.mixed_provenance([old, old]) == titles.mixed_provenance([]) == ""

@@ -15,6 +15,7 @@ from engine.system.runtime import Runtime
 from models import resnet8, resnet18
 from scripts.bench import (
     __main__,
+    cpu_share,
     data,
     epoch,
     ladder,
@@ -199,6 +200,19 @@ def test_epochs_are_compiled_if_there_is_a_compiler(monkeypatch):
     monkeypatch.setattr(Runtime, "compile", lambda self, model: compiled.append(model) or model)
     assert len(run_epochs("true")["tables"][0][1]) == 3 and len(compiled) == 1
     assert len(run_epochs()["tables"][0][1]) == 2 and len(compiled) == 1
+
+
+def test_the_cpu_share_is_printed_for_each_epoch(monkeypatch, capsys):
+    shares = iter([0.2, 0.9, 0.8])
+    monkeypatch.setattr(cpu_share, "cpu_share", lambda *_: next(shares))
+    monkeypatch.setattr(cpu_share, "SHORTEST_SECONDS", 1e9)
+    options = ["--images", "32", "--batch", "32", "--epochs", "2"]
+    monkeypatch.setattr(sys, "argv", ["cpu_share", *options])
+    assert cpu_share.main() == 0
+    title, *epochs, least = capsys.readouterr().out.splitlines()
+    assert title.startswith("resnet8, batch 32, ") and least.startswith("least 0.800; ")
+    assert [line[:5] for line in epochs] == ["0.200", "0.900", "0.800"]
+    assert all(line.endswith("too short: give more --images") for line in epochs)
 
 
 def test_the_reference_trains_in_a_separate_process():

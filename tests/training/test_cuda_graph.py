@@ -189,6 +189,31 @@ def test_steps_whose_layers_are_logged_are_not_replayed(captured):
     assert [n for o in outcomes for n, _ in o.layers] == [4, 8, 12]
 
 
+def test_the_seconds_of_a_capture_are_start_up(captured, monkeypatch):
+    """By a clock that knows no other time than gradients' and the capture's."""
+    now, gradients = [0.0], Step.gradients
+    monkeypatch.setattr(Runtime, "wall_clock", lambda self: now[0])
+    call = engine.training.cuda_graph.CapturedStep.__call__
+
+    def timed(seconds, function):
+        def run(*arguments):
+            now[0] += seconds
+            return function(*arguments)
+
+        return run
+
+    monkeypatch.setattr(Step, "gradients", timed(1.0, gradients))
+    monkeypatch.setattr(engine.training.cuda_graph.CapturedStep, "__call__", timed(1.0, call))
+    step, scheduler = make_step(["optimizer=sgd"])
+    capture = timed(99.0, engine.training.cuda_graph.capture)
+    monkeypatch.setattr(engine.training.cuda_graph, "capture", capture)
+    epochs = [train_epoch(step, scheduler, step.images.draw_epoch(0, e), "") for e in range(2)]
+    # Capturing calls `gradients` once more than there are steps.
+    assert len(captured) == 1
+    assert [epoch.startup_seconds for epoch in epochs] == [100.0, 0.0]
+    assert [epoch.seconds for epoch in epochs] == [5.0, 5.0]
+
+
 def test_steps_run_eagerly_after_a_failed_capture(captured, monkeypatch, capsys):
     update = Step.update_on_device
 

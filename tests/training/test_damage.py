@@ -181,13 +181,24 @@ def test_a_checkpoint_keeps_a_partial_epoch(saved):
     part.losses[:2] = torch.tensor([0.1, 0.2])
     part.rates += [0.5, 0.25]
     part.layers.append((1, {"conv": {"trust_ratio": torch.tensor(0.5)}}))
-    part.seconds = 1.5
+    part.seconds, part.startup_seconds, part.shared_machine = 1.5, 2.5, True
     save(saved, 1, part)
     loaded = load_checkpoint(saved, CPU)
     assert loaded.describe() == "after epoch 1 of 9 and step 2 of 8 of the next"
     assert loaded.partial.rates == [0.5, 0.25] and loaded.partial.seconds == 1.5
     assert loaded.partial.losses.tolist() == part.losses.tolist()
     assert loaded.partial.layers == part.layers
+    assert loaded.partial.startup_seconds == 2.5 and loaded.partial.shared_machine is True
+
+
+def test_a_partial_epoch_of_an_earlier_version_is_read(saved):
+    save(saved, 1, PartialEpoch.of_no_steps(8, CPU))
+    content = torch.load(saved, weights_only=True)
+    for key in ("startup_seconds", "shared_machine"):
+        del content["partial"][key]
+    rewrite(saved, content)
+    loaded = load_checkpoint(saved, CPU).partial
+    assert loaded.startup_seconds == 0 and loaded.shared_machine is None
 
 
 def test_a_run_resumes_from_the_previous_checkpoint(small, workplace, command, monkeypatch):

@@ -48,7 +48,9 @@ pytestmark = pytest.mark.skipif(
 GHOSTS = ["batch=64", "micro_batch=16", "model.ghost_batch=8", "epochs=10"]
 
 
-def trained(model, overrides, dtype=torch.float32, count=76, epochs=10, ema=None, noise=None):
+def trained(
+    model, overrides, dtype=torch.float32, count=76, epochs=10, ema=None, noise=None, **more
+):
     """Train a model over all ranks; return this rank's state and metrics."""
     made = config(*overrides)
     split = images_of(count, side=16)
@@ -69,7 +71,7 @@ def trained(model, overrides, dtype=torch.float32, count=76, epochs=10, ema=None
             return allreduce_hook(state, bucket)
 
         network.register_comm_hook(None, count_reductions)
-    step = Step(network, optimizer, training_images, plan, runtime, ema=ema, noise=noise)
+    step = Step(network, optimizer, training_images, plan, runtime, ema=ema, noise=noise, **more)
     losses, norms = [], []
     for epoch in range(epochs):
         outcome = train_epoch(step, scheduler, training_images.draw_epoch(0, epoch), "")
@@ -103,6 +105,9 @@ def exercise():
         "float64": trained(make_resnet(8), [*GHOSTS, "optimizer=lars"], torch.float64, ema=0.9),
         "fp32": trained(make_resnet(8), [*GHOSTS, "optimizer.base_lr=0.02"], ema=0.9),
         "plain": trained(make_plain(), ["batch=30", "epochs=2"], torch.float64, epochs=2),
+        "warmed up": trained(
+            make_plain(), ["batch=30", "epochs=2"], torch.float64, epochs=2, compiled=True
+        ),
         "noise": trained(
             make_plain(),
             ["batch=30", "epochs=2", "noise_scale=true", "optimizer.base_lr=1e-12"],
@@ -359,6 +364,15 @@ def test_uneven_parts_count_every_example_once(made, world):
         assert_close(rank["plain"]["state"], expected["plain"]["state"], 1e-9)
         assert rank["plain"]["losses"] == pytest.approx(expected["plain"]["losses"], rel=1e-6)
         assert rank["plain"]["accuracy"] == pytest.approx(expected["plain"]["accuracy"])
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_that_warm_up_exchange_nothing_and_train_the_same_bits(made, world):
+    for rank in made[world]:
+        warm, plain = rank["warmed up"], rank["plain"]
+        assert warm["losses"] == plain["losses"] and warm["reductions"] == plain["reductions"]
+        for name, value in plain["state"].items():
+            assert torch.equal(warm["state"][name], value), name
 
 
 def test_gradients_are_reduced_once_per_step(made):
