@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# One whole attempt of the study, both tables: scripts/sweep.sh attempt2 [key=value ...]
-# What follows the attempt goes to train.py as it is: seed=0,1,2 or model=resnet50_imagenet_stem.
+# Train one attempt of the study at all batches with SGD and LARS:
+# scripts/sweep.sh attempt2 [key=value ...]. Arguments after the attempt are passed to train.py,
+# such as seed=0,1,2 or model=resnet50_imagenet_stem.
 set -euo pipefail
 if [[ $# -eq 0 || $1 == -* || $1 == *=* ]]; then
-    echo "error: say which attempt: scripts/sweep.sh attempt1 [key=value ...]" >&2
+    echo "error: the attempt is missing: type scripts/sweep.sh attempt1 [key=value ...]" >&2
     exit 2
 fi
 attempt=$1
