@@ -38,6 +38,7 @@ def train(config: Config, arguments: list[str]) -> None:
 
     """
     # Imported here, so that --help and errors in the command appear before torch is loaded.
+    from engine.runs.claims import with_claimed_threads
     from engine.runs.records import COMPLETED, DIVERGED
     from engine.runs.run import Follower, Run, finish_epoch
     from engine.system import distributed as ranks
@@ -55,7 +56,7 @@ def train(config: Config, arguments: list[str]) -> None:
     if config.resume and not config.plan and ranks.first_does(run.finished):
         print(f"finished already: {run.describe()}\nresume=false trains it again")
         return
-    setup = prepare(config)
+    setup = prepare(with_claimed_threads(config, run.directory))
     plan, runtime, classes = setup.plan, setup.runtime, setup.data.classes
     print(f"run       {run.directory}\n{plan.describe()}", flush=True)
     if config.plan:

@@ -11,7 +11,7 @@ from engine.sweeps.launch import threads_each
 @pytest.mark.parametrize(
     ("target", "settings", "jobs", "expected"),
     [
-        ("BasicLauncher", {}, 4, None),
+        ("BasicLauncher", {}, 4, 16),
         ("SlurmLauncher", {}, 4, None),
         ("LocalLauncher", {}, 4, 4),
         ("LocalLauncher", {}, 100, 1),
