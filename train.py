@@ -10,9 +10,9 @@
 A run's directory is results/runs/<group>/<run>. The same keys and values name the same run: a
 finished run is not trained again, an unfinished one resumes, a failed one is trained again. A sweep
 writes its report to results/<group>/README.md; `python -m scripts.status group=NAME` shows its
-progress. For several runs at once, use -m ... hydra/launcher=joblib hydra.launcher.n_jobs=4; other
-launchers are submitit_local, slurm and ray. --cfg job prints the composed configuration;
---hydra-help shows Hydra's own flags.
+progress. A sweep trains several runs at once if that is faster; parallel=N sets the number.
+hydra/launcher=slurm (or submitit_local, ray, joblib) takes it elsewhere. --cfg job prints the
+composed configuration; --hydra-help shows Hydra's own flags.
 """
 
 import os

@@ -33,7 +33,7 @@ def write_threads(directory: Path, threads: int) -> None:
 
 
 def plan_threads(config: Config, directory: Path, threads: int | None, anew: bool) -> None:
-    """Write the threads that a sweep decided for a run, unless the run has begun.
+    """Write the threads that a sweep decided for a run that gives none, unless it has begun.
 
     Args:
         config: the run's configuration.
@@ -42,7 +42,7 @@ def plan_threads(config: Config, directory: Path, threads: int | None, anew: boo
         anew: True to replace an earlier decision for a run that has not begun.
 
     """
-    if holder(directory) or _has_begun(config, directory):
+    if config.threads is not None or holder(directory) or _has_begun(config, directory):
         return
     if config.resume and not anew and claimed_threads(directory) is not None:
         return

@@ -17,6 +17,8 @@ from engine.config.compose import Job
 from engine.config.hydra_rules import is_launchers
 from engine.data.dataset import load_data
 from engine.errors import key_error
+from engine.runs.claims import claimed_threads
+from engine.runs.run import Run
 from engine.sweeps.launch import launcher_threads
 from engine.sweeps.speeds import (
     BUDGET_SECONDS,
@@ -80,7 +82,10 @@ def choose_way(
     if wanted == 1 or (wanted == "auto" and len(jobs) == 1):
         return Way(None, cpus, anew=wanted == 1)
     if wanted == "auto":
-        return choose_fastest(jobs, plans, cpus)
+        kept = kept_threads(jobs)
+        return (
+            choose_fastest(jobs, plans, cpus) if kept is None else resume(jobs, plans, cpus, kept)
+        )
     at_once, fits = min(wanted, len(jobs)), count_fitting(jobs, plans)
     if at_once > fits:
         allowed = f"at most {fits} of these runs fit{'s' * (fits == 1)} into memory at once"
@@ -89,6 +94,26 @@ def choose_way(
     threads = max(1, cpus // min(wanted, total))
     line = describe(at_once, jobs[0].config.threads or threads, device_of(jobs[0]).type)
     return Way(at_once, threads, anew=True, line=line)
+
+
+def kept_threads(jobs: Sequence[Job]) -> int | None:
+    """Return the most threads of the runs, if an earlier sweep claimed them all; otherwise None."""
+    kept = [
+        claimed_threads(Run(job.config).directory)
+        for job in jobs
+        if job.config.resume and job.config.threads is None
+    ]
+    threads = [number for number in kept if number is not None]
+    return max(threads) if len(threads) == len(jobs) else None
+
+
+def resume(jobs: Sequence[Job], plans: Sequence[Plan], cpus: int, threads: int) -> Way:
+    """Decide how many runs train at once that keep the threads of an earlier sweep."""
+    at_once = min(len(jobs), cpus // threads)
+    at_once = min(at_once, count_fitting(jobs, plans)) if at_once > 1 else 1
+    if at_once == 1:
+        return Way(None, cpus, line=ONE + "the runs keep their threads")
+    return Way(at_once, threads, line=describe(at_once, threads, device_of(jobs[0]).type))
 
 
 def choose_fastest(jobs: Sequence[Job], plans: Sequence[Plan], cpus: int) -> Way:

@@ -14,6 +14,8 @@ import engine.training.memory
 from engine.config.compose import make_jobs
 from engine.config.schema import Config
 from engine.errors import UserError
+from engine.runs.claims import write_threads
+from engine.runs.run import Run
 from engine.sweeps.parallel import candidates, choose_way, count_fitting, fastest, makespan
 from engine.sweeps.speeds import Speeds, load_speeds, measure_speeds, store_speeds, training_flops
 from engine.system.signals import Stopped, leaving
@@ -168,6 +170,32 @@ def test_one_run_that_is_left_and_a_given_number_need_no_measurement(fake):
     way = fake.decide("parallel=4", runs=1, total=6)
     assert (way.at_once, way.threads) == (1, 2)
     assert fake.measured == []
+
+
+def test_a_sweep_that_starts_again_trains_as_many_runs_as_its_threads_allow(fake, workplace):
+    fake.become(4, {1: 1000.0, 2: 1900.0, 4: 3600.0})
+
+    def claim(threads, seed=2):
+        (job,) = make_jobs(
+            "train", Config, [["data=synthetic", "model=resnet8", "epochs=100", f"seed={seed}"]]
+        )
+        (Run(job.config).directory / ".hydra").mkdir(parents=True, exist_ok=True)
+        write_threads(Run(job.config).directory, threads)
+
+    for seed in range(3):
+        claim(1, seed)
+    # The fourth has no claim, so that its sweep decides.
+    assert fake.decide(runs=4).at_once == 4 and len(fake.measured) == 1
+    way = fake.decide(runs=3)
+    assert (way.at_once, way.threads, way.anew) == (3, 1, False)
+    assert way.line == "parallel  3 runs at once, 1 thread each"
+    # The run with the most threads counts.
+    claim(2)
+    assert fake.decide(runs=3).at_once == 2
+    claim(4)
+    way = fake.decide(runs=3)
+    assert way.at_once is None and "the runs keep their threads" in way.line
+    assert fake.decide("resume=false", runs=3).at_once == 2 and len(fake.measured) == 1
 
 
 def test_given_threads_are_measured_as_given(fake):
