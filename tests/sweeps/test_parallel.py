@@ -1,9 +1,11 @@
 """How many runs train at once: what is refused, the decision on fake machines, measured speeds."""
 
+import dataclasses
 import json
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -79,12 +81,15 @@ class Fake:
             "choose_precision": lambda name, device: "bf16",
             "device_name": lambda device: f"a {device.type}",
             "measure_speeds": measure,
+            "load_data": lambda config: SimpleNamespace(classes=range(10)),
         }.items():
             self.patch.setattr(engine.sweeps.parallel, name, value)
 
     def decide(self, *overrides, runs=4, total=None):
         shared = ["data=synthetic", "model=resnet8", "epochs=100", *overrides]
-        jobs = make_jobs("train", Config, [[*shared, f"seed={s}"] for s in range(runs)])
+        (job,) = make_jobs("train", Config, [shared])
+        configs = [dataclasses.replace(job.config, seed=seed) for seed in range(runs)]
+        jobs = [dataclasses.replace(job, config=config) for config in configs]
         plans = [make_plan(job.config, 10_000) for job in jobs]
         return choose_way(jobs, plans, [], total or runs)
 
