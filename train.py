@@ -10,9 +10,9 @@
 A run's directory is results/runs/<group>/<run>. The same keys and values name the same run: a
 finished run is not trained again, an unfinished one resumes, a failed one is trained again. A sweep
 writes its report to results/<group>/README.md; `python -m scripts.status group=NAME` shows its
-progress. For several runs at once, use -m ... hydra/launcher=joblib hydra.launcher.n_jobs=4; other
-launchers are submitit_local, slurm and ray. --cfg job prints the composed configuration;
---hydra-help shows Hydra's own flags.
+progress. A sweep trains several runs at once if that is faster; parallel=N sets the number.
+hydra/launcher=slurm (or submitit_local, ray, joblib) takes it elsewhere. --cfg job prints the
+composed configuration; --hydra-help shows Hydra's own flags.
 """
 
 import os
@@ -38,6 +38,7 @@ def train(config: Config, arguments: list[str]) -> None:
 
     """
     # Imported here, so that --help and errors in the command appear before torch is loaded.
+    from engine.runs.claims import with_claimed_threads
     from engine.runs.records import COMPLETED, DIVERGED
     from engine.runs.run import Follower, Run, finish_epoch
     from engine.system import distributed as ranks
@@ -55,7 +56,7 @@ def train(config: Config, arguments: list[str]) -> None:
     if config.resume and not config.plan and ranks.first_does(run.finished):
         print(f"finished already: {run.describe()}\nresume=false trains it again")
         return
-    setup = prepare(config)
+    setup = prepare(with_claimed_threads(config, run.directory))
     plan, runtime, classes = setup.plan, setup.runtime, setup.data.classes
     print(f"run       {run.directory}\n{plan.describe()}", flush=True)
     if config.plan:

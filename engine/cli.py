@@ -32,11 +32,17 @@ from engine.config.compose import (
     Job,
     as_text,
     check_overrides,
+    is_parallel,
     plain_config,
     read_overrides,
     search_path,
 )
-from engine.config.hydra_rules import check_hydra_overrides, is_hydras, register_resolvers
+from engine.config.hydra_rules import (
+    check_hydra_overrides,
+    is_hydras,
+    is_launchers,
+    register_resolvers,
+)
 from engine.config.options import help_text
 from engine.config.parse import parse, text_keys
 from engine.errors import UserError
@@ -175,11 +181,24 @@ def read_command_line(
     jobs = read_overrides(config_name, config_type, overrides, sweep=flags.multirun)
     if flags.multirun and _world_size() != "1":
         raise UserError(
-            "-m: torchrun trains one run; sweep with python train.py -m (hydra/launcher=joblib "
-            "trains several runs at once), or start torchrun once for each run"
+            "-m: torchrun trains one run; sweep with python train.py -m, which trains several "
+            "runs at once, or start torchrun once for each run"
         )
+    check_parallel(overrides, jobs, flags.multirun)
     hydra_overrides = [o for o in overrides if is_hydras(o)]
     return CommandLine(jobs, flags.multirun, hydra_overrides)
+
+
+def check_parallel(overrides: Sequence[str], jobs: Sequence[Job], multirun: bool) -> None:
+    """Raise UserError if `parallel` is given where it has no meaning, or with several values."""
+    given = next(filter(is_parallel, overrides), None)
+    if given is not None and not multirun:
+        raise UserError(f"{given}: is for sweeps, python train.py -m ...; one run needs no number")
+    if multirun and len({getattr(job.config, "parallel", None) for job in jobs}) > 1:
+        raise UserError(f"{given or 'parallel'}: must be one value for the whole sweep")
+    launcher = next(filter(is_launchers, overrides), None)
+    if given is not None and launcher is not None:
+        raise UserError(f"{given}: not with {launcher}, which decides by itself; give one of them")
 
 
 def _make_parser() -> argparse.ArgumentParser:

@@ -136,10 +136,13 @@ def measure(cells: Sequence[Cell], seeds: Sequence[int], command: CommandLine) -
         (cell, point) for cell in cells for point in cell.points() if point not in cell.scores
     ]
     lists = [trial_overrides(c, p, s) for c, p in trials for s in seeds]
-    jobs = make_jobs("train", Config, [[*o, *command.hydra_overrides] for o in lists])
-    make_plans(jobs)
+    # A run's own overrides leave out what concerns the whole search.
+    shared = [*command.hydra_overrides, f"parallel={command.jobs[0].config.parallel}"]
+    jobs = make_jobs("train", Config, [[*o, *shared] for o in lists])
+    plans = make_plans(jobs)
     check_launcher(command.hydra_overrides)
-    train_missing(claim_missing(jobs), command.hydra_overrides, sweep_job)
+    pending, way = claim_missing(jobs, plans, command.hydra_overrides)
+    train_missing(pending, way, command.hydra_overrides, sweep_job)
     failures = [text for job in jobs if (text := failure(Run(job.config)))]
     if failures:
         advice = "run the same command again to retry the failed trials"

@@ -37,7 +37,8 @@ class Job:
 
     Attributes:
         config: the checked configuration.
-        overrides: the run's overrides, without those of Hydra's own keys.
+        overrides: the run's overrides, without `parallel` and those of Hydra's own keys, which
+            concern the sweep.
         folders: the --config-dir flags that the overrides need.
 
     """
@@ -146,9 +147,14 @@ def _make_job(config_name: str, config_type: Any, overrides: list[str]) -> Job:
     if "experiment" in composed:
         given = next(o for o in overrides if "experiment" in o)
         raise UserError(f"{given}: the first line of its file must be '# @package _global_'")
-    chosen = [o for o in overrides if not hydra_rules.is_hydras(o)]
+    chosen = [o for o in overrides if not (hydra_rules.is_hydras(o) or is_parallel(o))]
     config = config_type.from_hydra(plain_config(composed))
     return Job(config, chosen, config_dir_flags(overrides))
+
+
+def is_parallel(override: str) -> bool:
+    """Return True if an override sets `parallel`."""
+    return re.match(r"[+~]*parallel(=|$)", override) is not None
 
 
 def config_dir_flags(overrides: Sequence[str]) -> list[str]:

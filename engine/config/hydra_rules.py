@@ -41,6 +41,11 @@ def is_hydras(override: str) -> bool:
     return re.match(r"[+~]*hydra[./=@]", override) is not None
 
 
+def is_launchers(override: str) -> bool:
+    """Return True if an override chooses or configures Hydra's launcher."""
+    return re.match(SETTABLE, override) is not None
+
+
 def check_hydra_overrides(overrides: Iterable[str]) -> None:
     """Raise UserError for an override of Hydra's own keys, except those of the launcher."""
     for override in filter(is_hydras, overrides):
@@ -52,7 +57,7 @@ def check_hydra_overrides(overrides: Iterable[str]) -> None:
             )
         if re.match(r"[+~]*hydra\.searchpath=", override):
             raise UserError(f"{override}: not used here; --config-dir=DIR adds configurations")
-        if not re.match(SETTABLE, override):
+        if not is_launchers(override):
             raise UserError(
                 f"{override}: not used here; of Hydra's own keys only hydra/launcher=NAME and "
                 "hydra.launcher.KEY=VALUE can be set"

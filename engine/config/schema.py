@@ -141,7 +141,8 @@ class Config:
     )
     device: Device = key("where to compute: auto, cpu, cuda or mps", same_result=True)
     threads: Threads | None = key(
-        "CPU threads of a rank; null: the available CPUs divided among a machine's ranks",
+        "CPU threads of a rank; null: the available CPUs divided among a machine's ranks and a "
+        "sweep's runs at once; a resume keeps the number",
         same_result=True,
     )
     precision: Literal["auto", "fp32", "bf16"] = key(
@@ -184,6 +185,12 @@ class Config:
         "compute batch-norm statistics over the micro-batches of all ranks; needs several ranks on "
         "CUDA",
         default=False,
+    )
+    parallel: Literal["auto"] | Count = key(
+        "with -m: how many runs train at once on this machine; auto: as many as finish the sweep "
+        "soonest",
+        default="auto",
+        same_result=True,
     )
 
     @classmethod

@@ -18,6 +18,7 @@ from engine.config.schema import Config
 from engine.data.dataset import Dataset
 from engine.errors import key_error
 from engine.runs import records
+from engine.runs.claims import claimed_threads, write_threads
 from engine.runs.tensorboard import write_epoch, write_mistakes, write_outcome, write_start
 from engine.system.distributed import rank
 from engine.system.files import (
@@ -170,6 +171,9 @@ class Run:
             path.unlink(missing_ok=True)
         if not (resumed or self.config.resume):
             (self.directory / records.CLEARED).touch()
+        begun = resumed and claimed_threads(self.directory) is not None
+        if self.found["world_size"] == 1 and not begun:
+            write_threads(self.directory, self.found["threads"])
         self._write_metrics()
         # TensorBoard takes a second to import; mistakes and finished runs answer without it.
         from torch.utils.tensorboard import SummaryWriter

@@ -1,7 +1,8 @@
 """Passes a sweep's jobs to Hydra's launcher: serially in this process, or joblib, submitit, Ray.
 
 The caller chooses the jobs, not Hydra's sweeper, so that only missing runs are launched. A job's
-outcome is read from its run's summary, never from the launcher.
+outcome is read from its run's summary, never from the launcher. Several processes without a
+launcher are started by children.py.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from omegaconf import DictConfig
 from engine.config.compose import CONF, Job
 from engine.errors import UserError
 from engine.system.resources import available_cpus
+from engine.system.runtime import RUNS_AT_ONCE
 
 Task = Callable[[DictConfig], None]
 
@@ -39,12 +41,32 @@ def launch_jobs(task: Task, jobs: Sequence[Job], hydra_overrides: Sequence[str])
     if paths[0] not in os.pathsep.join(paths[1:]).split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     with made_launcher(task, hydra_overrides) as (launcher, config):
-        threads = threads_each(config.hydra.launcher, len(jobs))
-        overrides = []
-        for job in jobs:
-            divided = threads is not None and job.config.threads is None
-            overrides.append(job.overrides + ([f"threads={threads}"] if divided else []))
-        launcher.launch(overrides, initial_job_idx=0)
+        # The workers on this machine inherit the variable.
+        with environment(RUNS_AT_ONCE, runs_at_once(config.hydra.launcher, len(jobs))):
+            launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
+
+
+@contextlib.contextmanager
+def environment(name: str, value: int | None) -> Iterator[None]:
+    """Set an environment variable inside the block, or remove it if the value is None."""
+    before = os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = str(value)
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
+
+
+def launcher_threads(hydra_overrides: Sequence[str], jobs: int) -> int | None:
+    """Return the CPU threads of each job under the launcher that these overrides choose.
+
+    Returns None if a scheduler assigns the CPUs.
+    """
+    with made_launcher(lambda composed: None, hydra_overrides) as (_, config):
+        return threads_each(config.hydra.launcher, max(1, jobs))
 
 
 def check_launcher(hydra_overrides: Sequence[str]) -> None:
@@ -72,19 +94,35 @@ def made_launcher(
 
 
 def threads_each(launcher: Any, jobs: int) -> int | None:
-    """Return the CPU threads of each job if a launcher runs several jobs on this machine at once.
+    """Return the CPU threads of each job; None if a scheduler assigns its CPUs."""
+    if _name(launcher) == "RayLauncher":
+        return _ray_cpus(launcher)
+    at_once = runs_at_once(launcher, jobs)
+    return None if at_once is None else max(1, available_cpus() // at_once)
 
-    Returns None if a job does not share the machine, or a scheduler assigns its CPUs.
-    """
-    name, cpus = launcher["_target_"].rpartition(".")[2], available_cpus()
-    if name == "RayLauncher":
-        return max(1, int(launcher["ray"]["remote"].get("num_cpus", 1)))
+
+def runs_at_once(launcher: Any, jobs: int) -> int | None:
+    """Return how many jobs a launcher runs on this machine at once; None if a scheduler decides."""
+    name, cpus = _name(launcher), available_cpus()
+    if name == "BasicLauncher":
+        return 1
     if name == "LocalLauncher":
-        at_once = jobs
-    elif name == "JoblibLauncher":
+        return jobs
+    if name == "JoblibLauncher":
         # joblib reads -1 as all CPUs, -2 as all but one.
-        at_once = launcher["n_jobs"] or 1
-        at_once = at_once if at_once > 0 else max(1, cpus + 1 + at_once)
+        workers = launcher["n_jobs"] or 1
+        workers = workers if workers > 0 else max(1, cpus + 1 + workers)
+    elif name == "RayLauncher":
+        workers = (launcher["ray"]["init"].get("num_cpus") or cpus) // _ray_cpus(launcher)
     else:
         return None
-    return max(1, cpus // min(at_once, jobs))
+    return max(1, min(workers, jobs))
+
+
+def _name(launcher: Any) -> str:
+    return str(launcher["_target_"]).rpartition(".")[2]
+
+
+def _ray_cpus(launcher: Any) -> int:
+    """Return the CPUs that Ray gives each job."""
+    return max(1, int(launcher["ray"]["remote"].get("num_cpus", 1)))

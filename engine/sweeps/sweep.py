@@ -1,7 +1,8 @@
-"""Runs a sweep: claims its runs, launches them with Hydra, and always writes a report.
+"""Runs a sweep: claims its runs, trains them, and always writes a report.
 
-Hydra's launcher decides where runs are trained. Outcomes are read from the runs' directories, so a
-job that died, in this process or elsewhere, affects neither the other runs nor the table.
+Runs are trained in this process, in several processes at once (children.py), or where Hydra's
+launcher decides (launch.py). Outcomes are read from the runs' directories, so a job that died
+affects neither the other runs nor the table.
 """
 
 import contextlib
@@ -18,9 +19,12 @@ from engine.config.schema import Config, DataConfig
 from engine.data.dataset import Dataset, load_data, plan_data
 from engine.errors import UserError, key_error
 from engine.report.write import write_report
+from engine.runs.claims import plan_threads
 from engine.runs.records import FAILED, FINISHED, MISSING, RESULTS, check_inside
 from engine.runs.run import Run, reason_of
+from engine.sweeps.children import train_in_processes
 from engine.sweeps.launch import Task, check_launcher, launch_jobs
+from engine.sweeps.parallel import Way, choose_way
 from engine.system.lock import RunBusy, holder
 from engine.system.signals import leaving
 from engine.training.plan import Plan, check_plan, make_plan
@@ -47,9 +51,9 @@ def run_sweep(command: CommandLine, task: Task) -> int:
         if (RESULTS / group).exists() and not (RESULTS / group).is_dir():
             raise key_error("group", group, f"{RESULTS / group} must be a directory for its tables")
     check_launcher(command.hydra_overrides)
-    claimed = claim_missing(jobs)
+    claimed, way = claim_missing(jobs, plans, command.hydra_overrides)
     try:
-        train_missing(claimed, command.hydra_overrides, task)
+        train_missing(claimed, way, command.hydra_overrides, task)
     finally:
         # After Ctrl-C too, the table shows the runs that are finished.
         reported = report(jobs)
@@ -89,32 +93,48 @@ def distinct(jobs: Iterable[Job]) -> list[Job]:
     return list(found.values())
 
 
-def claim_missing(jobs: Sequence[Job]) -> dict[Run, Job]:
-    """Claim the runs that are not finished; return their jobs.
+def claim_missing(
+    jobs: Sequence[Job], plans: Sequence[Plan], hydra_overrides: Sequence[str]
+) -> tuple[dict[Run, Job], Way]:
+    """Claim the runs that are not finished; return their jobs, and how to train them.
 
-    Raises UserError if a run's directory cannot be written.
+    Raises UserError if a run's directory cannot be written, or too many runs are to train at once.
+
+    Args:
+        jobs: the sweep's runs.
+        plans: their plans.
+        hydra_overrides: overrides of Hydra's own keys, which choose the launcher.
+
     """
-    pending = {}
-    for job in jobs:
+    pending, left = {}, []
+    for job, plan in zip(jobs, plans, strict=True):
         run = Run(job.config)
         if job.config.resume and run.finished():
             print(f"finished  {run.name}: {run.outcome()}")
         else:
             pending[run] = job
+            left.append(plan)
     print(f"sweep     {len(jobs)} runs, {len(jobs) - len(pending)} finished already", flush=True)
+    way = choose_way(list(pending.values()), left, hydra_overrides, len(jobs))
+    if way.line:
+        print(way.line, flush=True)
     for run, job in pending.items():
         run.claim(job.arguments)
-    return pending
+        plan_threads(job.config, run.directory, way.threads, way.anew)
+    return pending, way
 
 
 @leaving()
-def train_missing(pending: Mapping[Run, Job], hydra_overrides: Sequence[str], task: Task) -> None:
+def train_missing(
+    pending: Mapping[Run, Job], way: Way, hydra_overrides: Sequence[str], task: Task
+) -> None:
     """Launch the jobs of claimed runs until each has an outcome or was launched `LAUNCHES` times.
 
     Waits for runs that other processes train, and takes a run over if its process dies.
 
     Args:
         pending: the job of each claimed run.
+        way: how to train them.
         hydra_overrides: overrides of Hydra's own keys, which choose the launcher.
         task: trains one run from its composed configuration.
 
@@ -130,11 +150,10 @@ def train_missing(pending: Mapping[Run, Job], hydra_overrides: Sequence[str], ta
         free = free if not launches else free[:1]
         if free:
             launches.update(free)
-            try:
-                launch_jobs(task, [pending[run] for run in free], hydra_overrides)
-            except Exception as error:
-                # A launcher that lost a worker raises for all jobs. Their files show each outcome.
-                print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr)
+            if way.at_once is not None:
+                train_in_processes([(run, pending[run]) for run in free], way.at_once)
+            else:
+                launch([pending[run] for run in free], hydra_overrides, task)
         elif held:
             if not announced:
                 print(f"waiting   for {len(held)} runs that other processes train", flush=True)
@@ -145,6 +164,17 @@ def train_missing(pending: Mapping[Run, Job], hydra_overrides: Sequence[str], ta
         # A different time, not a later one, since the clock may have been set back. 0 means that
         # the run has no outcome.
         pending = {r: job for r, job in pending.items() if r.settled_at() in (0, before[r])}
+
+
+def launch(jobs: Sequence[Job], hydra_overrides: Sequence[str], task: Task) -> None:
+    """Train the jobs with Hydra's launcher; print what it raises.
+
+    A launcher that lost a worker raises for all jobs. Their files show each outcome.
+    """
+    try:
+        launch_jobs(task, jobs, hydra_overrides)
+    except Exception as error:
+        print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def report(jobs: Iterable[Job]) -> bool:

@@ -30,6 +30,8 @@ STALE_SECONDS = 120.0
 # How long a process waits before it checks whether another process wrote its name at the same time.
 SETTLE_SECONDS = 0.5
 HELD = (errno.EWOULDBLOCK, errno.EACCES)
+# In the message of RunBusy, by which a sweep recognizes it in the output of a run's process.
+BUSY = "is being trained by"
 NAME = re.compile(r"process (\d+) on (\S+)")
 
 
@@ -113,7 +115,7 @@ def _is_at(path: Path, lock: IO[str]) -> bool:
 
 
 def _busy(path: Path, name: str) -> RunBusy:
-    return RunBusy(f"run {path.parent}: is being trained by {name or 'another process'}")
+    return RunBusy(f"run {path.parent}: {BUSY} {name or 'another process'}")
 
 
 def _flock(lock: IO[str], kind: int) -> bool | None:

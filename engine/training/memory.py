@@ -12,12 +12,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+from engine.config.schema import Config
 from engine.data import SIDE
 from engine.data.augment import PADDING
+from engine.data.dataset import Dataset
 from engine.errors import key_error
 from engine.system.distributed import ranks_here
 from engine.system.resources import available_bytes
-from engine.system.runtime import Runtime
+from engine.system.runtime import Runtime, choose_device, choose_precision
 from engine.training.build import build_model
 from engine.training.plan import Plan
 from engine.training.setup import Setup
@@ -88,6 +90,16 @@ def check_memory(setup: Setup) -> None:
             "available; a smaller micro_batch needs less"
         )
         raise key_error("micro_batch", setup.config.micro_batch, allowed)
+
+
+def needed_bytes(config: Config, data: Dataset, plan: Plan) -> float:
+    """Return the estimate of a run's memory in bytes, without starting its runtime."""
+    device = choose_device(config.device)
+    runtime = Runtime(device, choose_precision(config.precision, device), threads=1)
+    setup = Setup(config, runtime, data, plan)
+    with FakeTensorMode(), device:
+        model = build_model(config.model, len(data.classes))
+        return estimate(setup, model, min(MEASURED, largest_pass(plan))).total
 
 
 def largest_pass(plan: Plan) -> int:

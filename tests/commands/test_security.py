@@ -295,6 +295,8 @@ def test_every_entry_point_is_tested():
     asked = {"val", "tables", "status", "tune", "lr_range", "options", "bench"}
     # The benchmarks start the other two in separate processes.
     asked |= {"probe", "reference"}
+    # A sweep starts it, and writes its input.
+    asked |= {"calibrate"}
     assert {p.parent.name if p.stem == "__main__" else p.stem for p in entries} == asked
 
 

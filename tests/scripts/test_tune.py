@@ -130,6 +130,17 @@ def test_a_budget_makes_the_same_report(small, workplace, tune):
     assert "run   " not in again[1] and (folder / "README.md").read_text() == page
 
 
+def test_trials_train_at_once(small, workplace, tune):
+    asked = [*small, "epochs=1", "data.holdout=30", "tune.points=3", "tune.most=3", "parallel=2"]
+    status, out, err = tune(*asked)
+    assert status == 0, err
+    assert "parallel  2 runs at once, 1 thread each\n" in out
+    paths = list((workplace / "results" / "runs" / "tune").glob("*/summary.json"))
+    summaries = [json.loads(path.read_text()) for path in paths]
+    assert [summary["runs_at_once"] for summary in summaries] == [2, 2, 2]
+    assert not any("parallel" in summary["command"] for summary in summaries)
+
+
 def test_a_failed_trial_stops_the_search(small, workplace, tune, monkeypatch):
     import engine.training.loop
 
