@@ -51,7 +51,8 @@ class Progress:
             self.announced.add((self.place, activity))
             left = int(self.left())
             clock = f"{left // 60}:{left % 60:02} left" if left else "the time is used"
-            self._print(", ".join(filter(None, [self.place, activity, detail, clock])))
+            # What matters most comes first, since a narrow terminal cuts the end off.
+            self._print(", ".join(filter(None, [clock, self.place, detail, activity])))
 
     def clear(self) -> None:
         """Erase the line on the terminal, so that something else can be printed."""
