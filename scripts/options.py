@@ -15,7 +15,7 @@ from engine.cli import exit_status, read_arguments
 from engine.config.compose import CONF
 from engine.config.options import conf_files, list_options, markdown_table
 from engine.config.schema import Config, EvaluationConfig
-from engine.system.files import write_atomically
+from engine.system.files import write_text_atomically
 
 PAGE = CONF.parent / "docs" / "options.md"
 TITLE = """\
@@ -89,7 +89,7 @@ def main() -> int:
     read_arguments(sys.argv[1:], Arguments, __doc__)
     for path, text in render().items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_atomically(path, lambda file, text=text: file.write(text.encode()))
+            write_text_atomically(path, text)
             print(f"written   {path.relative_to(CONF.parent)}")
     return 0
 

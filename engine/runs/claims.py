@@ -14,7 +14,7 @@ from engine.runs import records
 from engine.system.distributed import world_size
 from engine.system.files import previous_of, write_text_atomically
 from engine.system.lock import holder
-from engine.system.runtime import in_sweep
+from engine.system.resources import in_sweep
 
 
 def claimed_threads(directory: Path) -> int | None:

@@ -20,7 +20,7 @@ from engine.config.compose import CONF, Job
 from engine.runs.records import FAILED
 from engine.runs.run import Run
 from engine.system.lock import BUSY, holder
-from engine.system.runtime import RUNS_AT_ONCE
+from engine.system.resources import RUNS_AT_ONCE
 from engine.system.signals import (
     EXIT_STATUS,
     Stopped,

@@ -21,8 +21,7 @@ from omegaconf import DictConfig
 
 from engine.config.compose import CONF, Job
 from engine.errors import UserError
-from engine.system.resources import available_cpus
-from engine.system.runtime import RUNS_AT_ONCE
+from engine.system.resources import RUNS_AT_ONCE, available_cpus
 
 Task = Callable[[DictConfig], None]
 

@@ -16,6 +16,11 @@ import torch
 RUNS_AT_ONCE = "LARS_BENCH_RUNS_AT_ONCE"
 
 
+def in_sweep() -> bool:
+    """Return True if a sweep started this run."""
+    return RUNS_AT_ONCE in os.environ
+
+
 def runs_at_once() -> int:
     """Return how many runs the sweep trains at once, this one included; 1 outside of a sweep."""
     given = os.environ.get(RUNS_AT_ONCE, "")

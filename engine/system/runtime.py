@@ -24,8 +24,6 @@ from engine.system.distributed import local_rank, rank, ranks_here, together, wo
 from engine.system.resources import available_cpus, reset_peak_memory, runs_at_once
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
-# A sweep gives its runs' processes this environment variable: how many runs it trains at once.
-RUNS_AT_ONCE = "LARS_BENCH_RUNS_AT_ONCE"
 
 
 @dataclass(frozen=True)
@@ -228,17 +226,6 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{revision}-dirty" if changes else revision
-
-
-def in_sweep() -> bool:
-    """Return True if a sweep started this run."""
-    return RUNS_AT_ONCE in os.environ
-
-
-def runs_at_once() -> int:
-    """Return how many runs the sweep trains at once, this one included; 1 outside of a sweep."""
-    given = os.environ.get(RUNS_AT_ONCE, "")
-    return max(1, int(given)) if given.isdecimal() else 1
 
 
 def facts(runtime: Runtime) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Measure speed, compared with references: `python -m scripts.bench [PART ...]`.
 
-All parts are measured by default. Results are written to results/bench/<device>.json and .md, next
-to those of the other parts. The parts are:
+All parts are measured by default. They share the time of --minutes; each candidate gets at least
+two rounds, so a slow machine may need longer. Each table is printed and written as soon as it is
+measured: to a JSON file for this kind of machine in results/bench, and to the page README.md there.
+The parts are:
 
 data      the input pipeline, compared with a DataLoader
 epoch     whole training epochs, compared with the reference loop
@@ -14,42 +16,53 @@ step      one training step with SGD and with LARS            (--model)
 """
 
 import argparse
-import inspect
+import contextlib
+import math
 import sys
 import tempfile
 from pathlib import Path
-
-import torch
+from typing import Any, get_args
 
 from engine.cli import check_ranks, exit_status, refuse_flags
+from engine.config.schema import ModelName
 from engine.errors import UserError
-from engine.training.build import MODELS
-from scripts.bench import data, epoch, ladder, lars, profile, report, rest, startup, step
+from scripts.bench import report
+from scripts.bench.compare import Earlier
+from scripts.bench.progress import Progress
 
-# Each part's function and default number of rounds. The function takes a device and the rounds, and
-# returns a dictionary with `tables`, a list of (title, rows), and other figures.
-PARTS = {
-    "data": (data.run, 5),
-    "epoch": (epoch.run, 5),
-    "ladder": (ladder.run, 7),
-    "lars": (lars.run, 40),
-    "profile": (profile.run, 5),
-    "rest": (rest.run, 7),
-    "startup": (startup.run, 7),
-    "step": (step.run, 25),
+# Each part's most rounds of a candidate, and the options that its function `run` takes. The modules
+# import torch, so they are imported once the first line of progress is printed.
+PARTS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "data": (5, ()),
+    "epoch": (5, ()),
+    "ladder": (7, ("model",)),
+    "lars": (40, ()),
+    "profile": (5, ("model", "batch")),
+    "rest": (7, ("model",)),
+    "startup": (7, ()),
+    "step": (25, ("model",)),
 }
 
 
 def main() -> int:
     """Run the parts that the command line names, all by default; return the exit status."""
     arguments = read_arguments()
-    device = torch.device(arguments.device)
-    for part in arguments.parts or PARTS:
-        measure, rounds = PARTS[part]
-        options = {name: getattr(arguments, name) for name in options_of(part)}
-        result = measure(device, arguments.rounds or rounds, **options)
-        print(report.markdown(part, result), flush=True)
-        report.write(part, result, arguments.folder, device.type)
+    parts = list(dict.fromkeys(arguments.parts)) or list(PARTS)
+    earlier = Earlier(arguments.against, parts) if arguments.against else None
+    progress = Progress(arguments.minutes)
+    progress.say(f"{', '.join(parts)}: loading torch")
+    try:
+        from scripts.bench.runner import measure_parts
+
+        measure_parts(
+            arguments,
+            {part: arguments.rounds or PARTS[part][0] for part in parts},
+            {part: options_of(part, arguments) for part in parts},
+            progress,
+            earlier,
+        )
+    finally:
+        progress.clear()
     return 0
 
 
@@ -63,46 +76,66 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.error = refuse_flags  # type: ignore[method-assign]
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)}")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
-        "--rounds", type=int, help="timings per candidate; default: depends on the part"
+        "--minutes", type=float, default=5.0, help="time for the whole command; default: 5"
+    )
+    parser.add_argument("--device", help="cpu or cuda; default: cuda if there is one")
+    parser.add_argument(
+        "--rounds", type=int, help="the most timings per candidate; default: depends on the part"
     )
     parser.add_argument("--model", help="the network; default: depends on the part")
     parser.add_argument("--batch", type=int, help="the batch size to profile; default: 128")
     parser.add_argument("--folder", type=Path, default=Path("results/bench"))
+    parser.add_argument(
+        "--against", type=Path, metavar="FILE", help="an earlier results file to compare with"
+    )
     arguments = parser.parse_args()
-    for part in arguments.parts:
-        if part not in PARTS:
-            raise UserError(f"{part}: must be one of {', '.join(PARTS)}")
-    if arguments.rounds is not None and arguments.rounds < 2:
-        raise UserError(f"--rounds={arguments.rounds}: must be at least 2")
-    if arguments.model is not None and arguments.model not in MODELS:
-        raise UserError(f"--model={arguments.model}: must be one of {', '.join(MODELS)}")
-    if arguments.batch is not None and arguments.batch < 2:
-        raise UserError(f"--batch={arguments.batch}: must be at least 2")
-    for name in ("model", "batch"):
-        takers = [part for part in PARTS if name in options_of(part)]
-        value = getattr(arguments, name)
-        if value is not None and not set(takers) & set(arguments.parts):
-            raise UserError(f"--{name}={value}: needs one of the parts {', '.join(takers)}")
-    if arguments.device not in ("cpu", "cuda"):
-        raise UserError(f"--device={arguments.device}: must be cpu or cuda")
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device=cuda: this machine has no CUDA device; use --device=cpu")
-    try:
-        arguments.folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=arguments.folder).close()
-    except OSError as error:
-        raise UserError(
-            f"--folder={arguments.folder}: cannot be written ({error.strerror})"
-        ) from error
+    check_arguments(arguments)
+    check_folder(arguments.folder)
     return arguments
 
 
-def options_of(part: str) -> list[str]:
-    """Return the names of the command-line options that a part takes."""
-    taken = inspect.signature(PARTS[part][0]).parameters
-    return [name for name in ("model", "batch") if name in taken]
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raise UserError if an option has a value that is not allowed."""
+    models = get_args(ModelName)
+    for part in arguments.parts:
+        if part not in PARTS:
+            raise UserError(f"{part}: must be one of {', '.join(PARTS)}")
+    if not (math.isfinite(arguments.minutes) and arguments.minutes > 0):
+        raise UserError(f"--minutes={arguments.minutes:g}: must be a number above 0")
+    if arguments.rounds is not None and arguments.rounds < 2:
+        raise UserError(f"--rounds={arguments.rounds}: must be at least 2")
+    if arguments.model is not None and arguments.model not in models:
+        raise UserError(f"--model={arguments.model}: must be one of {', '.join(models)}")
+    if arguments.batch is not None and arguments.batch < 2:
+        raise UserError(f"--batch={arguments.batch}: must be at least 2")
+    for name in ("model", "batch"):
+        takers = [part for part, (_, options) in PARTS.items() if name in options]
+        value = getattr(arguments, name)
+        if value is not None and not set(takers) & set(arguments.parts):
+            raise UserError(f"--{name}={value}: needs one of the parts {', '.join(takers)}")
+    if arguments.device not in (None, "cpu", "cuda"):
+        raise UserError(f"--device={arguments.device}: must be cpu or cuda")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError if results cannot be written to a folder; create nothing."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        report.read_folder(folder)
+    except OSError as error:
+        raise UserError(f"--folder={folder}: cannot be written ({error.strerror})") from error
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def options_of(part: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the command line's options that a part takes."""
+    return {name: getattr(arguments, name) for name in PARTS[part][1]}
 
 
 if __name__ == "__main__":

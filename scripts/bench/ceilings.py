@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.data import SIDE
 from engine.system.runtime import choose_precision
+from scripts.bench.session import Session
 from scripts.bench.timing import copy_bandwidth, fastest
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -72,7 +73,7 @@ def measure_ceilings(device: torch.device, size: int | None = None, rounds: int 
     Args:
         device: where to measure.
         size: size of the square matrices; the default is large enough to time on the device.
-        rounds: number of timings, of which the fastest counts.
+        rounds: the most timings, of which the fastest counts.
 
     """
     size = size or (8192 if device.type == "cuda" else 2048)
@@ -87,6 +88,14 @@ def measure_ceilings(device: torch.device, size: int | None = None, rounds: int 
 
         rates[precision] = 2 * size**3 / fastest(multiply, device, rounds)
     return Ceilings(rates, copy_bandwidth(device))
+
+
+def ceilings_of(session: Session, known: Ceilings | None) -> Ceilings:
+    """Return the peak rates, measured if they are not known yet, and add them to the result."""
+    session.say("peak rates of the machine")
+    ceilings = known or measure_ceilings(session.device)
+    session.extra(ceilings=ceilings.figures())
+    return ceilings
 
 
 def count_flops(model: nn.Module, side: int = SIDE) -> Flops:

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import torch
-
 from engine.data.augment import Normalization, TrainingImages
 from engine.system.runtime import start_runtime
 from scripts.bench import reference, report
 from scripts.bench.harness import random_split
-from scripts.bench.timing import Candidate, interleave, summarise
+from scripts.bench.session import Session
+from scripts.bench.timing import Candidate, describe_rounds, summarise
 
 IMAGES = 50_000
 # The reference is much slower, so it gets fewer images.
@@ -16,27 +15,28 @@ REFERENCE_IMAGES = 12_800
 
 
 def run(
-    device: torch.device,
-    rounds: int,
+    session: Session,
     images: int = IMAGES,
     reference_images: int = REFERENCE_IMAGES,
     batches: tuple[int, ...] = (128, 1024),
-) -> dict[str, Any]:
+) -> None:
     """Time epochs of loading at a small and a large batch.
 
     Args:
-        device: where to measure.
-        rounds: number of timings.
+        session: the measurement.
         images: images per epoch.
         reference_images: images per epoch of the reference.
         batches: batch sizes.
 
     """
-    runtime = start_runtime(device.type, "auto", None, False, 0)
+    runtime = start_runtime(session.device.type, "auto", None, False, 0)
     split = random_split(images)
     training_images = TrainingImages(split, Normalization.of(split.images), runtime.device)
-    rows, figures = [], {}
-    for batch in batches:
+    session.note(
+        f"Crop, flip and normalize {images:,} images, {reference_images:,} in the DataLoader. It "
+        f"has {reference.available_cpus()} workers."
+    )
+    for place, batch in enumerate(batches):
         loader = reference.make_loader(
             split.images[:reference_images], split.labels[:reference_images], batch, False
         )
@@ -50,28 +50,35 @@ def run(
             for _ in loader:
                 pass
 
+        title = f"Input path, batch {batch}"
         candidates = {"this harness": Candidate(draw), "DataLoader": Candidate(load)}
-        times = interleave(candidates, rounds, device, warmup=1)
-        figures[str(batch)] = times
-        speeds = {
-            "this harness": 1000 * images / summarise(times["this harness"])["median_ms"],
-            "DataLoader": 1000 * reference_images / summarise(times["DataLoader"])["median_ms"],
-        }
-        rows.append(
-            {
-                "batch": batch,
-                "this harness, images a second": f"{speeds['this harness']:,.0f}",
-                "DataLoader, images a second": f"{speeds['DataLoader']:,.0f}",
-                "ratio": speeds["this harness"] / speeds["DataLoader"],
-            }
+        times = session.measure(title, candidates, left=len(batches) - place)
+        counts = {"this harness": images, "DataLoader": reference_images}
+        figures = {name: [s / counts[name] for s in seconds] for name, seconds in times.items()}
+        session.table(
+            title,
+            data_rows(figures),
+            figures,
+            describe_rounds(times, session.rounds),
+            unit="s an image",
         )
-    return {
-        "environment": report.environment(device),
-        "rounds": rounds,
-        "notes": [
-            f"Crop, flip and normalize; medians of {rounds} rounds. The DataLoader has "
-            f"{reference.available_cpus()} workers."
-        ],
-        "figures": figures,
-        "tables": [("Input path", rows)],
-    }
+
+
+def data_rows(figures: dict[str, list[float]]) -> list[report.Row]:
+    """Return the table row of each loader.
+
+    Args:
+        figures: seconds per image of each round, by loader.
+
+    """
+    medians = {name: summarise(seconds) for name, seconds in figures.items()}
+    slowest = medians["DataLoader"]["median_ms"]
+    return [
+        {
+            "loader": name,
+            "images a second": f"{1000 / figure['median_ms']:,.0f}",
+            "middle half": f"{1000 / figure['q3_ms']:,.0f} to {1000 / figure['q1_ms']:,.0f}",
+            "times the DataLoader": slowest / figure["median_ms"],
+        }
+        for name, figure in medians.items()
+    ]

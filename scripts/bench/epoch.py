@@ -1,6 +1,6 @@
 """Whole training epochs without evaluation: this harness compared with the reference loop.
 
-An epoch has few enough images to keep a round short. The two loops differ in how images are
+An epoch has few images on a CPU, to keep a round short. The two loops differ in how images are
 prepared, in precision, memory format and training step. Each runs in a separate process.
 """
 
@@ -8,49 +8,52 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
-from typing import Any
 
 import torch
 from torch import nn
 
 from models import resnet8, resnet18, resnet20
 from scripts.bench import reference, report
-from scripts.bench.ceilings import Ceilings, count_flops, measure_ceilings
+from scripts.bench.ceilings import Ceilings, ceilings_of, count_flops
 from scripts.bench.harness import BATCH, Harness, random_split
-from scripts.bench.timing import Candidate, interleave, summarise
+from scripts.bench.session import Session
+from scripts.bench.timing import LEAST_ROUNDS, Candidate, describe_rounds, fastest, summarise
 
 Networks = dict[str, tuple[Callable[[], nn.Module], int, int]]
-# Each network, and its images per epoch on the CPU and on CUDA.
+# Each network, the most images per epoch on the CPU, and its images per epoch on CUDA.
 NETWORKS: Networks = {
-    "ResNet-8": (resnet8, 12_800, 50_000),
-    "ResNet-20": (resnet20, 5_120, 50_000),
-    "ResNet-18": (resnet18, 1_280, 50_000),
+    "ResNet-8": (resnet8, 2_560, 50_000),
+    "ResNet-20": (resnet20, 1_280, 50_000),
+    "ResNet-18": (resnet18, 256, 50_000),
 }
+# The time of a round of all loops, as a multiple of this harness's: the reference is slower.
+ROUND_COST = 6
 
 
-def run(
-    device: torch.device,
-    rounds: int,
-    networks: Networks = NETWORKS,
-    ceilings: Ceilings | None = None,
-) -> dict[str, Any]:
+def run(session: Session, networks: Networks = NETWORKS, ceilings: Ceilings | None = None) -> None:
     """Time epochs of both loops on each network, interleaved.
 
     Args:
-        device: where to measure.
-        rounds: number of timings.
+        session: the measurement.
         networks: by name: a function that makes the network, and its images per epoch on the CPU
-            and on CUDA.
+            (at most) and on CUDA.
         ceilings: the machine's peak rates; None measures them.
 
     """
-    tables, figures = [], {}
-    ceilings = ceilings or measure_ceilings(device)
-    notes = []
-    for name, (make_model, on_cpu, on_cuda) in networks.items():
-        images = on_cuda if device.type == "cuda" else on_cpu
+    device = session.device
+    ceilings = ceilings_of(session, ceilings)
+    session.note(
+        "Whole epochs without evaluation. The reference's DataLoader has "
+        f"{reference.available_cpus()} workers.",
+        f"{ceilings.describe()} The last column uses the rate at the loop's own precision.",
+    )
+    for place, (name, (make_model, on_cpu, on_cuda)) in enumerate(networks.items()):
+        title, left = f"{name}, batch {BATCH}", len(networks) - place
+        session.say(f"{title}: size of an epoch")
+        images = on_cuda if device.type == "cuda" else fitting(session, make_model, on_cpu, left)
         harness = Harness(make_model(), images, device)
         candidates = {"this harness": Candidate(harness.epoch)}
         if can_compile(device):
@@ -59,25 +62,36 @@ def run(
         precisions = dict.fromkeys(candidates, harness.setup.runtime.precision)
         precisions["reference loop"] = "fp32"
         with reference_epochs(make_model, images, device) as plain:
-            times = interleave(candidates | {"reference loop": plain}, rounds, device, warmup=1)
+            candidates["reference loop"] = plain
+            times = session.measure(title, candidates, left=left)
         flops = count_flops(harness.state.model)
-        rows = epoch_rows(times, images, flops.training, ceilings, precisions)
-        figures[name] = {"images": images, "seconds": times, "rows": rows}
-        tables.append((f"{name}, batch {BATCH}, epochs of {images:,} images", rows))
-        notes.append(f"{name}: {flops.describe()}")
-    workers = f"The reference's DataLoader has {reference.available_cpus()} workers."
-    return {
-        "environment": report.environment(device),
-        "ceilings": ceilings.figures(),
-        "rounds": rounds,
-        "notes": [
-            f"Whole epochs without evaluation; medians of {rounds} rounds. {workers}",
-            f"{ceilings.describe()} The last column uses the rate at the loop's own precision.",
-            *notes,
-        ],
-        "figures": figures,
-        "tables": tables,
-    }
+        session.table(
+            title,
+            epoch_rows(times, images, flops.training, ceilings, precisions),
+            {loop: [s / images for s in seconds] for loop, seconds in times.items()},
+            f"Epochs of {images:,} images. {describe_rounds(times, session.rounds)}",
+            flops.describe(),
+            unit="s an image",
+        )
+
+
+def fitting(session: Session, make_model: Callable[[], nn.Module], most: int, left: int) -> int:
+    """Return the images of an epoch, in full batches, whose rounds fit into the time.
+
+    Args:
+        session: the measurement.
+        make_model: makes the network.
+        most: the most images, which are enough for a steady figure.
+        left: number of networks still to come, this one included.
+
+    """
+    one_step = Harness(make_model(), BATCH, session.device)
+    # The first step also allocates memory.
+    one_step.epoch()
+    step = fastest(one_step.epoch, session.device, LEAST_ROUNDS)
+    rounds = (1 + session.rounds) * ROUND_COST
+    steps = int(session.share(left) / (step * rounds))
+    return max(BATCH, min(most, steps * BATCH))
 
 
 def epoch_rows(
@@ -135,7 +149,10 @@ def reference_epochs(
     process = context.Process(target=serve_epochs, args=(make_model, images, device, theirs))
     huge_pages = os.environ["THP_MEM_ALLOC_ENABLE"]
     os.environ["THP_MEM_ALLOC_ENABLE"] = "0"
+    # The terminal sends Ctrl-C to this process too, which then ends it below.
+    interrupts = signal.signal(signal.SIGINT, signal.SIG_IGN)
     process.start()
+    signal.signal(signal.SIGINT, interrupts)
     os.environ["THP_MEM_ALLOC_ENABLE"] = huge_pages
     theirs.close()
 
@@ -145,6 +162,10 @@ def reference_epochs(
 
     try:
         yield Candidate(train_one)
+    except BaseException:
+        # It may be in the middle of an epoch.
+        process.terminate()
+        raise
     finally:
         ours.close()
         process.join()

@@ -1,12 +1,16 @@
 """This project's training loop on random images, ready to be timed."""
 
+import contextlib
 import dataclasses
 import functools
+import io
+from typing import cast
 
 import torch
 from torch import nn
 
 from engine.config.compose import make_jobs
+from engine.config.keys import Device
 from engine.config.optimizers import SGDConfig
 from engine.config.schedules import ConstantConfig
 from engine.config.schema import Config
@@ -72,7 +76,7 @@ class Harness:
     ) -> None:
         config = dataclasses.replace(
             default_config(),
-            device=device.type,
+            device=cast(Device, device.type),
             batch=batch,
             micro_batch=MICRO_BATCH,
             compile=compiled,
@@ -92,4 +96,8 @@ class Harness:
     def epoch(self) -> TrainedEpoch:
         """Train one epoch."""
         draws = self.images.draw_epoch(0, 0)
-        return train_epoch(self.step, self.state.scheduler, draws, "", self.log_layers_every)
+        # On a terminal the epoch's bar would take time, and erase the line of the progress.
+        with contextlib.redirect_stderr(io.StringIO()):
+            trained = train_epoch(self.step, self.state.scheduler, draws, "", self.log_layers_every)
+        assert isinstance(trained, TrainedEpoch), "nothing pauses the epoch"
+        return trained

@@ -15,9 +15,9 @@ from torch import nn
 from torchvision.models import resnet18, resnet50
 
 from lars import LARS, LARSWrapper, parameter_groups
-
-from . import report
-from .timing import Candidate, copy_bandwidth, interleave, summarise
+from scripts.bench.report import Row
+from scripts.bench.session import Session
+from scripts.bench.timing import Candidate, copy_bandwidth, describe_rounds, summarise
 
 BYTES_SGD = 20  # read w, g, v; write w, v
 BYTES_LARS = 28  # the norms first read w and g once more
@@ -37,32 +37,35 @@ def cifar_resnet18() -> nn.Module:
 NETWORKS: Networks = {"ResNet-18": cifar_resnet18, "ResNet-50": resnet50}
 
 
-def run(device: torch.device, rounds: int, networks: Networks = NETWORKS) -> dict[str, Any]:
-    """Time all candidates on each network; return ratios to fused SGD and to the memory bound."""
-    facts = report.environment(device)
-    bandwidth = copy_bandwidth(device)
-    tables, figures = [], {}
-    for network, build_model in networks.items():
-        for grouping in ("groups", "flat list"):
-            title = f"{network}, {grouping}"
-            figures[title] = _measure(build_model, grouping, device, rounds)
-            count = sum(p.numel() for p in build_model().parameters())
-            tables.append((title, _rows(figures[title], count, bandwidth)))
-    note = (
+def run(session: Session, networks: Networks = NETWORKS) -> None:
+    """Time all candidates on each network; compare with fused SGD and with the memory bound.
+
+    Args:
+        session: the measurement.
+        networks: by name: a function that makes the network.
+
+    """
+    session.say("copy bandwidth")
+    bandwidth = copy_bandwidth(session.device)
+    session.extra(bandwidth_bytes_per_second=bandwidth)
+    session.note(
         f"Copy bandwidth {bandwidth / 1e9:.1f} GB/s. `floor` is the median divided by the time "
         f"that {BYTES_LARS} bytes per parameter ({BYTES_SGD} for SGD) take at that bandwidth; "
         "caches can bring it below 1. `the norms alone` is the pass in which LARS reads norms "
         "before torch's fused SGD kernel could update. The sum of both is a lower bound for a rule "
         "with two norms per tensor on this machine."
     )
-    return {
-        "environment": facts,
-        "bandwidth_bytes_per_second": bandwidth,
-        "rounds": rounds,
-        "notes": [note],
-        "figures": figures,
-        "tables": tables,
-    }
+    cases = [(name, grouping) for name in networks for grouping in ("groups", "flat list")]
+    for place, (network, grouping) in enumerate(cases):
+        title = f"{network}, {grouping}"
+        candidates = {
+            name: _candidate(build, networks[network], grouping, session.device)
+            for name, build in _builders(session.device).items()
+        }
+        times = session.measure(title, candidates, warmup=3, left=len(cases) - place)
+        count = sum(p.numel() for p in networks[network]().parameters())
+        rows = _rows({name: summarise(s) for name, s in times.items()}, count, bandwidth)
+        session.table(title, rows, times, describe_rounds(times, session.rounds))
 
 
 def _builders(device: torch.device) -> dict[str, Build]:
@@ -100,17 +103,6 @@ def _builders(device: torch.device) -> dict[str, Build]:
     return builders
 
 
-def _measure(
-    build_model: Callable[[], nn.Module], grouping: str, device: torch.device, rounds: int
-) -> dict[str, dict[str, float]]:
-    candidates = {
-        name: _candidate(build, build_model, grouping, device)
-        for name, build in _builders(device).items()
-    }
-    times = interleave(candidates, rounds, device)
-    return {name: summarise(seconds) for name, seconds in times.items()}
-
-
 def _candidate(
     build: Build, build_model: Callable[[], nn.Module], grouping: str, device: torch.device
 ) -> Candidate:
@@ -130,9 +122,7 @@ def _candidate(
     return Candidate(optimizer.step, write_gradients)
 
 
-def _rows(
-    figures: dict[str, dict[str, float]], parameters: int, bandwidth: float
-) -> list[dict[str, Any]]:
+def _rows(figures: dict[str, dict[str, float]], parameters: int, bandwidth: float) -> list[Row]:
     fused = figures["torch SGD fused"]
     rows = []
     for name, figure in figures.items():

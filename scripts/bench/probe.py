@@ -15,7 +15,7 @@ import os
 import runpy
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -44,7 +44,7 @@ class Clock:
     """
 
     def __init__(self, started: float) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.under_way = [INTERPRETER]
         self.last = started
 

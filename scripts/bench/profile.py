@@ -5,6 +5,7 @@ Python, dispatch and, on CUDA, idle time of the device.
 """
 
 import re
+import statistics
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -16,11 +17,14 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from engine.data.augment import EpochDraws, TrainingImages
 from engine.training.build import MODELS
 from scripts.bench import report
-from scripts.bench.ceilings import Ceilings, count_flops, measure_ceilings
+from scripts.bench.ceilings import Ceilings, ceilings_of, count_flops
 from scripts.bench.harness import BATCH, Harness
+from scripts.bench.session import Session
+from scripts.bench.timing import Candidate, describe_rounds
 
 AUGMENTATION = "augmentation"
 BETWEEN = "between operations"
+STEP = "the step"
 FORWARD, BACKWARD = "convolution, forward", "convolution, backward"
 # A region contains every operation called inside it. torch's optimizers mark their own region.
 REGIONS = {AUGMENTATION: rf"^{AUGMENTATION}$", "optimizer": r"^Optimizer\."}
@@ -46,60 +50,67 @@ class RecordedImages(TrainingImages):
 
 
 def run(
-    device: torch.device,
-    rounds: int,
+    session: Session,
     model: str | None = None,
     batch: int | None = None,
     ceilings: Ceilings | None = None,
-) -> dict[str, Any]:
-    """Profile `rounds` steps of a network, after the same number of warm-up steps.
+) -> None:
+    """Profile steps of a network, each by itself.
 
     Args:
-        device: where to measure.
-        rounds: number of steps.
+        session: the measurement.
         model: name of the network; the default is resnet18.
         batch: batch size; the default is 128.
         ceilings: the machine's peak rates; None measures them.
 
     """
+    device = session.device
     name, batch = model or "resnet18", batch or BATCH
-    ceilings = ceilings or measure_ceilings(device)
-    harness = Harness(
-        MODELS[name](), batch * rounds, device, batch=batch, images_type=RecordedImages
+    ceilings = ceilings_of(session, ceilings)
+    harness = Harness(MODELS[name](), batch, device, batch=batch, images_type=RecordedImages)
+    flops = count_flops(harness.state.model)
+    precision = harness.setup.runtime.precision
+    profiles: list[dict[str, float]] = []
+    title = f"{name}, batch {batch}, {precision}"
+    candidates = {"profiled step": Candidate(lambda: profiles.append(profile_step(harness)))}
+    times = session.measure(title, candidates)
+    # Those of the warm-up come first.
+    profiles = profiles[-len(times["profiled step"]) :]
+    figures = {kind: [found[kind] for found in profiles] for kind in profiles[0]}
+    means = {kind: statistics.mean(values) for kind, values in figures.items()}
+    seconds = means.pop(STEP)
+    rates = {
+        kind: ceilings.share(amount * batch / means[kind], precision)
+        for kind, amount in ((FORWARD, flops.forward), (BACKWARD, flops.backward))
+        if means[kind]
+    }
+    session.extra(share_of_matmul_rate=rates)
+    session.note(f"{flops.describe()} {ceilings.describe()} The last column uses {precision}'s.")
+    session.table(
+        title,
+        profile_rows(means, seconds, rates),
+        figures,
+        f"{describe_rounds(times, session.rounds, 'Means')} A round is a step under the profiler.",
     )
-    harness.epoch()
+
+
+def profile_step(harness: Harness) -> dict[str, float]:
+    """Train one epoch under the profiler; return its seconds, and those of each kind.
+
+    Args:
+        harness: a harness whose epoch is one step.
+
+    """
+    device, clock = harness.setup.runtime.device, harness.setup.runtime.wall_clock
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as profiled:
         # The epoch's own time excludes work before its first step, which the profiler includes.
-        started = harness.setup.runtime.wall_clock()
+        started = clock()
         harness.epoch()
-        seconds = harness.setup.runtime.wall_clock() - started
-    kinds = seconds_by_kind(profiled.events(), device.type == "cuda")
-    flops = count_flops(harness.state.model)
-    precision = harness.setup.runtime.precision
-    rates = {
-        kind: ceilings.share(amount * batch * rounds / kinds[kind], precision)
-        for kind, amount in ((FORWARD, flops.forward), (BACKWARD, flops.backward))
-        if kinds[kind]
-    }
-    return {
-        "environment": report.environment(device),
-        "ceilings": ceilings.figures(),
-        "rounds": rounds,
-        "notes": [
-            f"Mean over {rounds} steps, under the profiler.",
-            f"{flops.describe()} {ceilings.describe()} The last column uses {precision}'s.",
-        ],
-        "figures": {
-            "model": name, "batch": batch, "precision": precision, "seconds": seconds,
-            "seconds_by_kind": kinds, "share_of_matmul_rate": rates,
-        },
-        "tables": [
-            (f"{name}, batch {batch}, {precision}", profile_rows(kinds, seconds, rounds, rates))
-        ],
-    }  # fmt: skip
+        seconds = clock() - started
+    return {STEP: seconds} | seconds_by_kind(profiled.events(), device.type == "cuda")
 
 
 def kind_of(names: Iterable[str]) -> str:
@@ -138,14 +149,13 @@ def seconds_by_kind(events: Iterable[Any], on_device: bool) -> dict[str, float]:
 
 
 def profile_rows(
-    kinds: dict[str, float], seconds: float, steps: int, rates: dict[str, float]
+    kinds: dict[str, float], seconds: float, rates: dict[str, float]
 ) -> list[report.Row]:
     """Return a table row for each kind, longest first, and one for the time between operations.
 
     Args:
-        kinds: seconds by kind.
-        seconds: the total time.
-        steps: number of steps.
+        kinds: seconds of a step by kind.
+        seconds: seconds of a step.
         rates: share of the matmul rate, by kind.
 
     """
@@ -154,7 +164,7 @@ def profile_rows(
     return [
         {
             "kind": kind,
-            "ms a step": 1000 * spent / steps,
+            "ms a step": 1000 * spent,
             "of the step": f"{spent / seconds:.1%}",
             "of the matmul rate": f"{rates[kind]:.1%}" if kind in rates else "",
         }

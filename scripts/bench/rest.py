@@ -8,58 +8,95 @@ whole epoch. This is exact, because every batch takes the same time. The rest is
 import contextlib
 import dataclasses
 import math
+import statistics
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from engine.config.compose import make_jobs
 from engine.config.schema import Config
 from engine.runs.run import Run
 from engine.training.build import MODELS
 from engine.training.checkpoint import save_checkpoint
-from engine.training.evaluate import Evaluations, evaluate
+from engine.training.evaluate import Evaluated, Evaluations, evaluate
 from engine.training.loop import Progress, TrainedEpoch, epoch_row
 from scripts.bench import report
 from scripts.bench.ceilings import Flops, count_flops
 from scripts.bench.harness import BATCH, CLASSES, Harness, random_split
-from scripts.bench.timing import Candidate, interleave, summarise
+from scripts.bench.session import Session
+from scripts.bench.timing import Candidate, describe_rounds
 
 TRAINING_IMAGES, TEST_IMAGES = 50_000, 10_000
-# Full batches: 10 training steps and 2 evaluation batches are enough on a CPU.
-ON_CPU, ON_CUDA = (1_280, 2_000), (TRAINING_IMAGES, TEST_IMAGES)
+# Full batches: 3 training steps and 1 evaluation batch are enough on a CPU.
+ON_CPU, ON_CUDA = (384, 1_000), (TRAINING_IMAGES, TEST_IMAGES)
 EVALUATION_AIM, RECORDS_AIM = 1.2, 0.02
 
 
-def run(
-    device: torch.device,
-    rounds: int,
-    model: str | None = None,
-    images: tuple[int, int] | None = None,
-) -> dict[str, Any]:
+def run(session: Session, model: str | None = None, images: tuple[int, int] | None = None) -> None:
     """Time the parts of an epoch, interleaved.
 
     Args:
-        device: where to measure.
-        rounds: number of timings.
+        session: the measurement.
         model: name of the network; the default is resnet18.
         images: numbers of training and of test images that are timed; the default depends on the
             device.
 
     """
-    name = model or "resnet18"
+    device, name = session.device, model or "resnet18"
     trained_images, tested_images = images or (ON_CUDA if device.type == "cuda" else ON_CPU)
     harness = Harness(MODELS[name](), trained_images, device)
     test = random_split(tested_images)
+    title = f"{name}, batch {BATCH}, {harness.setup.runtime.precision}"
+    session.say("the first epoch and evaluation")
 
-    def measure() -> Any:
+    def measure() -> Evaluated:
         setup = harness.setup
         return evaluate(harness.state.model, test, setup.normalization, len(CLASSES), setup.runtime)
 
+    with recording(harness, name, measure) as (record, save):
+        candidates = {
+            "training": Candidate(harness.epoch),
+            "drawing": Candidate(lambda: harness.images.draw_epoch(0, 0)),
+            "evaluation": Candidate(measure),
+            "records and TensorBoard": Candidate(record),
+            "checkpoint, written beside training": Candidate(save),
+            "of it, the copy that training waits for": Candidate(harness.state.copy),
+        }
+        times = session.measure(title, candidates)
+    scales = {
+        "training": TRAINING_IMAGES / trained_images,
+        "drawing": TRAINING_IMAGES / trained_images,
+        "evaluation": TEST_IMAGES / tested_images,
+    }
+    figures = {part: [s * scales.get(part, 1.0) for s in times[part]] for part in times}
+    rows, ratios = rest_rows(figures, count_flops(harness.state.model))
+    session.extra(ratios=ratios)
+    session.note(
+        f"An epoch of {TRAINING_IMAGES:,} images at batch {BATCH} and one evaluation of "
+        f"{TEST_IMAGES:,}, timed on {trained_images:,} and {tested_images:,} images.",
+        f"Evaluation has {ratios['flops']:.2%} of the training's FLOPs and takes "
+        f"{ratios['evaluation over its flops']:.2f} times that share of its time; aim: "
+        f"{EVALUATION_AIM}. Records and checkpoint take "
+        f"{ratios['records and checkpoint']:.2%} of the training time; aim: {RECORDS_AIM:.0%}.",
+    )
+    session.table(title, rows, figures, describe_rounds(times, session.rounds), unit="s an epoch")
+
+
+@contextlib.contextmanager
+def recording(
+    harness: Harness, model: str, measure: Callable[[], Evaluated]
+) -> Iterator[tuple[Callable[[], object], Callable[[], object]]]:
+    """Yield the functions that record an epoch and save a checkpoint, of a run in a scratch folder.
+
+    Args:
+        harness: the network that is saved.
+        model: the network's name.
+        measure: returns an evaluation for the records.
+
+    """
     trained = full_length(harness.epoch())
     measured = Evaluations(measure(), None)
-    (job,) = make_jobs("train", Config, [[f"model={name}", "data=synthetic"]])
+    (job,) = make_jobs("train", Config, [[f"model={model}", "data=synthetic"]])
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, contextlib.chdir(folder):
         run = Run(job.config)
         with run.open(job.overrides):
@@ -73,37 +110,7 @@ def run(
                 progress = Progress(len(run.history), run.history)
                 save_checkpoint(run.checkpoint, harness.setup, harness.state, progress)
 
-            candidates = {
-                "training": Candidate(harness.epoch),
-                "drawing": Candidate(lambda: harness.images.draw_epoch(0, 0)),
-                "evaluation": Candidate(measure),
-                "records and TensorBoard": Candidate(record),
-                "checkpoint, written beside training": Candidate(save),
-                "of it, the copy that training waits for": Candidate(harness.state.copy),
-            }
-            times = interleave(candidates, rounds, device, warmup=1)
-    scales = {
-        "training": TRAINING_IMAGES / trained_images,
-        "drawing": TRAINING_IMAGES / trained_images,
-        "evaluation": TEST_IMAGES / tested_images,
-    }
-    flops = count_flops(harness.state.model)
-    rows, ratios = rest_rows(times, scales, flops)
-    return {
-        "environment": report.environment(device),
-        "rounds": rounds,
-        "notes": [
-            f"An epoch of {TRAINING_IMAGES:,} images at batch {BATCH} and one evaluation of "
-            f"{TEST_IMAGES:,}, timed on {trained_images:,} and {tested_images:,} images; "
-            f"medians of {rounds} rounds.",
-            f"Evaluation has {ratios['flops']:.2%} of the training's FLOPs and takes "
-            f"{ratios['evaluation over its flops']:.2f} times that share of its time; aim: "
-            f"{EVALUATION_AIM}. Records and checkpoint take "
-            f"{ratios['records and checkpoint']:.2%} of the training time; aim: {RECORDS_AIM:.0%}.",
-        ],
-        "figures": {"model": name, "scales": scales, "seconds": times, "ratios": ratios},
-        "tables": [(f"{name}, batch {BATCH}, {harness.setup.runtime.precision}", rows)],
-    }
+            yield record, save
 
 
 def full_length(trained: TrainedEpoch) -> TrainedEpoch:
@@ -123,20 +130,16 @@ def full_length(trained: TrainedEpoch) -> TrainedEpoch:
 
 
 def rest_rows(
-    times: dict[str, list[float]], scales: dict[str, float], flops: Flops
+    figures: dict[str, list[float]], flops: Flops
 ) -> tuple[list[report.Row], dict[str, float]]:
-    """Scale the medians to a whole epoch; return the table's rows, and the ratios that have aims.
+    """Return the table's rows, and the ratios that have aims.
 
     Args:
-        times: seconds of each round, by part.
-        scales: factor to a whole epoch, by part; default 1.
+        figures: seconds of a whole epoch in each round, by part.
         flops: FLOPs per image of the network.
 
     """
-    seconds = {
-        name: summarise(values)["median_ms"] / 1000 * scales.get(name, 1.0)
-        for name, values in times.items()
-    }
+    seconds = {name: statistics.median(values) for name, values in figures.items()}
     training = seconds["training"]
     rows = [
         {"of an epoch": name, "s": f"{value:.3f}", "of the training": f"{value / training:.2%}"}

@@ -12,13 +12,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from scripts.bench import report
 from scripts.bench.probe import LABELS, OWN, PROJECT
-from scripts.bench.timing import Candidate, interleave, summarise
+from scripts.bench.session import Session
+from scripts.bench.timing import Candidate, describe_rounds, summarise
 
 TRAIN, REFERENCE, HELP = "train.py", "reference loop", "train.py --help"
 TOTAL = "start to the end of the first step"
@@ -26,8 +26,9 @@ TOTAL = "start to the end of the first step"
 AIMS = {TRAIN: 6.0, OWN: 1.0, HELP: 2.5}
 
 
-def run(device: torch.device, rounds: int) -> dict[str, Any]:
+def run(session: Session) -> None:
     """Time the starts of ResNet-18 at batch 128, interleaved."""
+    device = session.device
     phases: list[dict[str, float]] = []
     references: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -39,27 +40,30 @@ def run(device: torch.device, rounds: int) -> dict[str, Any]:
             HELP: Candidate(lambda: call(["train.py", "--help"], place)),
         }
         # The first start generates and decodes the images, so it is a warm-up.
-        times = interleave(candidates, rounds, device, warmup=1)
-    phases = phases[-rounds:]
+        times = session.measure("starts", candidates)
+    phases = phases[-len(times[TRAIN]) :]
     # Both print the time at the end of their first step, so the end of the process is not counted.
     seconds = {
         TRAIN: [sum(phase.values()) for phase in phases],
-        REFERENCE: references[-rounds:],
+        REFERENCE: references[-len(times[REFERENCE]) :],
         HELP: times[HELP],
     }
-    return {
-        "environment": report.environment(device),
-        "rounds": rounds,
-        "notes": [
-            f"New processes, {device.type}, decoded images cached; medians of {rounds} rounds. "
-            "The import of a library includes everything that it imports."
-        ],
-        "figures": {"seconds": seconds, "phases": phases},
-        "tables": [
-            (f"{TOTAL}, ResNet-18, batch 128; --help to its end", start_rows(seconds)),
-            (f"{TRAIN}: where the time goes", phase_rows(phases)),
-        ],
-    }
+    session.note(
+        f"New processes, {device.type}, decoded images cached. The import of a library includes "
+        "everything that it imports."
+    )
+    session.table(
+        f"{TOTAL}, ResNet-18, batch 128; --help to its end",
+        start_rows(seconds),
+        seconds,
+        describe_rounds(times, session.rounds),
+    )
+    session.table(
+        f"{TRAIN}: where the time goes",
+        phase_rows(phases),
+        {label: [phase[label] for phase in phases] for label in LABELS},
+        describe_rounds({TRAIN: times[TRAIN]}, session.rounds),
+    )
 
 
 def call(arguments: list[str], folder: Path) -> str:

@@ -1,36 +1,26 @@
 """One whole training step with each optimizer, which shows the cost of LARS in training."""
 
-from typing import Any
-
-import torch
-
 from engine.config.optimizers import LARSConfig
 from engine.training.build import MODELS
-from scripts.bench import report
-from scripts.bench.ceilings import Ceilings, count_flops, measure_ceilings
+from scripts.bench.ceilings import Ceilings, ceilings_of, count_flops
 from scripts.bench.harness import BATCH, SGD, Harness
-from scripts.bench.timing import Candidate, interleave, summarise
+from scripts.bench.session import Session
+from scripts.bench.timing import Candidate, describe_rounds, summarise
 
 LARS = LARSConfig(**vars(SGD) | {"name": "lars", "decay": "weights", "adapt": "weights"})
 
 
-def run(
-    device: torch.device,
-    rounds: int,
-    model: str | None = None,
-    ceilings: Ceilings | None = None,
-) -> dict[str, Any]:
+def run(session: Session, model: str | None = None, ceilings: Ceilings | None = None) -> None:
     """Time steps with SGD, LARS, and LARS that measures its layers, interleaved.
 
     Args:
-        device: where to measure.
-        rounds: number of timings.
+        session: the measurement.
         model: name of the network; the default is resnet18.
         ceilings: the machine's peak rates; None measures them.
 
     """
-    name = model or "resnet18"
-    ceilings = ceilings or measure_ceilings(device)
+    device, name = session.device, model or "resnet18"
+    ceilings = ceilings_of(session, ceilings)
     harnesses = {
         "SGD": Harness(MODELS[name](), BATCH, device, SGD),
         "LARS": Harness(MODELS[name](), BATCH, device, LARS),
@@ -38,10 +28,15 @@ def run(
             MODELS[name](), BATCH, device, LARS, log_layers_every=1
         ),
     }
-    candidates = {label: Candidate(harness.epoch) for label, harness in harnesses.items()}
-    times = interleave(candidates, rounds, device)
     precision = harnesses["SGD"].setup.runtime.precision
     flops = count_flops(harnesses["SGD"].state.model)
+    session.note(
+        "A whole training step, with the input pipeline.",
+        f"{flops.describe()} {ceilings.describe()} The last column uses {precision}'s.",
+    )
+    title = f"{name}, batch {BATCH}, {precision}"
+    candidates = {label: Candidate(harness.epoch) for label, harness in harnesses.items()}
+    times = session.measure(title, candidates, warmup=3)
     medians = {label: summarise(seconds) for label, seconds in times.items()}
     rows = [
         {
@@ -57,14 +52,4 @@ def run(
         }
         for label, figure in medians.items()
     ]
-    return {
-        "environment": report.environment(device),
-        "ceilings": ceilings.figures(),
-        "rounds": rounds,
-        "notes": [
-            f"A whole training step, with the input pipeline; medians of {rounds} rounds.",
-            f"{flops.describe()} {ceilings.describe()} The last column uses {precision}'s.",
-        ],
-        "figures": times,
-        "tables": [(f"{name}, batch {BATCH}, {precision}", rows)],
-    }
+    session.table(title, rows, times, describe_rounds(times, session.rounds))

@@ -1,7 +1,12 @@
+import contextlib
+import importlib
+import inspect
 import json
 import os
+import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +15,7 @@ import torch
 from torch import nn
 from torch.autograd import DeviceType
 
-from engine.cli import exit_status
-from engine.system.runtime import Runtime
+from engine.system.runtime import Runtime, choose_precision
 from models import resnet8, resnet18
 from scripts.bench import (
     __main__,
@@ -22,17 +26,24 @@ from scripts.bench import (
     lars,
     probe,
     profile,
+    reference,
     report,
     rest,
     startup,
     step,
 )
 from scripts.bench.ceilings import Ceilings, Flops, count_flops, measure_ceilings
-from scripts.bench.harness import random_split
-from scripts.bench.timing import summarise
+from scripts.bench.progress import Progress
+from scripts.bench.report import Result
+from scripts.bench.session import Session
+from scripts.bench.timing import Candidate
 from tests.helpers.runs import CPU
 
 CEILINGS = Ceilings({"fp32": 1e9, "bf16": 4e9}, 1e9)
+
+
+def wait_for_ever(*_: object) -> None:
+    time.sleep(600)
 
 
 def tiny_network() -> nn.Module:
@@ -41,73 +52,115 @@ def tiny_network() -> nn.Module:
     )
 
 
-def run_startup() -> dict:
+@pytest.fixture(autouse=True)
+def _one_cpu(monkeypatch):
+    """One thread and one worker: with more, a busy machine makes each step wait for the others."""
+    monkeypatch.setattr("engine.system.runtime.available_cpus", lambda: 1)
+    monkeypatch.setattr(reference, "available_cpus", lambda: 1)
+
+
+def measured(run: Callable[[Session], None], rounds: int = 2) -> Result:
+    session = Session(CPU, rounds, 60.0, Progress(1.0))
+    run(session)
+    session.finish()
+    return session.result
+
+
+def run_startup(session: Session) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(startup, "call", lambda arguments, folder: "")
         patch.setattr(startup, "start_reference", lambda device, folder: 3.0)
         phases = dict.fromkeys(probe.LABELS, 0.25)
         patch.setattr(startup, "start_training", lambda arguments, folder: phases)
-        return startup.run(CPU, 2)
+        startup.run(session)
 
 
-def run_epochs(compiler: str = "no-such-compiler") -> dict:
+@contextlib.contextmanager
+def idle_reference(make_model, images, device):
+    yield Candidate(lambda: time.sleep(0.001))
+
+
+def run_epochs(session: Session, compiler: str = "no-such-compiler") -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXX", compiler)
-        return epoch.run(CPU, 2, {"ResNet-8": (resnet8, 128, 128)}, CEILINGS)
+        patch.setattr(epoch, "reference_epochs", idle_reference)
+        epoch.run(session, {"tiny": (tiny_network, 128, 128)}, CEILINGS)
 
 
-# Each part's run at its smallest settings, and the keys of its figures.
+# Each part's run at its smallest settings, and its tables with their figures.
+OPTIMIZERS = {"torch SGD", "torch SGD fused", "the norms alone", "LARS (default)"}
+STEPS = {"SGD", "LARS", "LARS, log_layers_every=1"}
+REST = {"training", "drawing", "evaluation", "records and TensorBoard"}
+LOADERS, LOOPS = {"this harness", "DataLoader"}, {"this harness", "reference loop"}
 RUNS = {
-    "data": (lambda: data.run(CPU, 2, 256, 128, (64,)), {"64"}),
-    "epoch": (run_epochs, {"ResNet-8"}),
+    "data": (lambda s: data.run(s, 256, 128, (64,)), {"Input path, batch 64": LOADERS}),
+    "epoch": (run_epochs, {"tiny, batch 128": LOOPS}),
     "ladder": (
-        lambda: ladder.run(CPU, 2, "resnet8", (16, 32), CEILINGS),
-        {"model", "images", "precision", "seconds"},
+        lambda s: ladder.run(s, "resnet8", (16, 32), CEILINGS, 32),
+        {"resnet8, {precision}": {"16", "32"}},
     ),
-    "lars": (lambda: lars.run(CPU, 2, {"tiny": tiny_network}), {"tiny, groups", "tiny, flat list"}),
+    "lars": (
+        lambda s: lars.run(s, {"tiny": tiny_network}),
+        {"tiny, groups": OPTIMIZERS, "tiny, flat list": OPTIMIZERS},
+    ),
     "profile": (
-        lambda: profile.run(CPU, 2, "resnet8", 16, CEILINGS),
-        {"model", "batch", "precision", "seconds", "seconds_by_kind", "share_of_matmul_rate"},
+        lambda s: profile.run(s, "resnet8", 16, CEILINGS),
+        {"resnet8, batch 16, {precision}": {"the step", *profile.KINDS, *profile.REGIONS}},
     ),
     "rest": (
-        lambda: rest.run(CPU, 2, "resnet8", (128, 100)),
-        {"model", "scales", "seconds", "ratios"},
+        lambda s: rest.run(s, "resnet8", (128, 100)),
+        {"resnet8, batch 128, {precision}": REST},
     ),
-    "startup": (run_startup, {"seconds", "phases"}),
+    "startup": (
+        run_startup,
+        {f"{startup.TOTAL}, ResNet-18, batch 128; --help to its end": {"train.py", startup.HELP},
+         "train.py: where the time goes": set(probe.LABELS)},
+    ),
     "step": (
-        lambda: step.run(CPU, 2, "resnet8", CEILINGS),
-        {"SGD", "LARS", "LARS, log_layers_every=1"},
+        lambda s: step.run(s, "resnet8", CEILINGS), {"resnet8, batch 128, {precision}": STEPS}
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("part", RUNS)
 def test_each_part_runs_and_writes_its_figures(part, tmp_path, workplace):
     assert set(RUNS) == set(__main__.PARTS)
-    measure, figures = RUNS[part]
-    result = measure()
-    report.write(part, result, tmp_path, "cpu")
-    report.write("another", result, tmp_path, "cpu")
-    written = json.loads((tmp_path / "cpu.json").read_text())
-    assert list(written) == [part, "another"]
-    assert {"environment", "rounds", "notes", "figures", "tables"} <= set(written[part])
-    assert set(written[part]["figures"]) == figures
+    run, expected = RUNS[part]
+    result = measured(run)
+    path = report.write(part, result, tmp_path)
+    report.write("another", result, tmp_path)
+    written = json.loads(path.read_text())
+    assert list(written) == [part, "another"] and report.read(path)[part] == written[part]
+    precision = choose_precision("auto", CPU)
+    tables = {table["title"]: table for table in written[part]["tables"]}
+    assert list(tables) == [title.format(precision=precision) for title in expected]
+    for table, names in zip(tables.values(), expected.values(), strict=True):
+        assert names <= set(table["figures"])
+        assert all(len(values) == 2 for values in table["figures"].values())
+        assert any("s of 2 rounds" in note for note in table["notes"])
     if part in ("epoch", "ladder", "profile", "step"):
         rates = {"matmul_flops_per_second": CEILINGS.matmul, "copy_bytes_per_second": 1e9}
-        assert written[part]["ceilings"] == rates
-        shares = [row["of the matmul rate"] for row in written[part]["tables"][0][1]]
+        assert written[part]["extra"]["ceilings"] == rates
+        shares = [row["of the matmul rate"] for row in written[part]["tables"][0]["rows"]]
         assert any(float(share.rstrip("%")) > 0 for share in shares if share)
-    markdown = (tmp_path / "cpu.md").read_text()
-    assert all(f"### {title}" in markdown for title, _ in result["tables"])
+    page = (tmp_path / "README.md").read_text()
+    assert all(f"#### {title}" in page for title in tables)
     assert not list(workplace.iterdir())
 
 
+@pytest.mark.parametrize("part", __main__.PARTS)
+def test_a_part_takes_the_options_that_the_command_gives_it(part):
+    taken = inspect.signature(importlib.import_module(f"scripts.bench.{part}").run).parameters
+    assert set(__main__.PARTS[part][1]) == {"model", "batch"} & set(taken)
+
+
 def test_a_profile_has_each_kind_and_adds_up_to_the_step():
-    figures = profile.run(CPU, 2, "resnet8", 16, CEILINGS)["figures"]
-    kinds = figures["seconds_by_kind"]
+    (table,) = measured(lambda s: profile.run(s, "resnet8", 16, CEILINGS))["tables"]
+    kinds = {kind: sum(values) for kind, values in table["figures"].items()}
+    whole = kinds.pop("the step")
     seen = {*profile.KINDS, *profile.REGIONS} - {"casts and copies"}
     assert all(kinds[kind] > 0 for kind in seen), kinds
-    assert 0.5 < sum(kinds.values()) / figures["seconds"] <= 1.0
+    assert 0.5 < sum(kinds.values()) / whole <= 1.0
 
 
 @pytest.mark.parametrize(
@@ -148,7 +201,7 @@ def test_own_times_add_up_by_kind_and_kernels_count_once():
     assert (on_cpu["augmentation"], on_cpu["ReLU and addition"]) == (1.5, 2.0)
     assert (on_device["augmentation"], on_device["ReLU and addition"]) == (2.0, 4.0)
     assert sum(on_cpu.values()) == 3.5
-    rows = profile.profile_rows({"a": 1.0, "b": 2.0}, 4.0, 2, {"b": 0.5})
+    rows = profile.profile_rows({"a": 0.5, "b": 1.0}, 2.0, {"b": 0.5})
     assert [tuple(row.values()) for row in rows] == [
         ("b", 1000.0, "50.0%", "50.0%"),
         ("a", 500.0, "25.0%", ""),
@@ -171,14 +224,9 @@ def test_ceilings_are_measured_at_fp32_and_the_runs_precision():
     assert CEILINGS.percent(1e9, "bf16") == "25.0%"
 
 
-def test_medians_and_quartiles():
-    figures = summarise([0.004, 0.001, 0.002, 0.003, 0.010])
-    assert figures == pytest.approx({"median_ms": 3, "min_ms": 1, "q1_ms": 2, "q3_ms": 4})
-
-
 def test_ladder_rows_are_relative_to_the_fastest_batch():
-    times = {"128": [4.0, 2.0, 1.0], "256": [1.0, 1.0, 1.0]}
-    rows = ladder.ladder_rows(times, 1000, 1e6, CEILINGS, "bf16")
+    per_image = {"128": [0.004, 0.002, 0.001], "256": [0.001, 0.001, 0.001]}
+    rows = ladder.ladder_rows(per_image, 1e6, CEILINGS, "bf16")
     assert [tuple(row.values()) for row in rows] == [
         (128, "500", "333 to 667", 0.5, "12.5%"),
         (256, "1,000", "1,000 to 1,000", 1.0, "25.0%"),
@@ -198,8 +246,17 @@ def test_epoch_rows_compare_with_the_reference():
 def test_epochs_are_compiled_if_there_is_a_compiler(monkeypatch):
     compiled = []
     monkeypatch.setattr(Runtime, "compile", lambda self, model: compiled.append(model) or model)
-    assert len(run_epochs("true")["tables"][0][1]) == 3 and len(compiled) == 1
-    assert len(run_epochs()["tables"][0][1]) == 2 and len(compiled) == 1
+    for compiler, loops in (("true", 3), ("no-such-compiler", 2)):
+        (table,) = measured(lambda s, name=compiler: run_epochs(s, name))["tables"]
+        assert len(table["rows"]) == loops and len(compiled) == 1
+
+
+def test_an_epoch_has_the_images_that_the_time_suffices_for(monkeypatch):
+    monkeypatch.setattr(epoch, "fastest", lambda step, device, rounds: 0.5)
+    # A step of 0.5 s, six times that for all loops, in one round of warm-up and two others.
+    for seconds, images in ((1.0, 128), (37.0, 4 * 128), (1000.0, 5 * 128)):
+        session = Session(CPU, 2, seconds, Progress(1.0))
+        assert epoch.fitting(session, tiny_network, 5 * 128, 1) == images
 
 
 def test_the_cpu_share_is_printed_for_each_epoch(monkeypatch, capsys):
@@ -216,7 +273,7 @@ def test_the_cpu_share_is_printed_for_each_epoch(monkeypatch, capsys):
 
 
 def test_the_reference_trains_in_a_separate_process():
-    with epoch.reference_epochs(resnet8, 128, CPU) as reference:
+    with epoch.reference_epochs(resnet8, 32, CPU) as reference:
         (process,) = torch.multiprocessing.active_children()
         assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
         reference.step()
@@ -224,17 +281,31 @@ def test_the_reference_trains_in_a_separate_process():
         # A process that is still starting has no environment, so this comes after a step.
         environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
         assert b"THP_MEM_ALLOC_ENABLE=0" in environment
+        # The terminal sends Ctrl-C to it too, and its traceback would hide what is printed.
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        ignored = int(status.partition("SigIgn:")[2].split()[0], 16)
+        assert ignored & 1 << (signal.SIGINT - 1)
         assert process.is_alive()
     assert not process.is_alive()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_the_rest_is_scaled_to_a_whole_epoch():
+def test_ctrl_c_does_not_wait_for_an_epoch_of_the_reference(monkeypatch):
+    monkeypatch.setattr(epoch, "serve_epochs", wait_for_ever)
+    with pytest.raises(KeyboardInterrupt), epoch.reference_epochs(resnet8, 128, CPU):
+        (process,) = torch.multiprocessing.active_children()
+        raise KeyboardInterrupt
+    assert process.exitcode == -signal.SIGTERM
+
+
+def test_the_rest_is_a_share_of_an_epoch():
     seconds = {
         "training": 1.0, "drawing": 0.2, "evaluation": 0.5, "records and TensorBoard": 0.1,
         "checkpoint, written beside training": 0.3,
     }  # fmt: skip
-    times = {name: [value] * 3 for name, value in seconds.items()}
-    rows, ratios = rest.rest_rows(times, {"training": 20.0, "evaluation": 4.0}, Flops(1e9, 2e9))
+    scales = {"training": 20.0, "evaluation": 4.0}
+    figures = {name: [value * scales.get(name, 1.0)] * 3 for name, value in seconds.items()}
+    rows, ratios = rest.rest_rows(figures, Flops(1e9, 2e9))
     assert [tuple(row.values()) for row in rows] == [
         ("training", "20.000", "100.00%"),
         ("drawing", "0.200", "1.00%"),
@@ -251,101 +322,3 @@ def test_the_rest_is_scaled_to_a_whole_epoch():
             "records and checkpoint": 0.02,
         }
     )
-
-
-def test_start_rows_have_medians_and_aims():
-    rows = startup.start_rows({"train.py": [3.0, 5.0, 4.0], "reference loop": [6.0, 6.0]})
-    assert [tuple(row.values()) for row in rows] == [
-        ("train.py", 4.0, "3.50 to 4.50", 6.0),
-        ("reference loop", 6.0, "6.00 to 6.00", ""),
-    ]
-    phases = [dict.fromkeys(probe.LABELS, 1.0) | {"torch": value} for value in (2.0, 4.0, 3.0)]
-    rows = {row.pop("phase"): tuple(row.values()) for row in startup.phase_rows(phases)}
-    assert list(rows) == list(probe.LABELS)
-    assert rows["torch"] == (3.0, "2.50 to 3.50", "33.3%", "")
-    assert rows["own code"] == (1.0, "1.00 to 1.00", "11.1%", 1.0)
-
-
-def test_a_clock_charges_the_innermost_label(monkeypatch):
-    now = iter([10.0, 11.0, 13.0, 16.0, 20.0])
-    monkeypatch.setattr(time, "time", lambda: next(now))
-    clock = probe.Clock(8.0)
-    clock.call("data", clock.call, "torch", lambda: None)
-    clock.charge()
-    assert dict(clock.seconds) == {"interpreter": 2.0 + 4.0, "data": 1.0 + 3.0, "torch": 2.0}
-
-
-@pytest.mark.parametrize(
-    ("module", "label"),
-    [
-        ("torch", "torch"),
-        ("torch._dynamo", "torch"),
-        ("torch.utils.tensorboard", "other libraries"),
-        ("torchvision.models", "other libraries"),
-        ("hydra.core.hydra_config", "other libraries"),
-        ("json", "own code"),
-        ("engine.data.dataset", "own code"),
-    ],
-)
-def test_an_import_has_its_label(module, label):
-    assert probe.label_of(module) == label
-
-
-def test_a_start_is_divided_into_phases(tree, tmp_path):
-    arguments = ["data=image_folder", f"data.root={tree}", "model=resnet8", "batch=32", "threads=1"]
-    started = time.time()
-    phases = startup.start_training(arguments, tmp_path)
-    assert tuple(phases) == probe.LABELS
-    assert all(seconds > 0 for seconds in phases.values())
-    assert 0.5 * (time.time() - started) < sum(phases.values()) < time.time() - started
-    # The process ends after one step, so no epoch is recorded.
-    (metrics,) = tmp_path.glob("results/runs/*/*/metrics.jsonl")
-    assert metrics.read_text() == ""
-
-
-def test_the_reference_starts_on_the_cached_images(tmp_path):
-    folder = tmp_path / ".data" / "synthetic"
-    folder.mkdir(parents=True)
-    split = random_split(4)
-    decoded = {"train_images": split.images, "train_labels": split.labels}
-    torch.save(decoded, folder / ".decoded-synthetic.pt")
-    started = time.time()
-    assert 0 < startup.start_reference(CPU, tmp_path) < time.time() - started
-
-
-def test_a_start_that_fails_raises(tmp_path):
-    with pytest.raises(RuntimeError, match="batch=0"):
-        startup.start_training(["batch=0"], tmp_path)
-
-
-def run_bench(monkeypatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
-    return exit_status(__main__.main)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["speed"], "speed: must be one of data, epoch"),
-        (["lars", "--rounds=x"], "argument --rounds: invalid int value: 'x'; see --help"),
-        (["data", "--folder=/proc/nowhere"], "--folder=/proc/nowhere: cannot be written ("),
-        (["step", "--rounds=1"], "--rounds=1: must be at least 2"),
-        (["step", "--model=vgg"], "--model=vgg: must be one of resnet8"),
-        (["profile", "--batch=1"], "--batch=1: must be at least 2"),
-        (["step", "--batch=64"], "--batch=64: needs one of the parts profile"),
-        (["--model=resnet8"], "--model=resnet8: needs one of the parts ladder, profile, rest"),
-    ],
-)
-def test_a_mistake_is_one_line(arguments, message, monkeypatch, capsys, workplace):
-    assert run_bench(monkeypatch, *arguments) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err and captured.err.count("\n") == 1
-    assert not captured.out and not list(workplace.iterdir())
-
-
-def test_the_command_prints_and_writes(monkeypatch, capsys, workplace):
-    monkeypatch.setattr(profile, "measure_ceilings", lambda device: CEILINGS)
-    options = ["--model=resnet8", "--batch=16", "--rounds=2", "--folder=speed", "--device=cpu"]
-    assert run_bench(monkeypatch, "profile", *options) == 0
-    assert "| convolution, backward |" in capsys.readouterr().out
-    assert json.loads((workplace / "speed/cpu.json").read_text())["profile"]["rounds"] == 2

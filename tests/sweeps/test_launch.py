@@ -9,7 +9,7 @@ import engine.sweeps.launch
 import engine.sweeps.parallel
 from engine.sweeps.launch import runs_at_once, threads_each
 from engine.sweeps.parallel import choose_way
-from engine.system.runtime import RUNS_AT_ONCE
+from engine.system.resources import RUNS_AT_ONCE
 
 
 @pytest.mark.parametrize(
