@@ -1,1 +1,1 @@
-"""From runs to tables, plots and pages."""
+"""Reports of a group of runs: tables, plots, pages and progress."""

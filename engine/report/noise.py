@@ -1,8 +1,8 @@
-"""What a group's report says of the gradient noise scale: a table against the batch, and a plot.
+"""Report the gradient noise scale of a group's runs: a table and a plot.
 
-At batch B and noise scale S a run needs about 1 + S/B times the fewest steps that any batch could
-do with, and 1 + B/S times the fewest examples (McCandlish et al. 2018, section 2.3, arXiv
-1812.06162). Both are 2 where B is S: beyond it larger steps buy ever less.
+At batch size B and noise scale S, a run needs about 1 + S/B times the fewest steps that any batch
+size could reach, and 1 + B/S times the fewest examples (McCandlish et al. 2018, section 2.3, arXiv
+1812.06162). Both factors are 2 at B = S. Beyond that, larger batches give diminishing returns.
 """
 
 import math
@@ -18,9 +18,9 @@ from engine.runs.records import Record
 
 
 def noise_scales(record: Record) -> tuple[list[int], list[float | None]]:
-    """Return the epochs at whose end the run looked, and the scales in examples, None if lost.
+    """Return the epochs with an estimate, and the noise scale in examples at the end of each.
 
-    An estimate that is not above 0 is lost: one of its norms drowned in the other.
+    The scale is None if the estimate is not positive.
     """
     rows = [row for row in record.history if "noise_scale" in row]
     found = [row["noise_scale"] for row in rows]
@@ -28,12 +28,12 @@ def noise_scales(record: Record) -> tuple[list[int], list[float | None]]:
 
 
 def measured(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows any of whose runs estimated the noise scale."""
+    """Return the rows in which at least one run estimated the noise scale."""
     return [row for row in rows if any(noise_scales(record)[0] for record in row.records)]
 
 
 def noise_section(rows: Sequence[Row]) -> str:
-    """Write how each batch compares with the noise scale of its runs; empty if none has it."""
+    """Return a table of batch sizes and noise scales as Markdown; empty if no run has estimates."""
     if not measured(rows):
         return ""
     lines = [
@@ -45,7 +45,7 @@ def noise_section(rows: Sequence[Row]) -> str:
         runs = [scales for _, scales in map(noise_scales, row.records) if scales]
         every = [value for scales in runs for value in scales]
         known = [value for value in every if value is not None]
-        # What was lost may lie on either side.
+        # Lost estimates may lie on either side of the median.
         scale = statistics.median(known) if len(known) > len(every) / 2 else None
         ratio = None if scale is None else row.batch / scale
         cells = [
@@ -70,19 +70,22 @@ def noise_section(rows: Sequence[Row]) -> str:
 
 
 def _examples(scales: Sequence[float | None]) -> str:
-    """Write the mean of estimates; without one of them there is none."""
+    """Return the mean of the estimates as text; `-` if one of them is None."""
     known = [scale for scale in scales if scale is not None]
     return f"{statistics.fmean(known):,.0f}" if len(known) == len(scales) else "-"
 
 
 def _ratio_cells(ratio: float) -> list[str]:
-    """Write what the ratio of batch and noise scale says of steps and examples."""
+    """Return the cells for the ratio of batch size and noise scale."""
     verdict = "a larger batch still saves steps" if ratio < 1 else "larger steps stop paying"
     return [f"{ratio:.2g}", f"{1 + 1 / ratio:.2f}", f"{1 + ratio:.2f}", verdict]
 
 
 def write_noise_plot(path: Path, group: str, rows: Sequence[Row]) -> list[Path]:
-    """Draw every run's noise scale over the epochs; without any there is no file."""
+    """Draw every run's noise scale over the epochs; return the path of the file.
+
+    If no run has estimates, remove the file and return no path.
+    """
     if not measured(rows):
         path.unlink(missing_ok=True)
         return []
@@ -93,7 +96,7 @@ def write_noise_plot(path: Path, group: str, rows: Sequence[Row]) -> list[Path]:
             label: str | None = label_of(f"{row.optimizer_title} {row.title}")
             for record in row.records:
                 epochs, scales = noise_scales(record)
-                # Where there is none the line has a gap.
+                # An epoch without an estimate is a gap in the line.
                 drawn = [math.nan if scale is None else scale for scale in scales]
                 axes.plot(epochs, drawn, marker=".", color=f"C{number}", label=label)
                 label = None

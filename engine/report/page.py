@@ -1,4 +1,4 @@
-"""A group's page, results/<group>/README.md: what was asked, what came out, how to repeat it."""
+"""Write a group's page, results/<group>/README.md: question, results, commands, missing runs."""
 
 import math
 import re
@@ -12,9 +12,9 @@ from engine.report.rows import Row, Target, baseline_row, gather_lines
 from engine.report.times import Known, common_conditions
 from engine.runs.records import Record
 
-# A page names so many runs that are missing, and counts the others.
+# A page names at most this many missing runs and counts the others.
 NAMED_MISSING = 20
-# With what a run was made, as a page calls it, and the keys in summary.json.
+# Key in summary.json of each fact about how a run was made, by its name on the page.
 PROVENANCE = {
     "Hardware": "device",
     "Ranks": "world_size",
@@ -26,7 +26,15 @@ PROVENANCE = {
 
 
 def page(group: str, rows: Sequence[Row], target: Target, plots: Iterable[str]) -> str:
-    """Write the page of a group; the same runs give the same page."""
+    """Return a group's page as Markdown; the same runs give the same page.
+
+    Args:
+        group: name of the group.
+        rows: all rows of the group.
+        target: the accuracy that rows are compared with.
+        plots: file names of the plots to include.
+
+    """
     records = [record for row in rows for record in row.records]
     parts = [
         f"# {group}",
@@ -47,7 +55,7 @@ def page(group: str, rows: Sequence[Row], target: Target, plots: Iterable[str]) 
 
 
 def question(rows: Sequence[Row]) -> str:
-    """Word the question that these rows answer."""
+    """Return the question that these rows answer."""
     batches = sorted({row.batch for row in rows})
     names = dict.fromkeys(row.optimizer_title for row in rows)
     optimizers = tables.escaped(" and with ".join(names))
@@ -60,9 +68,9 @@ def question(rows: Sequence[Row]) -> str:
 
 
 def answer(rows: Sequence[Row], target: Target) -> str:
-    """Say up to which batch each optimizer's mean stays at or above the target."""
+    """Return up to which batch size each line's mean accuracy reaches the target; may be empty."""
     if target.baseline is not None and target.baseline.setting:
-        # Of several settings at the smallest batch none is what the others are held against.
+        # With several settings at the smallest batch size, none of them is the baseline.
         return ""
     lines, baseline = [], baseline_row(rows)
     if baseline is not None and baseline.accuracies():
@@ -76,20 +84,27 @@ def answer(rows: Sequence[Row], target: Target) -> str:
         lines += [
             f"- {tables.escaped(title)} holds {held(members, rows, goal)}."
             for title, members in judged.items()
-            # How one of many settings at one batch did is in the tables.
+            # The tables show how each of many settings at one batch size did.
             if len(members) > 1 or not members[0].setting
         ]
     return "\n".join(lines)
 
 
 def held(line: Sequence[Row], rows: Sequence[Row], target: float) -> str:
-    """Word at which batches a line's means are at or above the target, without a gap."""
+    """Return as text at which batch sizes a line reaches the target, up to the first that does not.
+
+    Args:
+        line: rows that differ in batch size alone, smallest first.
+        rows: all rows of the group.
+        target: mean accuracy in % to reach.
+
+    """
     first = line[0]
     peers = [row for row in rows if row.optimizer == first.optimizer and row.scope == first.scope]
     batches = sorted({row.batch for row in peers})
     well: list[int] = []
     for row, batch in zip(line, batches[batches.index(first.batch) :], strict=False):
-        # Beyond a batch at which only other settings were tried the line says nothing.
+        # The line ends before a batch size at which only other settings were tried.
         if row.batch != batch or (row.accuracy() or 0.0) < target:
             break
         well.append(batch)
@@ -101,7 +116,7 @@ def held(line: Sequence[Row], rows: Sequence[Row], target: float) -> str:
 
 
 def on_the_way(rows: Sequence[Row], target: Target) -> str:
-    """Write what led to the final accuracy: training's, the best epoch, the time to the target."""
+    """Return a table of training accuracy, best epoch and times, with a note, as Markdown."""
     tested = rows[0].split == "test"
     both = tested and any(row.figures("holdout_accuracy") for row in rows)
     common = common_conditions(row.timed for row in rows)
@@ -120,9 +135,14 @@ def on_the_way(rows: Sequence[Row], target: Target) -> str:
 
 
 def history_cells(row: Row, target: Target, both: bool, common: Known) -> dict[str, str]:
-    """Write a row's cells by column.
+    """Return a row's cells by column.
 
-    both: the group has accuracies on hold-out and test split; common: what most times are of.
+    Args:
+        row: the row.
+        target: the accuracy that rows are compared with.
+        both: True if the group has accuracies on both hold-out and test split.
+        common: the most common conditions of the group's times.
+
     """
     train, speed = row.train_accuracy(), row.mean_time("images_per_second")
     best, epoch = row.mean("best_test_accuracy"), row.mean("best_epoch")
@@ -147,7 +167,7 @@ def history_cells(row: Row, target: Target, both: bool, common: Known) -> dict[s
 
 
 def holdout_cell(row: Row) -> str:
-    """Write the mean accuracy on the images set aside to choose on, with each run's own."""
+    """Return the mean hold-out accuracy and that of each run in % as text."""
     if not row.figures("holdout_accuracy"):
         return "-"
     found = [value for r in row.records if (value := r.accuracy("holdout")) is not None]
@@ -156,7 +176,7 @@ def holdout_cell(row: Row) -> str:
 
 
 def how_made(records: Sequence[Record]) -> str:
-    """Write the commands, grouped where their provenance differs, and the facts to cite."""
+    """Return the commands, grouped by provenance if it differs, and the facts to cite."""
     summaries = [r.summary for r in records if r.summary.get("command")]
     differing = {
         name: key
@@ -177,7 +197,7 @@ def how_made(records: Sequence[Record]) -> str:
 
 
 def facts(records: Sequence[Record]) -> str:
-    """List what the figures of these runs must be cited with."""
+    """Return a list of the facts to cite with the results of these runs, as Markdown."""
     summaries = [record.summary for record in records]
     data = []
     for record in records:
@@ -206,14 +226,14 @@ def facts(records: Sequence[Record]) -> str:
 
 
 def fenced(*lines: str) -> list[str]:
-    """Put lines between fences that nothing in them ends."""
+    """Return lines as a Markdown code block, whose fence is longer than any in the lines."""
     longest = max(map(len, re.findall("`+", "\n".join(lines))), default=0)
     fence = "`" * max(3, longest + 1)
     return [fence, *lines, fence]
 
 
 def merge_commands(commands: Sequence[str]) -> list[str]:
-    """Write commands that are all combinations of some values as the one sweep they came from."""
+    """Return commands that together are all combinations of some values as one sweep."""
     by_keys: dict[tuple[str, ...], list[list[str]]] = {}
     for command in dict.fromkeys(commands):
         overrides = shlex.split(command)[2:]
@@ -233,15 +253,15 @@ def merge_commands(commands: Sequence[str]) -> list[str]:
 
 
 def missing(records: Sequence[Record]) -> str:
-    """Name the runs that have no accuracy, and why."""
-    left = [record for record in records if not record.counted]
-    if not left:
+    """Return a list of the runs that have no accuracy, with the reasons, as Markdown."""
+    without = [record for record in records if not record.counted]
+    if not without:
         return "Nothing: every run that was asked for has an outcome."
     lines = []
-    for record in left[:NAMED_MISSING]:
+    for record in without[:NAMED_MISSING]:
         run, error = record.summary["run"], record.summary.get("error")
         reason = ", ".join(tables.escaped(text) for text in (record.status, error) if text)
         lines.append(f"- `{tables.escaped(run)}`: {reason}")
-    if len(left) > NAMED_MISSING:
-        lines.append(f"- and {len(left) - NAMED_MISSING} more")
+    if len(without) > NAMED_MISSING:
+        lines.append(f"- and {len(without) - NAMED_MISSING} more")
     return "\n".join(lines)

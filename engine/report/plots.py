@@ -1,4 +1,4 @@
-"""Plots of groups: accuracy and time against batch, epochs or settings, and over training."""
+"""Plot groups: accuracy and time against batch, epochs or settings, and learning curves."""
 
 import io
 import itertools
@@ -16,24 +16,32 @@ from engine.report.times import common_conditions
 from engine.runs.records import COMPLETED, DIVERGED, FINISHED
 from engine.system.files import write_atomically
 
-# A colour for each optimizer, in the order of the configuration's union.
+# A color for each optimizer, in the order of `TITLES`.
 PALETTE = ("#1f6f8b", "#d1495b", "#e09f3e", "#5b8e5a", "#7d5ba6", "#6c757d")
 COLOURS = dict(zip(TITLES.values(), itertools.cycle(PALETTE), strict=False))
-# After ten lines the colours begin again.
+# Colors repeat after ten lines, so the line style changes then.
 LINESTYLES = ("-", "--", "-.", ":")
 MARKERS = {COMPLETED: "o", DIVERGED: "x"}
 SPLITS = {"test": "test accuracy", "holdout": "hold-out accuracy"}
-# More panels than this would not be read; the lines of one optimizer then share one, and lines of
-# one batch each get a plot of their own.
+# With more lines than this, the lines of one optimizer share a panel. With more lines of a single
+# batch than this, these get a separate plot.
 MOST_PANELS = 4
-# Rows that differ in batch or epochs alone, by their common name.
+# Rows that differ in batch or epochs alone, by the name of their line.
 Lines = Mapping[str, Sequence[Row]]
-# Gives a row's runs as (status, figure) pairs.
+# Returns a (status, value) pair for each run of a row.
 Figures = Callable[[Row], list[tuple[str, float]]]
 
 
 def write_plots(folder: Path, group: str, rows: Sequence[Row], target: Target) -> list[Path]:
-    """Draw a group; return the paths of the PNG files written, and remove those it has no more."""
+    """Draw a group's plots as PNG files; return their paths and remove plots that no longer apply.
+
+    Args:
+        folder: the folder to write to.
+        group: name of the group.
+        rows: all rows of the group.
+        target: the accuracy that rows are compared with.
+
+    """
     every, by_epochs = gather_lines(rows, "batch"), gather_lines(rows, "epochs")
     through_batches, settings = part_settings(every)
     through_epochs = {name: line for name, line in by_epochs.items() if len(line) > 1}
@@ -56,7 +64,7 @@ def write_plots(folder: Path, group: str, rows: Sequence[Row], target: Target) -
 
     timed = any(row.timed.records for line in through_batches.values() for row in line)
     panels = len(set(panel_titles(every).values()))
-    # What each shows, how it is drawn, and its size.
+    # Content, drawing function and size in inches of each plot; it is omitted without content.
     plots: dict[str, tuple[Any, Callable[..., None], tuple[float, float]]] = {
         "accuracy.png": (through_batches, partial(draw_accuracy, "batch"), (7.2, 4.2)),
         "time.png": (through_batches if timed else {}, draw_time, (8.4, 3.6)),
@@ -78,9 +86,9 @@ def write_plots(folder: Path, group: str, rows: Sequence[Row], target: Target) -
 
 
 def write_comparison(path: Path, groups: Mapping[str, Sequence[Row]]) -> Path:
-    """Draw several groups in one plot: accuracy and training time against the batch.
+    """Draw accuracy and training time of several groups against the batch; return the path.
 
-    Of a group with lines through its batches only these are drawn, not its settings.
+    If a group has lines of several batches, its many settings at a single batch are left out.
     """
     lines: dict[str, Sequence[Row]] = {}
     for group, rows in groups.items():
@@ -96,7 +104,7 @@ def write_comparison(path: Path, groups: Mapping[str, Sequence[Row]]) -> Path:
         splits = dict.fromkeys(SPLITS[row.split] for rows in groups.values() for row in rows)
         left.set(title=f"Final {' or '.join(splits)}, %")
         right.set(title="Training time, s", ylim=(0, None))
-        # Below both: labels of several groups are long.
+        # The legend is below both axes, because labels of several groups are long.
         handles, labels = left.get_legend_handles_labels()
         below = {"loc": "outside lower center", "ncols": 2, "fontsize": 8, "frameon": False}
         figure.legend(handles, labels, **below)
@@ -105,16 +113,23 @@ def write_comparison(path: Path, groups: Mapping[str, Sequence[Row]]) -> Path:
 
 
 def save(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> Path:
-    """Make a figure, let `draw` fill it, write it; the same runs give the same file."""
-    # A notebook names its own backend to the commands that it starts, and matplotlib cannot be
-    # imported if that is not installed here.
+    """Draw a figure, write it as PNG and return its path; the same runs give the same file.
+
+    Args:
+        path: the file to write.
+        draw: draws on an empty matplotlib figure.
+        size: width and height in inches.
+
+    """
+    # A notebook sets its backend for the commands that it starts. matplotlib cannot be imported if
+    # that backend is not installed here.
     os.environ["MPLBACKEND"] = "agg"
-    # Figure by itself, without pyplot, needs no display and keeps no state between plots.
+    # Without pyplot, a Figure needs no display and keeps no state between plots.
     import matplotlib.style
     from matplotlib.figure import Figure
 
     buffer = io.BytesIO()
-    # What a user's matplotlibrc asks for, such as LaTeX, is not for these plots.
+    # These plots ignore the user's matplotlibrc, which may require LaTeX.
     with matplotlib.style.context("default"):
         figure = Figure(figsize=size, dpi=120, layout="constrained")
         draw(figure)
@@ -125,22 +140,22 @@ def save(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> 
             if labelled and axes.get_legend() is None and not figure.legends:
                 # A label wider than the plot would squeeze the axes to nothing.
                 axes.legend(fontsize=8, frameon=False).set_in_layout(False)
-        # Dates and versions would make two files of the same runs differ.
+        # matplotlib's version in the file would make plots of the same runs differ.
         figure.savefig(buffer, format="png", metadata={"Software": None})
     write_atomically(path, lambda file: file.write(buffer.getbuffer()))
     return path
 
 
 def label_of(name: str) -> str:
-    """Return a name, which may hold a folder's, as a label: between dollars would be a formula."""
+    """Return a name as a label; its dollar signs are escaped, which would enclose a formula."""
     return name.replace("$", r"\$")
 
 
 def part_settings(lines: Lines) -> tuple[Lines, list[Row]]:
-    """Part lines from settings: the rows of one batch each, where they are too many for lines.
+    """Separate lines of several batches from settings at a single batch, if these are many.
 
-    The row of a line is among the settings too where it is in the same cell as one of them: it is
-    what an ablation's settings are compared with.
+    A line's row that is in the same cell as a setting is among the settings too, because an
+    ablation's settings are compared with it.
     """
     lone = [line[0] for line in lines.values() if len(line) == 1]
     if len(lone) <= MOST_PANELS:
@@ -151,9 +166,9 @@ def part_settings(lines: Lines) -> tuple[Lines, list[Row]]:
 
 
 def draw_baseline(axes: Any, rows: Sequence[Row]) -> None:
-    """Draw the smallest-batch SGD row as a band of a standard deviation to each side.
+    """Draw the baseline as a line with a band of one standard deviation to each side.
 
-    Of several settings at that batch none is what the others are held against.
+    With several settings of SGD at the smallest batch, none is the baseline.
     """
     row = baseline_row(rows)
     mean = row.accuracy() if row else None
@@ -167,9 +182,9 @@ def draw_baseline(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def time_figures(rows: Sequence[Row], target: Target | None = None) -> Figures:
-    """Return what gives a row's training times, or those to a target, if they can be compared.
+    """Return a function that gives a row's training times, or times to a target, in seconds.
 
-    Rows of other conditions than most of `rows` have none.
+    Rows with other conditions than most of `rows` have no times.
     """
     common = common_conditions(row.timed for row in rows)
 
@@ -188,10 +203,16 @@ def draw_against(
     figures: Figures,
     has_mean: Callable[[Row], bool] | None = None,
 ) -> None:
-    """Draw each line's mean and spread, every run a dot, a diverged one a cross.
+    """Draw each line's means and standard deviations; each run is a dot, a diverged one a cross.
 
-    figures: a row's (status, figure) pairs; has_mean: whether a row with figures has a mean of
-    them; None: if each of its runs has one.
+    Args:
+        axes: matplotlib's axes.
+        axis: the quantity on the x axis.
+        lines: the lines to draw.
+        figures: returns a (status, value) pair for each run of a row.
+        has_mean: returns True if a row's mean is drawn; None draws it if each finished run of the
+            row has a value.
+
     """
     if has_mean is None:
         has_mean = lambda row: len(figures(row)) == len(row.of(*FINISHED))  # noqa: E731
@@ -208,18 +229,18 @@ def draw_against(
         x = [place for place, _ in points]
         means = [statistics.fmean(values) for _, values in points]
         spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in points]
-        colour, style = COLOURS.get(label, f"C{number}"), LINESTYLES[number // 10 % len(LINESTYLES)]
-        axes.plot(x, means, style, label=label_of(label), color=colour, linewidth=1.5)
+        color, style = COLOURS.get(label, f"C{number}"), LINESTYLES[number // 10 % len(LINESTYLES)]
+        axes.plot(x, means, style, label=label_of(label), color=color, linewidth=1.5)
         axes.fill_between(
             x,
             [m - s for m, s in zip(means, spreads, strict=True)],
             [m + s for m, s in zip(means, spreads, strict=True)],
-            color=colour, alpha=0.15, linewidth=0,
+            color=color, alpha=0.15, linewidth=0,
         )  # fmt: skip
         for status, marker in MARKERS.items():
             dots = [(place, v) for place, pairs in found for s, v in pairs if s == status]
             if dots:
-                axes.scatter(*zip(*dots, strict=True), 18, color=colour, marker=marker, zorder=3)
+                axes.scatter(*zip(*dots, strict=True), 18, color=color, marker=marker, zorder=3)
     axes.set_xscale("log", base=2)
     axes.set_xticks(places, [str(place) for place in places])
     axes.minorticks_off()
@@ -230,17 +251,17 @@ def draw_against(
 
 
 def draw_settings(group: str, rows: Sequence[Row], figure: Any) -> None:
-    """Draw rows that share no line, the best on top: every run a dot, a diverged one a cross."""
+    """Draw rows from best to worst; each run is a dot, a diverged one a cross."""
     axes = figure.subplots()
     ranked = sorted(rows, key=lambda row: row.accuracy() or 0.0)
     for place, row in enumerate(ranked):
-        colour = COLOURS.get(row.optimizer_title, "C0")
+        color = COLOURS.get(row.optimizer_title, "C0")
         for status, value in row.results():
-            axes.scatter(value, place, 18, color=colour, marker=MARKERS[status])
+            axes.scatter(value, place, 18, color=color, marker=MARKERS[status])
         mean = row.accuracy()
         if mean is not None:
-            axes.plot(mean, place, "|", color=colour, markersize=12)
-    # A key is known without these, and the tables have it whole.
+            axes.plot(mean, place, "|", color=color, markersize=12)
+    # Keys are shortened to save space; the tables have the whole keys.
     groups = r"\b(?:optimizer|model|loss|scheduler)\.(?!name)"
     titles = [re.sub(groups, "", f"{row.optimizer_title} {row.title}") for row in ranked]
     axes.set_yticks(range(len(ranked)), [label_of(title) for title in titles], fontsize=7)
@@ -249,13 +270,13 @@ def draw_settings(group: str, rows: Sequence[Row], figure: Any) -> None:
 
 
 def panel_titles(lines: Lines) -> dict[str, str]:
-    """Choose the panel that each line's learning curves go to."""
+    """Return the title of the panel in which each line's learning curves are drawn."""
     many = len(lines) > MOST_PANELS
     return {label: rows[0].optimizer_title if many else label for label, rows in lines.items()}
 
 
 def draw_curves(group: str, lines: Lines, figure: Any) -> None:
-    """Draw every run's accuracy over the epochs and over wall time, a colour for each batch."""
+    """Draw every run's accuracy over the epochs and over wall time, one color per batch."""
     from matplotlib import colormaps
 
     titles = panel_titles(lines)
@@ -270,8 +291,8 @@ def draw_curves(group: str, lines: Lines, figure: Any) -> None:
         left.set(title=f"{group}: {label_of(titles[label])}", ylabel=f"{what}, %")
         for row in rows:
             shade = 0.92 * batches.index(row.batch) / max(1, len(batches) - 1)
-            colour = colormaps["viridis"](shade)
-            style = {"color": colour, "linewidth": 1.2, "marker": ".", "markersize": 4}
+            color = colormaps["viridis"](shade)
+            style = {"color": color, "linewidth": 1.2, "marker": ".", "markersize": 4}
             for record in row.records:
                 epochs, seconds, accuracies = record.curve(row.split)
                 left.plot(epochs, accuracies, **style)
@@ -281,7 +302,7 @@ def draw_curves(group: str, lines: Lines, figure: Any) -> None:
                 name = f"batch {row.batch}"
                 new = accuracies and name not in right.get_legend_handles_labels()[1]
                 right.plot(seconds, accuracies, label=name if new else None, **style)
-    # Outside the panels: seven batches would hide what they name.
+    # The legend is outside the panel, because it would hide the curves.
     for _, right in grid:
         if right.get_legend_handles_labels()[0]:
             right.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))

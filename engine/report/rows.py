@@ -1,4 +1,4 @@
-"""A group's runs, gathered into the rows of its table: each number is read from the runs."""
+"""Gather a group's runs into the rows of its table, and compute each row's numbers."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ from engine.runs.records import (
     runs_directory,
 )
 
-# What a line of rows leads through.
+# The choice in which the rows of a line differ.
 Axis = Literal["batch", "epochs"]
 
 
@@ -30,7 +30,13 @@ Axis = Literal["batch", "epochs"]
 class Row:
     """The runs of a group that differ in nothing but the seed.
 
-    choices: what was chosen for them; group: the choices of all rows of the group.
+    The `key` that some methods take is a key of summary.json.
+
+    Attributes:
+        choices: the choices of these runs by dotted key, without the seed.
+        group: the choices of all rows of the group.
+        records: the runs.
+
     """
 
     choices: titles.Choices
@@ -44,53 +50,53 @@ class Row:
 
     @property
     def optimizer_title(self) -> str:
-        """Return the name of the optimizer as people write it."""
+        """Return the name of the optimizer as reports write it, such as `LARS`."""
         return title_of(self.optimizer)
 
     @property
     def batch(self) -> int:
-        """Return the examples in each step."""
+        """Return the number of examples per step."""
         return self.choices["batch"]
 
     @property
     def epochs(self) -> int:
-        """Return the epochs of each of its runs."""
+        """Return the number of epochs of each run."""
         return self.choices["epochs"]
 
     @property
     def split(self) -> str:
-        """Return `test`, or `holdout` where no run of the group evaluates the test split."""
+        """Return `test`, or `holdout` if no run of the group evaluates the test split."""
         tested = any(choices.get("data.test_size") != 0 for choices in self.group)
         return "test" if tested else "holdout"
 
     @property
     def cell(self) -> tuple[Any, ...]:
-        """Return what rows have in common that differ in the setting alone."""
+        """Return what all rows in the same cell have in common."""
         return titles.cell_of(self.choices)
 
     @functools.cached_property
     def scope(self) -> str:
-        """Name model, data and epochs, each where the group has several."""
+        """Return those of model, data and epochs in which rows of the group differ."""
         return titles.differences(self.choices, self.group, titles.SCOPE)
 
     @functools.cached_property
     def setting(self) -> str:
-        """Name the choices in which the row differs from other rows in the same cell."""
+        """Return the choices in which the row differs from other rows in the same cell."""
         return titles.setting(self.choices, self.group)
 
     @property
     def title(self) -> str:
-        """Return what a table of one optimizer calls the row."""
+        """Return the row's name in a table of one optimizer."""
         return _joined(str(self.batch), self.scope, self.setting, self._mixed)
 
     @property
     def settings_column(self) -> str:
-        """Return what table.csv says under `settings`: what no other column says."""
+        """Return the `settings` column of table.csv: what no other column says."""
         cell_setting = titles.cell_setting(self.choices, self.group)
         return _joined(self.setting, cell_setting, self._mixed)
 
     def line(self, axis: Axis) -> str:
-        """Name what the row has in common with rows that differ along the axis alone."""
+        """Return the name of the row's line: what rows that differ in `axis` alone share."""
         fixed = [key for key in titles.SCOPE if key != axis]
         return _joined(
             self.optimizer_title,
@@ -108,57 +114,57 @@ class Row:
         return [record for record in self.records if record.status in statuses]
 
     def first(self, key: str) -> float | None:
-        """Return a summary's figure of the first run that has it."""
+        """Return the value under `key` in the first run's summary that has one."""
         figures = [record.summary.get(key) for record in self.records]
         return next((figure for figure in figures if figure is not None), None)
 
     def mean(self, key: str) -> float | None:
-        """Return the mean of a summary's figure over the completed runs, else the diverged ones."""
+        """Return the mean under `key` of the completed runs, else of the diverged ones."""
         ended = self.of(COMPLETED) or self.of(DIVERGED)
         return _mean(record.summary.get(key) for record in ended)
 
     @functools.cached_property
     def timed(self) -> Timed:
-        """Return the runs that the row's times are of."""
+        """Return the runs from which the row's times are computed."""
         return Timed(self.of(COMPLETED) or self.of(DIVERGED))
 
     def mean_time(self, key: str) -> float | None:
-        """Return the mean of a summary's figure over the runs whose times count."""
+        """Return the mean under `key` over the runs whose times count."""
         return _mean(record.summary.get(key) for record in self.timed.records)
 
     def times(self, key: str) -> list[tuple[str, float]]:
-        """Return status and a summary's figure for each run whose times count."""
+        """Return status and value under `key` of each run whose times count."""
         return _figures(self.timed.records, key)
 
     def accuracies(self) -> list[float]:
-        """Return the final accuracies, % each; a diverged run's is chance."""
+        """Return the final accuracies in %; a diverged run has that of chance."""
         return [value for _, value in self.results()]
 
     def accuracy(self) -> float | None:
-        """Return the mean of the final accuracies, %."""
+        """Return the mean of the final accuracies in %."""
         return _mean(self.accuracies())
 
     def train_accuracy(self) -> float | None:
-        """Return the mean training accuracy of the last epoch, %, over the runs that completed."""
+        """Return the completed runs' mean training accuracy in the last epoch, in %."""
         ended = self.of(COMPLETED)
         return _mean(r.history[-1].get("train_accuracy") for r in ended if r.history)
 
     def results(self) -> list[tuple[str, float]]:
-        """Return status and final accuracy, %, for each run that has one."""
+        """Return status and final accuracy in % of each run that has one."""
         found = [(r.status, r.accuracy(self.split)) for r in self.records]
         return [(status, value) for status, value in found if value is not None]
 
     def spread(self) -> float | None:
-        """Return the sample standard deviation of the accuracies, given two or more."""
+        """Return the sample standard deviation of two or more accuracies, else None."""
         accuracies = self.accuracies()
         return statistics.stdev(accuracies) if len(accuracies) > 1 else None
 
     def figures(self, key: str) -> list[tuple[str, float]]:
-        """Return status and a summary's figure for each run that counts and has it."""
+        """Return status and value under `key` of each completed or diverged run that has one."""
         return _figures(self.of(*FINISHED), key)
 
     def times_to(self, target: float | None) -> list[tuple[str, float]]:
-        """Return status and seconds to the target for each timed run that reaches it."""
+        """Return status and training seconds to the target of each timed run that reaches it."""
         if target is None:
             return []
         found = [(r.status, r.first_at(self.split, target)) for r in self.timed.records]
@@ -167,7 +173,7 @@ class Row:
     def first_at(self, target: float | None) -> tuple[float, float | None] | None:
         """Return mean epoch and training seconds to the target; None if any run misses it.
 
-        The seconds are of the runs whose times count, and None if there are none.
+        The seconds are a mean over the runs whose times count, None if there are none.
         """
         if target is None or not self.reaches(target):
             return None
@@ -176,7 +182,7 @@ class Row:
         return epochs, _mean(seconds for _, seconds in self.times_to(target))
 
     def reaches(self, target: float | None) -> bool:
-        """Return True if there are runs with an accuracy and each of them reaches the target."""
+        """Return True if there are finished runs and each of them reaches the target."""
         if target is None or not self.accuracies():
             return False
         counted = [record for record in self.records if record.counted]
@@ -184,16 +190,16 @@ class Row:
 
 
 def records_of(group: str) -> list[Record]:
-    """Read a group's runs; raise UserError where there are none."""
+    """Return a group's runs; raise UserError if there are none."""
     if records := load_records(group):
         return records
     raise key_error("group", group, f"has no runs under {runs_directory(group)}")
 
 
 def make_rows(records: Sequence[Record]) -> list[Row]:
-    """Gather the runs that differ in nothing but the seed; order as `load_records`.
+    """Return one row for the runs that differ in nothing but the seed.
 
-    Where an ablation's rows differ in more, those that change less come first.
+    Rows are sorted by optimizer, batch, base rate and number of keys in the setting.
     """
     members: dict[str, list[Record]] = {}
     for record in records:
@@ -212,7 +218,7 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
 
 
 def gather_lines(rows: Sequence[Row], axis: Axis) -> dict[str, list[Row]]:
-    """Gather the rows that differ along the axis alone, smallest first, under their common name."""
+    """Return lines of rows that differ in `axis` alone, smallest first, by the line's name."""
     lines: dict[str, list[Row]] = {}
     for row in sorted(rows, key=operator.attrgetter(axis)):
         lines.setdefault(row.line(axis), []).append(row)
@@ -220,30 +226,33 @@ def gather_lines(rows: Sequence[Row], axis: Axis) -> dict[str, list[Row]]:
 
 
 def baseline_row(rows: Sequence[Row]) -> Row | None:
-    """Return the smallest-batch SGD row; of several, the first that has not diverged."""
+    """Return the SGD row of smallest batch; of several, the first with a completed run."""
     sgd = [row for row in rows if row.optimizer == "sgd"]
     return min(sgd, key=lambda row: (row.batch, not row.of(COMPLETED)), default=None)
 
 
 @dataclass(frozen=True)
 class Target:
-    """The accuracy in % that rows are held against, if any.
+    """The accuracy that rows are compared with.
 
-    baseline: the row that it is derived from, and whose scope the rows must share; None: it was
-    asked for, and counts for all rows.
+    Attributes:
+        accuracy: in %; None if there is no target.
+        baseline: the row that the target is derived from, which counts only for rows of the same
+            model, data and epochs; None if the target was requested, and counts for all rows.
+
     """
 
     accuracy: float | None
     baseline: Row | None = None
 
     def of(self, row: Row) -> float | None:
-        """Return the accuracy where the row is held against it."""
+        """Return the target in % for a row; None if there is none for it."""
         comparable = self.baseline is None or self.baseline.scope == row.scope
         return self.accuracy if comparable else None
 
 
 def target_of(rows: Sequence[Row]) -> Target:
-    """Return the target that the runs were given, else half a point less than the baseline."""
+    """Return the target that all runs were given, else the baseline's mean less 0.5 points."""
     asked = {r.summary.get("target_accuracy") for row in rows for r in row.records} - {None}
     if len(asked) == 1:
         return Target(asked.pop())

@@ -1,4 +1,4 @@
-"""How far a group's sweep is: what is done, running and left, and how long it will take."""
+"""Describe the progress of a group: which runs are done, running or pending, and time left."""
 
 import datetime
 import statistics
@@ -9,20 +9,20 @@ from engine.report.rows import records_of
 from engine.runs.records import COMPLETED, DIVERGED, FAILED, Record, runs_directory
 from engine.system.lock import holder
 
-# An epoch's time on one machine is known from runs that share these choices, at least roughly.
+# Runs that are equal in these choices take roughly the same time per epoch on one machine.
 EPOCH_WORK = ("model.name", "data.name", "data.root", "data.train_size", "data.holdout")
 
 
 def describe_progress(group: str) -> str:
-    """Write a group's progress, a line for each run; raise UserError where there are no runs."""
+    """Return a group's progress with one line per run; raise UserError if there are no runs."""
     records = records_of(group)
     states = [state(group, record) for record in records]
     counts = Counter(states)
-    parts = [f"{counts[name]} {name}" for name in ("done", DIVERGED, "running", FAILED, "left")]
-    lefts = [seconds_left(record, records) for record in records]
+    parts = [f"{counts[name]} {name}" for name in ("done", DIVERGED, "running", FAILED, "pending")]
+    seconds = [seconds_left(record, records) for record in records]
     at_once = max(1, counts["running"])
-    known = [left for left in lefts if left is not None]
-    total = "not known yet" if len(known) < len(lefts) else duration(sum(known) / at_once)
+    known = [left for left in seconds if left is not None]
+    total = "not known yet" if len(known) < len(seconds) else duration(sum(known) / at_once)
     width = max(len(record.summary["run"]) for record in records)
     lines = [
         f"{group}: {len(records)} runs: {', '.join(parts)}",
@@ -30,7 +30,7 @@ def describe_progress(group: str) -> str:
         "",
         f"{'':9} {'run':{width}} {'epochs':>9} {'accuracy':>9}  time left",
     ]
-    for record, name, left in zip(records, states, lefts, strict=True):
+    for record, name, left in zip(records, states, seconds, strict=True):
         epochs = f"{len(record.history)}/{record.summary['epochs']}"
         wait = "?" if left is None else duration(left) if left else ""
         lines.append(
@@ -40,16 +40,19 @@ def describe_progress(group: str) -> str:
 
 
 def state(group: str, record: Record) -> str:
-    """Return a run's state: done, diverged, running, failed, or left (not begun or interrupted)."""
+    """Return a run's state: done, diverged, running, failed or pending.
+
+    A pending run has not started or was interrupted.
+    """
     if record.counted:
         return "done" if record.status == COMPLETED else DIVERGED
     if holder(runs_directory(group) / record.summary["run"]):
         return "running"
-    return FAILED if record.status == FAILED else "left"
+    return FAILED if record.status == FAILED else "pending"
 
 
 def accuracy(record: Record) -> str:
-    """Write the final accuracy, or the latest so far; on the hold-out where there is no other."""
+    """Return the latest accuracy in % as text, on the hold-out split if there is no test split."""
     if record.status == DIVERGED:
         return "nan"
     for row in reversed(record.history):
@@ -60,27 +63,28 @@ def accuracy(record: Record) -> str:
 
 
 def seconds_left(record: Record, records: Sequence[Record]) -> float | None:
-    """Estimate a run's wall seconds from its own epochs, else from runs with epochs of equal work.
+    """Estimate the wall seconds until a run finishes; None if no run gives an estimate yet.
 
-    Of these, runs of the same optimizer and batch come first. None: no such run has an epoch yet.
-    A failed run counts as left, since the same command tries it again.
+    The time per epoch comes from the run's own epochs, else from runs equal in `EPOCH_WORK` and
+    of the same optimizer and batch, else from any runs equal in `EPOCH_WORK`. A failed run counts
+    as pending, because the same command trains it again.
     """
     if record.counted:
         return 0.0
 
-    def alike(others: Sequence[Record], keys: Sequence[str]) -> list[Record]:
+    def equal_in(keys: Sequence[str], others: Sequence[Record]) -> list[Record]:
         own = [record.choices.get(key) for key in keys]
         return [r for r in others if [r.choices.get(key) for key in keys] == own]
 
-    equal = alike(records, EPOCH_WORK)
-    for sources in ([record], alike(equal, ("optimizer.name", "batch")), equal):
+    equal = equal_in(EPOCH_WORK, records)
+    for sources in ([record], equal_in(("optimizer.name", "batch"), equal), equal):
         epochs = [epoch["wall_seconds"] for source in sources for epoch in source.history]
         if epochs:
-            left = record.summary["epochs"] - len(record.history)
-            return statistics.fmean(epochs) * left
+            remaining = record.summary["epochs"] - len(record.history)
+            return statistics.fmean(epochs) * remaining
     return None
 
 
 def duration(seconds: float) -> str:
-    """Write a time as hours, minutes and seconds."""
+    """Return a time as `hours:minutes:seconds`."""
     return str(datetime.timedelta(seconds=round(seconds)))

@@ -1,4 +1,4 @@
-"""Rows to table.csv and table.md, in the columns that others rely on."""
+"""Write rows as table.csv and table.md; other programs rely on the columns."""
 
 import csv
 import html
@@ -11,7 +11,7 @@ from engine.report.rows import Row, Target, baseline_row
 from engine.report.times import Known, common_conditions, describe_conditions
 from engine.runs.records import DIVERGED, FAILED, INTERRUPTED, MISSING
 
-# The columns of table.csv, in order: name to a row's figure, given the group's target.
+# The columns of table.csv in order: the function that returns a row's value, by name.
 COLUMNS: dict[str, Callable[[Row, Target], object]] = {
     "optimizer": lambda row, target: row.optimizer,
     "batch": lambda row, target: row.batch,
@@ -36,7 +36,7 @@ COLUMNS: dict[str, Callable[[Row, Target], object]] = {
 
 
 def csv_text(rows: Sequence[Row], target: Target) -> str:
-    """Write the table with one line for each row and a column for each figure."""
+    """Return table.csv: one line per row, one column per entry of `COLUMNS`."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -46,14 +46,14 @@ def csv_text(rows: Sequence[Row], target: Target) -> str:
 
 
 def escaped(text: object) -> str:
-    """Write what somebody typed so that in Markdown, tables included, it is text and no more."""
+    """Return text, escaped so that Markdown shows it literally, in tables too."""
     text = html.escape(" ".join(str(text).split()), quote=False)
-    # An underscore inside a word is no mark.
+    # An underscore inside a word has no meaning in Markdown.
     return re.sub(r"([|`\[\]\\*~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
 
 
 def markdown(group: str, rows: Sequence[Row]) -> str:
-    """Write one table for each optimizer, every run of the group accounted for."""
+    """Return table.md: one table per optimizer, in which every run of the group counts."""
     scope = {
         (r.summary["model"], r.summary["data"], r.summary["epochs"])
         for row in rows
@@ -68,7 +68,7 @@ def markdown(group: str, rows: Sequence[Row]) -> str:
 
 
 def markdown_tables(rows: Sequence[Row]) -> str:
-    """Write the tables alone, each under its optimizer's name."""
+    """Return the tables, each under its optimizer's name, as Markdown."""
     lines = []
     baseline = baseline_row(rows)
     common = common_conditions(row.timed for row in rows)
@@ -90,7 +90,7 @@ def markdown_tables(rows: Sequence[Row]) -> str:
 
 
 def accuracy_note(rows: Sequence[Row]) -> str:
-    """Say what the accuracies of a group are of, and what ± is."""
+    """Return a note that says what the accuracies of a group are and what ± means."""
     source = "the final model's, on the test split"
     if rows[0].split == "holdout":
         source = "the final model's on held-out training images; no run evaluated the test split"
@@ -98,23 +98,23 @@ def accuracy_note(rows: Sequence[Row]) -> str:
 
 
 def times_note(rows: Sequence[Row]) -> str:
-    """Say what the times of a group are of."""
+    """Return a note on the conditions of a group's times; empty if they are not recorded."""
     return escaped(describe_conditions([row.timed for row in rows]))
 
 
 def time_cell(row: Row, common: Known) -> str:
-    """Write a row's time to train, and why it is not of all its runs or not of `common`."""
+    """Return a row's training time as text, with a note if some runs or `common` do not apply."""
     cell, notes = seconds_cell(row.mean_time("train_seconds")), row.timed.notes(common)
     return f"{cell} ({escaped(', '.join(notes))})" if notes else cell
 
 
 def seconds_cell(seconds: float | None) -> str:
-    """Write a time for a cell."""
+    """Return a time in seconds as text; `-` if it is None."""
     return "-" if seconds is None else f"{seconds:.1f} s"
 
 
 def accuracy_cell(row: Row) -> str:
-    """Write a row's accuracy with its spread, and how many of its runs did not end well."""
+    """Return a row's accuracy, its standard deviation and how many runs did not complete."""
     total = len(row.records)
     notes = []
     diverged = len(row.of(DIVERGED))

@@ -1,7 +1,8 @@
-"""Which of a row's runs its times are of, and what a report says of the others.
+"""Select the runs whose times count in a report, and note the others.
 
-Only times of equal conditions are averaged or drawn together, and none of a run that shared its
-machine. Summaries of earlier versions do not have the conditions: those are one value of their own.
+Only times measured under equal conditions are averaged or drawn together. The times of a run that
+shared its machine do not count. Summaries of earlier versions lack the conditions; all of these
+are treated as equal.
 """
 
 import functools
@@ -14,14 +15,21 @@ from engine.runs.records import Record
 
 
 class Conditions(NamedTuple):
-    """What times depend on besides a run's choices."""
+    """What a run's times depend on besides its choices.
+
+    Attributes:
+        runs_at_once: number of runs that the sweep trained at once.
+        threads: CPU threads of each run; None if not recorded.
+        device: name of the device; None if not recorded.
+
+    """
 
     runs_at_once: int
     threads: int | None
     device: str | None
 
     def describe(self, other: "Conditions | None") -> str:
-        """Write them; name the device only if it differs from that of `other`."""
+        """Return the conditions as text; the device only if it differs from that of `other`."""
         parts = [f"{_plural(self.runs_at_once, 'run')} at once"]
         if self.threads is not None:
             parts.append(_plural(self.threads, "thread") + " each" * (self.runs_at_once > 1))
@@ -30,7 +38,7 @@ class Conditions(NamedTuple):
         return ", ".join(parts)
 
 
-# None: not recorded.
+# None if the conditions are not recorded.
 Known = Conditions | None
 NOT_RECORDED = "conditions not recorded"
 
@@ -49,7 +57,8 @@ class Timed:
     """The runs of a row whose times count, and the others.
 
     Attributes:
-        candidates: the runs whose times would count if all had been alike and undisturbed.
+        candidates: the runs that are considered; their times count unless they shared the machine
+            or had other conditions.
 
     """
 
@@ -57,18 +66,18 @@ class Timed:
 
     @functools.cached_property
     def shared(self) -> list[Record]:
-        """Return the runs from which something else took CPU."""
+        """Return the runs from which other processes took CPU."""
         return [r for r in self.candidates if r.summary.get("shared_machine") is True]
 
     @functools.cached_property
     def conditions(self) -> Known:
-        """Return the most common conditions of the runs that were left alone, else of all."""
+        """Return the most common conditions of the runs that did not share, else of all runs."""
         alone = [r for r in self.candidates if r.summary.get("shared_machine") is not True]
         return most_common(conditions_of(record) for record in alone or self.candidates)
 
     @functools.cached_property
     def records(self) -> list[Record]:
-        """Return the runs whose times count: left alone, and of the most common conditions."""
+        """Return the runs whose times count: not shared, and under the most common conditions."""
         return [
             record
             for record in self.candidates
@@ -77,12 +86,12 @@ class Timed:
         ]
 
     def leaves_out(self, record: Record, common: Known) -> bool:
-        """Return True if the run has an outcome, and times that are not comparable to `common`."""
+        """Return True if the run has finished and its times are not comparable with `common`."""
         shared = record.summary.get("shared_machine") is True
         return record.counted and (shared or conditions_of(record) != common)
 
     def notes(self, common: Known) -> list[str]:
-        """Write what a reader must know of the row's times, beside times of `common`."""
+        """Return notes on what sets the row's times apart from times measured under `common`."""
         notes, total = [], len(self.candidates)
         if self.shared:
             notes.append(f"{_count(len(self.shared), total)} shared the machine")
@@ -95,18 +104,18 @@ class Timed:
 
 
 def most_common(found: Iterable[Known]) -> Known:
-    """Return the most common conditions, or the first of these; None if there are none."""
+    """Return the most common conditions, the first of several; None if `found` is empty."""
     ranked = Counter(found).most_common(1)
     return ranked[0][0] if ranked else None
 
 
 def common_conditions(rows: Iterable[Timed]) -> Known:
-    """Return the conditions that most rows' times are of, and of which times are drawn."""
+    """Return the conditions of most rows' times, which are those that plots show."""
     return most_common(timed.conditions for timed in rows if timed.records)
 
 
 def describe_conditions(rows: Sequence[Timed]) -> str:
-    """Write once what the times of a group's rows are of; empty if that was never recorded."""
+    """Return the conditions of a group's times as text; empty if they were never recorded."""
     common = common_conditions(rows)
     agreed = all(timed.conditions == common for timed in rows if timed.records)
     if common is None and agreed:

@@ -1,4 +1,4 @@
-"""What names a row: the choices in which it differs from other rows of its group.
+"""Name a row by the choices in which it differs from other rows of its group.
 
 A row's choices are a dictionary by dotted key, and a group is the list of its rows' choices. Rows
 of one optimizer, batch, model, data and epochs are in the same cell. The setting of a row is what
@@ -14,17 +14,17 @@ from engine.config.schema import default_choices
 
 Choices = Mapping[str, Any]
 
-# Only rows that are equal in these are held against one target.
+# Only rows that are equal in these are compared with a target derived from a baseline.
 SCOPE = ("model.name", "data.name", "epochs")
 CELL = ("optimizer.name", "batch", *SCOPE)
-# With more keys than these a setting is named by those in which it differs from most others.
+# If a cell varies more keys than this, a setting names only those in which it differs from most.
 MOST_NAMED = 3
-# The setting that differs from most others in none.
+# Name of the setting that has the most common value of every key.
 COMMON = "(what most rows share)"
 
 
 def differences(own: Choices, group: Sequence[Choices], keys: Iterable[str]) -> str:
-    """Name the row's values of those keys in which rows of the group differ.
+    """Return those of `keys` in which rows of the group differ, with the row's values.
 
     >>> short, long = {"data.name": "cifar10", "epochs": 15}, {"data.name": "cifar10", "epochs": 45}
     >>> differences(short, [short, long], ("data.name", "epochs"))
@@ -43,7 +43,7 @@ def cell_of(choices: Choices) -> tuple[Any, ...]:
 
 
 def setting(own: Choices, group: Sequence[Choices]) -> str:
-    """Name the choices in which the row differs from other rows in the same cell.
+    """Return the choices in which the row differs from other rows in the same cell.
 
     >>> slow = dict(zip(CELL, ("sgd", 128, "resnet8", "cifar10", 15))) | {"optimizer.base_lr": 0.1}
     >>> fast, large = slow | {"optimizer.base_lr": 0.2}, slow | {"batch": 512}
@@ -62,17 +62,17 @@ def setting(own: Choices, group: Sequence[Choices]) -> str:
     if len(keys) <= MOST_NAMED:
         return _named(own, keys)
     changed = {k for k in keys if own.get(k) != statistics.mode(row.get(k) for row in cell)}
-    # A schedule's keys say nothing without its name.
+    # A schedule's keys mean nothing without its name.
     if "scheduler.name" in keys and any(key.startswith("scheduler.") for key in changed):
         changed.add("scheduler.name")
     return _named(own, sorted(changed)) or COMMON
 
 
 def line_setting(own: Choices, group: Sequence[Choices]) -> str:
-    """Name the setting of the row's line, which leads to other batches or epochs.
+    """Return the setting of the row's line, which leads to other batches or epochs.
 
-    It is the row's own. A row alone in its cell has none, and lies on the line of the rows that are
-    equal to it in what differs within other cells.
+    It is the row's setting. A row that is alone in its cell has none. It lies on the line of the
+    rows that have the same values of the keys that vary within other cells.
 
     >>> paper = dict(zip(CELL, ("lars", 512, "resnet8", "cifar10", 15))) | {"optimizer.eps": 0.0}
     >>> other, small = paper | {"optimizer.eps": 1e-8}, paper | {"batch": 128}
@@ -80,22 +80,22 @@ def line_setting(own: Choices, group: Sequence[Choices]) -> str:
     ['optimizer.eps=0.0', 'optimizer.eps=1e-08', 'optimizer.eps=0.0']
     """
     if named := setting(own, group):
-        # The setting that most rows of an ablation share is the one that other cells have.
+        # Other cells have the setting that most rows of an ablation share.
         return "" if named == COMMON else named
     cells: dict[tuple[Any, ...], list[Choices]] = {}
     for row in group:
         if row["optimizer.name"] == own["optimizer.name"]:
             cells.setdefault(cell_of(row), []).append(row)
     keys = {key for cell in cells.values() for key in _varied(cell)}
-    # A recipe gives each batch a rate of its own.
+    # A recipe gives each batch a separate rate.
     keys.discard("optimizer.base_lr")
     return _named(own, sorted(keys)) if len(keys) <= MOST_NAMED else ""
 
 
 def cell_setting(own: Choices, group: Sequence[Choices]) -> str:
-    """Name what all rows of the cell have in common and other rows of the optimizer do not.
+    """Return what all rows of the cell have in common and other rows of the optimizer do not.
 
-    The base rate is not among it, since it has a column of its own.
+    The base rate is left out, because it has a separate column.
 
     >>> small = dict(zip(CELL, ("sgd", 128, "resnet8", "cifar10", 15))) | {"clip.norm": None}
     >>> large = small | {"batch": 512, "clip.norm": 1.0}
@@ -108,14 +108,14 @@ def cell_setting(own: Choices, group: Sequence[Choices]) -> str:
         key
         for key in _varied(same_optimizer)
         if key not in (*CELL, "optimizer.base_lr", *varied)
-        # Schedules have keys of their own, so the setting names them already.
+        # The setting already names the schedule with its keys.
         and not ("scheduler.name" in varied and key.startswith("scheduler."))
     ]
     return _named(own, keys)
 
 
 def mixed_provenance(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Note in what the runs of one row differ though their figures are averaged.
+    """Return a note on provenance in which the averaged runs of one row differ.
 
     >>> mixed_provenance([{"commit": "abc", "device": "cpu"}, {"commit": "def", "device": "cpu"}])
     '(mixed commit)'
@@ -126,13 +126,13 @@ def mixed_provenance(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _varied(rows: Sequence[Choices]) -> list[str]:
-    """List the keys in which these rows differ."""
+    """Return the keys in which these rows differ."""
     keys = sorted({key for row in rows for key in row})
     return [key for key in keys if any(row.get(key) != rows[0].get(key) for row in rows)]
 
 
 def _named(own: Choices, keys: Iterable[str]) -> str:
-    """Write the row's value of each key; another schedule may have keys that it has not."""
+    """Return `key=value` of each key; keys that only other schedules have are left out."""
     known = {**default_choices(own), **own}
     values = {key: known[key] for key in keys if key in known}
     return " ".join(

@@ -1,4 +1,4 @@
-"""A group's report: page, tables, plots and runs.jsonl, always made again from the runs."""
+"""Write a group's report from its runs: page, tables, plots and runs.jsonl."""
 
 import contextlib
 import time
@@ -14,21 +14,26 @@ from engine.report.tables import csv_text, markdown
 from engine.runs.records import RESULTS, Record, cannot_write
 from engine.system.files import json_line, write_text_atomically
 
-LEFT_SECONDS = 3600.0
+# Age at which an incomplete file is taken for that of a killed process.
+STALE_SECONDS = 3600.0
 
 
 def write_report(group: str, target: float | None = None) -> str:
-    """Write a group's page, tables, plots and runs.jsonl; return the table with the files' paths.
+    """Write a group's page, tables, plots and runs.jsonl; return the table and the files' paths.
 
-    target: the accuracy in % to which times are given; None: as the runs were given it.
-    Raises UserError where the group has no runs, or its folder cannot be written.
+    Raises UserError if the group has no runs or its folder cannot be written.
+
+    Args:
+        group: name of the group.
+        target: accuracy in % to which times are measured; None is that of `target_of`.
+
     """
     records, written = records_of(group), None
     folder = RESULTS / group
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Of several sweeps that end together each may write last, so each looks again after it
-        # has written. A lock would do, but network file systems refuse it on a folder.
+        # If several sweeps end together, any of them may write last, so each rereads the runs after
+        # it has written. A lock on the folder would work, but network file systems refuse it.
         while _outcomes(records) != written:
             names, written = _write_files(folder, group, records, target), _outcomes(records)
             records = records_of(group)
@@ -39,7 +44,10 @@ def write_report(group: str, target: float | None = None) -> str:
 
 
 def compare(groups: Sequence[str]) -> Path:
-    """Draw several groups in one plot; return its path."""
+    """Draw several groups in one plot and return its path.
+
+    Raises UserError if a group has no runs or the file cannot be written.
+    """
     path = RESULTS / f"{'+'.join(groups)}.png"
     try:
         return write_comparison(path, {group: load_rows(group) for group in groups})
@@ -48,26 +56,26 @@ def compare(groups: Sequence[str]) -> Path:
 
 
 def runs_lines(records: Sequence[Record]) -> str:
-    """Write the finished runs with their histories, a line of JSON each."""
+    """Return runs.jsonl: one line of JSON per finished run, with its history."""
     counted = [record for record in records if record.counted]
     return "".join(json_line(r.summary | {"history": r.history}) for r in counted)
 
 
 def load_rows(group: str) -> list[Row]:
-    """Read a group's rows; raise UserError where it has no runs."""
+    """Return a group's rows; raise UserError if it has no runs."""
     return make_rows(records_of(group))
 
 
 def _write_files(
     folder: Path, group: str, records: Sequence[Record], target: float | None
 ) -> list[str]:
-    """Write the report of these runs; return the names of the files a reader looks at."""
+    """Write the report of these runs; return the names of its files, except runs.jsonl."""
     rows = make_rows(records)
     goal = Target(target) if target is not None else target_of(rows)
     for path in folder.glob(".*.*"):
-        # The half of a file that a killed writer left; one that is being written is young.
+        # Remove files that a killed process left incomplete; one that is being written is newer.
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > LEFT_SECONDS:
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
                 path.unlink()
     write_text_atomically(folder / "runs.jsonl", runs_lines(records))
     write_text_atomically(folder / "table.md", markdown(group, rows))
@@ -75,7 +83,7 @@ def _write_files(
     drawn = write_plots(folder, group, rows, goal)
     drawn += write_noise_plot(folder / "noise.png", group, rows)
     plots = [path.name for path in drawn]
-    # The page of a search for rates is the tuner's.
+    # The tuner writes the page of a search for learning rates.
     if (folder / "experiment").is_dir():
         return ["table.md", "table.csv", *plots]
     write_text_atomically(folder / "README.md", page(group, rows, goal, plots))
@@ -83,5 +91,5 @@ def _write_files(
 
 
 def _outcomes(records: Sequence[Record]) -> list[dict[str, Any]]:
-    # Not the histories: those of running runs never stand still.
+    # Histories are not compared, because those of running runs keep growing.
     return [record.summary for record in records]

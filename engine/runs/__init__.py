@@ -1,1 +1,1 @@
-"""One run's directory: written while it trains, read back by reports and sweeps."""
+"""The directory of one run: written during training, read by reports and sweeps."""

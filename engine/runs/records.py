@@ -1,8 +1,8 @@
-"""Runs as they are read back: directories, summaries and histories, published or on this disk.
+"""Read runs back: directories, summaries and histories, published or on this disk.
 
-A group's runs are its directories under results/runs/<group>, and the lines of a published
-results/<group>/runs.jsonl whose runs are not on this machine. A run that was claimed and left no
-summary is `missing`; no run that was asked for is left out.
+A group's runs are the directories under results/runs/<group>, and the lines of a published
+results/<group>/runs.jsonl whose runs are not on this machine. A claimed run without a summary is
+`missing`, so that reports list every run that was requested.
 """
 
 import functools
@@ -24,12 +24,12 @@ from engine.system.files import read_json_lines
 RESULTS = Path("results")
 COMPLETED, DIVERGED = "completed", "diverged"
 FAILED, INTERRUPTED, MISSING = "failed", "interrupted", "missing"
-# Outcomes that training again would only repeat.
+# Training a run with one of these again would only repeat its outcome.
 FINISHED = (COMPLETED, DIVERGED)
 CHECKPOINT = "checkpoint.pt"
-# Marks a directory that resume=false has cleared.
+# Marker file in a directory that resume=false has cleared.
 CLEARED = ".afresh"
-# What reports and sweeps use of every summary, and so of every line of a published runs.jsonl.
+# Keys that reports and sweeps read from every summary, and from every line of runs.jsonl.
 NEEDED = {
     "status", "run", "model", "data", "optimizer", "batch", "seed", "epochs", "steps", "choices",
     "test_accuracy", "train_seconds", "images_per_second",
@@ -37,12 +37,16 @@ NEEDED = {
 
 
 def runs_directory(group: str) -> Path:
-    """Return where a group's runs lie."""
+    """Return the directory of a group's runs."""
     return RESULTS / "runs" / group
 
 
 def name_of(config: Config) -> str:
-    """Name a run by its choices; one that was begun under the text as typed keeps that name."""
+    """Return the name of a run's directory, which depends on the run's choices alone.
+
+    Earlier versions used the text of data.root as typed. A run that exists under such a name keeps
+    it.
+    """
     name, typed = config.run_name(), config.run_name(as_typed=True)
     if typed == name:
         return name
@@ -51,8 +55,8 @@ def name_of(config: Config) -> str:
 
 
 def check_inside(group: str, run: str = "") -> None:
-    """Raise UserError where links lead a group's folders, or a run's, out of results."""
-    # Each may be a link itself, to a larger disk.
+    """Raise UserError if a link leads a folder of the group, or of the run, out of results."""
+    # Each parent may itself be a link, such as one to a larger disk.
     for parent in (RESULTS, RESULTS / "runs"):
         place, end = parent / group / run, Path(os.path.realpath(parent / group / run))
         if not end.is_relative_to(os.path.realpath(parent)):
@@ -60,10 +64,10 @@ def check_inside(group: str, run: str = "") -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
-    """Word that a run's directory, or a report's folder or file, cannot be written."""
+    """Return the error if a run's directory, or a report's file or folder, cannot be written."""
     reason = error.strerror
     for place in (path, *path.parents):
-        # Such a link, to a disk that is not mounted for one, is "File exists" to the system.
+        # The system reports a dangling link, such as one to an unmounted disk, as "File exists".
         if place.is_symlink() and not place.exists():
             reason = f"{place} is a link to {os.readlink(place)}, which is not there"
     allowed = f"cannot be written ({reason}); needs a folder you may write to"
@@ -71,12 +75,12 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 
 
 def command_of(arguments: Sequence[str]) -> str:
-    """Write the command that trains a run."""
+    """Return the shell command that trains a run."""
     return shlex.join(["python", "train.py", *arguments])
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:
-    """Read a run's summary.json; None where there is none, or something else."""
+    """Return a run's summary.json; None if it cannot be read or lacks a key of `NEEDED`."""
     try:
         summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -86,7 +90,10 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
 
 
 def published_runs(group: str) -> dict[str, dict[str, Any]]:
-    """Read a group's runs.jsonl: the runs that are finished here or on another machine, by name."""
+    """Return the finished runs in a group's runs.jsonl by name, from this machine and others.
+
+    Raises UserError if a line is damaged.
+    """
     path = (RESULTS / group / "runs.jsonl").absolute()
     try:
         status = path.stat()
@@ -97,18 +104,18 @@ def published_runs(group: str) -> dict[str, dict[str, Any]]:
 
 @functools.lru_cache(maxsize=4)
 def _read_published(path: Path, _modified: int, _size: int) -> dict[str, dict[str, Any]]:
-    # A sweep asks for each of its runs; the file is read again only once it has changed.
+    # A sweep looks up each of its runs. The file is read again only after it has changed.
     lines = list(read_json_lines(path))
     for number, line in enumerate(lines, 1):
         if absent := {*NEEDED, "history"} - line.keys():
-            raise UserError(f"{path}: line {number} has no {min(absent)}; mend or remove it")
+            raise UserError(f"{path}: line {number} has no {min(absent)}; fix or remove it")
     return {line["run"]: line for line in lines}
 
 
 def begun_afresh(directory: Path) -> bool:
-    """Tell whether resume=false has begun a run again here, and it has no new outcome yet.
+    """Return True if resume=false has restarted the run here and it has no new outcome yet.
 
-    Until then what was published of it before is no outcome, and the same command goes on.
+    Until then its published outcome does not count, and the same command resumes the new run.
     """
     if not (directory / CLEARED).exists():
         return False
@@ -118,7 +125,14 @@ def begun_afresh(directory: Path) -> bool:
 
 @dataclass(frozen=True)
 class Record:
-    """One run as the report sees it; `status` missing: it was planned and has no summary."""
+    """One run as reports see it.
+
+    Attributes:
+        summary: the content of summary.json; with status missing, a part of it from the run's
+            configuration.
+        history: one row per finished epoch, as in metrics.jsonl.
+
+    """
 
     summary: dict[str, Any]
     history: list[dict[str, Any]]
@@ -130,23 +144,26 @@ class Record:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """Return what was chosen for the run, by dotted key."""
+        """Return the run's choices by dotted key."""
         return dict(self.summary["choices"])
 
     @property
     def counted(self) -> bool:
-        """Tell whether the run has an accuracy that enters a mean."""
+        """Return True if the run has an accuracy that counts in means."""
         return self.status in FINISHED
 
     def accuracy(self, split: str) -> float | None:
-        """Return the final accuracy on `split`, %: of a diverged run chance, None if not known."""
-        # Chance stands under the test split, whether or not that was to be evaluated.
+        """Return the final accuracy on `split` in %; None if it is not known.
+
+        A diverged run has the accuracy of chance on each split.
+        """
+        # The summary holds chance as the test accuracy, even if the run evaluates no test split.
         key = "test" if self.status == DIVERGED else split
         value = self.summary.get(f"{key}_accuracy") if self.counted else None
         return None if value is None else float(value)
 
     def first_at(self, split: str, target: float) -> tuple[int, float] | None:
-        """Return epoch and training seconds of the first evaluation at or above `target` %."""
+        """Return epoch and training seconds of the first evaluation to reach `target` %, if any."""
         seconds = 0.0
         for row in self.history:
             seconds += row["train_seconds"]
@@ -156,7 +173,7 @@ class Record:
         return None
 
     def curve(self, split: str) -> tuple[list[int], list[float], list[float]]:
-        """Return epochs, wall seconds since the start and accuracies, where evaluated."""
+        """Return epochs, wall seconds since the start and accuracies in % of all evaluations."""
         epochs, seconds, accuracies, passed = [], [], [], 0.0
         for row in self.history:
             passed += row["wall_seconds"]
@@ -168,7 +185,10 @@ class Record:
 
 
 def load_records(group: str) -> list[Record]:
-    """Read every run of a group, sorted by optimizer, batch, rate, seed and name."""
+    """Return all runs of a group, sorted by optimizer, batch, base rate, seed and name.
+
+    Raises UserError if the group's name is not allowed or one of its files is damaged.
+    """
     check_group_name(group)
     check_inside(group)
     records = {}
@@ -177,7 +197,7 @@ def load_records(group: str) -> list[Record]:
         records[name] = Record(summary, line["history"])
     for directory in sorted(runs_directory(group).glob("*/.hydra/config.yaml")):
         record = _load_record(directory.parent.parent)
-        # A run that this machine has only planned may be published by another.
+        # Another machine may have published a run that this one has only claimed.
         name = record.summary["run"]
         if record.counted or name not in records or begun_afresh(directory.parent.parent):
             records[name] = record
@@ -214,7 +234,7 @@ def _load_record(directory: Path) -> Record:
 
 
 def _command(directory: Path) -> str | None:
-    """Return the command of a run that left no summary; None where it was killed before that."""
+    """Return the command of a run without a summary; None if its overrides cannot be read."""
     try:
         overrides = yaml.safe_load(
             (directory / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")
@@ -225,6 +245,6 @@ def _command(directory: Path) -> str | None:
 
 
 def optimizer_order(name: str) -> tuple[int, str]:
-    """Return the place of an optimizer in tables: the baseline's first, unknown ones last."""
+    """Return the sort key of an optimizer: the baseline's comes first, unknown ones last."""
     known = list(TITLES)
     return (known.index(name) if name in known else len(known), name)

@@ -1,7 +1,7 @@
-"""What a run leaves behind: its directory, metrics.jsonl, TensorBoard events, summary.json.
+"""Write a run's directory: metrics.jsonl, TensorBoard events and summary.json.
 
-The directory is made only once the configuration and the data are known to be right, and a lock
-in it keeps a second process out until this one ends, however it ends. Reading it is records.py's.
+The directory is created only after configuration and data have been checked. A lock in it keeps
+other processes out until this one ends, however it ends. records.py reads the directory.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from engine.training.setup import Setup
 from engine.training.state import State
 
 OUT_OF_MEMORY = "the run does not fit into memory; a smaller micro_batch needs less"
-# What a run finds out of itself and its machine; null where it ended before it did.
+# Facts about the run and its machine; null in the summary of a run that ended before it had them.
 FACTS = (
     "peak_memory_bytes", "parameters", "device", "world_size", "threads", "runs_at_once",
     "precision", "torch", "commit",
@@ -46,13 +46,24 @@ FACTS = (
 
 
 class Run:
-    """One run's directory and the files in it.
+    """One run's directory and the files in it; constructing this writes nothing.
 
-    `history` holds a row for each finished epoch; `found` what the run learned for its summary.
+    Attributes:
+        config: the run's configuration.
+        name: the run's name, from its choices.
+        directory: the run's directory.
+        checkpoint: path of the checkpoint.
+        log: path of the log that a sweep writes if the run fails.
+        history: one row per finished epoch, as in metrics.jsonl.
+        found: entries of the summary that the run learned while it trained.
+        arguments: the arguments of train.py that train this run.
+        writer: the TensorBoard writer; None before `start`.
+        held: returns True if this process holds the directory's lock.
+        neighbors: the processes of this host that train other runs.
+
     """
 
     def __init__(self, config: Config) -> None:
-        """Name the run by its choices; nothing is made yet."""
         self.config = config
         self.name = records.name_of(config)
         self.directory = records.runs_directory(config.group) / self.name
@@ -66,7 +77,10 @@ class Run:
         self.neighbors = Neighbors(records.RESULTS / "runs")
 
     def summary(self) -> dict[str, Any] | None:
-        """Return summary.json, or the line of a published one, or None where there is neither."""
+        """Return the content of summary.json or the published line; None if there is neither.
+
+        A published line replaces a summary without an outcome.
+        """
         summary = records.read_summary(self.directory)
         if summary is None or summary["status"] not in records.FINISHED:
             if not records.begun_afresh(self.directory):
@@ -74,22 +88,25 @@ class Run:
         return summary
 
     def latest(self) -> Checkpoint | None:
-        """Return the checkpoint to go on from; raise UserError where it is there and damaged."""
+        """Return the checkpoint to resume from; None if the run starts from scratch.
+
+        Raises UserError as `load_latest` does.
+        """
         if not (self.config.resume or records.begun_afresh(self.directory)):
             return None
         return load_latest(self.checkpoint, start_over=not self.config.resume)
 
     def finished(self) -> bool:
-        """Tell whether the run has an outcome that training again would only repeat."""
+        """Return True if the run has completed or diverged, so that training again repeats it."""
         summary = self.summary()
         return summary is not None and summary["status"] in records.FINISHED
 
     def outcome(self) -> str:
-        """Write the outcome in one line: accuracy and time."""
+        """Return accuracy and training time of a finished run as one line."""
         summary = self.summary()
         assert summary is not None
-        kind = "holdout" if summary["test_accuracy"] is None else "test"
-        accuracy = f"{kind} accuracy {summary[f'{kind}_accuracy']:.2f} %"
+        split = "holdout" if summary["test_accuracy"] is None else "test"
+        accuracy = f"{split} accuracy {summary[f'{split}_accuracy']:.2f} %"
         if summary["status"] == records.DIVERGED:
             accuracy = f"diverged after {summary['steps']} steps, {accuracy} (chance)"
         speed = summary["images_per_second"]
@@ -98,15 +115,16 @@ class Run:
         )
 
     def describe(self) -> str:
-        """Write the outcome and where everything is, in two lines."""
+        """Return the outcome and the place of its files as two lines."""
         here = (self.directory / "summary.json").exists()
         place = self.directory if here else records.RESULTS / self.config.group / "runs.jsonl"
         return f"{self.outcome()}\nin        {place}"
 
     def settled_at(self) -> int:
-        """Return when the run last came to an outcome, in ns since the epoch; 0: never.
+        """Return the time of the run's last outcome in ns since 1970; 0 if it has none.
 
-        Interrupted is no outcome: another sweep that waits for the run then goes on with it.
+        A failure is an outcome. An interruption is not, so a sweep that waits for the run resumes
+        it.
         """
         times, summary = [0], self.summary()
         paths = [self.directory / "summary.json", self.log]
@@ -117,10 +135,11 @@ class Run:
         return max(times)
 
     def claim(self, arguments: list[str]) -> None:
-        """Make the run's place, unless it is there; raise UserError where it cannot be written.
+        """Create the run's directory and its configuration, unless they exist.
 
-        A directory without summary.json is a run that is planned, under way or cut short, so a
-        sweep claims all its runs first and none can go missing from its table.
+        A run whose directory has no summary.json is pending, running or was killed. A sweep claims
+        all its runs first, so that its table lists each of them. Raises UserError if the directory
+        cannot be written.
         """
         records.check_inside(self.config.group, self.name)
         self.arguments = arguments
@@ -135,7 +154,11 @@ class Run:
 
     @contextlib.contextmanager
     def open(self, arguments: list[str]) -> Iterator[None]:
-        """Hold the run for this process alone; what stops the run is written to its summary."""
+        """Claim and lock the run inside the block; write what stops it to its summary.
+
+        Raises RunBusy if another process holds the lock. Raises UserError in place of an
+        out-of-memory error, and in place of an OSError if the directory was removed.
+        """
         self.claim(arguments)
         with locked(self.directory) as self.held:
             self._write_configuration()
@@ -157,16 +180,21 @@ class Run:
                     self.writer.close()
 
     def start(self, plan: str, samples: Tensor, resumed: bool) -> None:
-        """Bring the records to where the run goes on from: after the epochs of `history`.
+        """Make the files agree with `history`, and open the TensorBoard writer.
 
-        Unless it is resumed, what an earlier one left is removed.
-        samples: a few images as training sees them, uint8 [N, H, W, 3].
+        A run from scratch removes what an earlier one has left.
+
+        Args:
+            plan: the plan as text.
+            samples: a few images as training sees them, uint8 [N, H, W, 3].
+            resumed: True if the run resumes from a checkpoint.
+
         """
-        # Files with a dot before their name are the halves that a killed process left.
+        # Files whose names start with a dot are incomplete writes of a killed process.
         leftovers = [self.directory / "summary.json", self.log, *self.directory.glob(".*.*")]
         if not resumed:
-            for kind in ("checkpoint*.pt", "events.out.tfevents.*"):
-                leftovers += self.directory.glob(kind)
+            for pattern in ("checkpoint*.pt", "events.out.tfevents.*"):
+                leftovers += self.directory.glob(pattern)
         for path in leftovers:
             path.unlink(missing_ok=True)
         if not (resumed or self.config.resume):
@@ -175,7 +203,7 @@ class Run:
         if self.found["world_size"] == 1 and not begun:
             write_threads(self.directory, self.found["threads"])
         self._write_metrics()
-        # TensorBoard takes a second to import; mistakes and finished runs answer without it.
+        # Importing TensorBoard takes a second, and only a run that trains should wait for it.
         from torch.utils.tensorboard import SummaryWriter
 
         done = self.history[-1]["step"] if self.history else 0
@@ -185,18 +213,24 @@ class Run:
             write_start(
                 self.writer, records.command_of(self.arguments), plan, configuration, samples
             )
-        # TensorBoard writes from a thread of its own, which would make the directory's file again
-        # were the directory removed before it got to that.
+        # TensorBoard creates its file in a separate thread. Without this flush, that could happen
+        # after the directory was removed.
         self.writer.flush()
 
     def check_place(self) -> None:
-        """Raise UserError where the directory was removed; one made anew is another run's."""
+        """Raise UserError if the directory was removed, even if it was created again."""
         if not self.held():
-            allowed = "was removed while the run trained; the same command starts it afresh"
+            allowed = (
+                "was removed while the run trained; run the same command again to start from "
+                "scratch"
+            )
             raise key_error("results", self.directory, allowed)
 
     def record_epoch(self, row: dict[str, Any], trained: TrainedEpoch) -> None:
-        """Add an epoch to the history, metrics.jsonl and TensorBoard."""
+        """Add an epoch to the history, metrics.jsonl and TensorBoard.
+
+        Raises UserError if the directory was removed.
+        """
         self.check_place()
         self.history.append(row)
         metrics = self.directory / "metrics.jsonl"
@@ -206,19 +240,26 @@ class Run:
         self.writer.flush()
 
     def record_mistakes(self, data: Dataset, tested: Evaluated) -> None:
-        """Show in TensorBoard what the final model gets most wrong on the test split."""
+        """Show the final model's worst mistakes on the test split in TensorBoard."""
         step = self.history[-1]["step"]
         write_mistakes(self.writer, data.test, data.classes, tested, step)
 
     def finish(self, status: str, error: str | None = None, chance: float | None = None) -> None:
-        """Write summary.json, the last of a run's files; a diverged run's accuracy is `chance`."""
+        """Write summary.json, the last of a run's files.
+
+        Args:
+            status: completed, diverged, failed or interrupted.
+            error: what stopped a failed run, in one line.
+            chance: accuracy in % that a diverged run gets.
+
+        """
         summary = summarize(self, status) | {"error": error}
         if status == records.DIVERGED:
             summary["test_accuracy"] = chance
         if status in records.FINISHED:
             if self.writer is not None:
                 write_outcome(self.writer, summary["choices"], summary)
-            # Its lines were appended, and may not have reached the disk.
+            # The lines were appended and may not have reached the disk.
             self._write_metrics()
         text = json.dumps(plain(summary), indent=2, allow_nan=False)
         write_text_atomically(self.directory / "summary.json", text + "\n")
@@ -227,7 +268,7 @@ class Run:
             (self.directory / records.CLEARED).unlink(missing_ok=True)
 
     def _try_to_finish(self, status: str, error: str | None = None) -> None:
-        # What stopped the run may be a full disk or a removed directory, which would hide it here.
+        # A full disk or a removed directory may have stopped the run; an error here would hide it.
         with contextlib.suppress(OSError):
             if self.held():
                 self.finish(status, error=error)
@@ -244,15 +285,15 @@ class Run:
 
 
 class Follower(Run):
-    """A run whose directory another rank holds: nothing is read there, and nothing written."""
+    """The run on a rank above 0, which leaves the directory to rank 0."""
 
     def describe(self) -> str:
-        """Leave the outcome to rank 0."""
+        """Return no text, since rank 0 prints the outcome."""
         return ""
 
     @contextlib.contextmanager
     def open(self, arguments: list[str]) -> Iterator[None]:
-        """Tell what stops this rank alone, since rank 0 will only know that it ended."""
+        """Print an out-of-memory error and exit; rank 0 sees only that this rank ended."""
         try:
             yield
         except Exception as error:
@@ -263,17 +304,17 @@ class Follower(Run):
             raise SystemExit(2) from None
 
     def start(self, plan: str, samples: Tensor, resumed: bool) -> None:
-        """Leave the files to rank 0."""
+        """Do nothing, since rank 0 writes the files."""
 
     def record_epoch(self, row: dict[str, Any], trained: TrainedEpoch) -> None:
         """Add an epoch to the history."""
         self.history.append(row)
 
     def record_mistakes(self, data: Dataset, tested: Evaluated) -> None:
-        """Leave the files to rank 0."""
+        """Do nothing, since rank 0 writes the files."""
 
     def finish(self, status: str, error: str | None = None, chance: float | None = None) -> None:
-        """Leave the files to rank 0."""
+        """Do nothing, since rank 0 writes the files."""
 
 
 def finish_epoch(
@@ -284,9 +325,16 @@ def finish_epoch(
     trained: TrainedEpoch,
     started: float,
 ) -> None:
-    """Evaluate a trained epoch, if that is due, and record it.
+    """Evaluate after an epoch, if that is due, and record the epoch.
 
-    started: when the epoch began, by time.perf_counter.
+    Args:
+        run: the run to record it in.
+        setup: parts of the run that training does not change.
+        state: parts of the run that training changes.
+        progress: finished epochs; its `part` and `diverged` are updated.
+        trained: the epoch's training metrics.
+        started: value of time.perf_counter when the epoch began.
+
     """
     config, epoch, measured = setup.config, progress.epoch, None
     last = epoch == config.epochs
@@ -301,7 +349,7 @@ def finish_epoch(
 
 
 def summarize(run: Run, status: str) -> dict[str, Any]:
-    """Gather a run's outcome from its history; the headline is the final model's accuracy."""
+    """Return a run's summary from its history; `test_accuracy` is that of the final model."""
     config, history = run.config, run.history
     last = history[-1] if history else {}
     tested = [row for row in history if row["test_accuracy"] is not None]
@@ -348,6 +396,6 @@ def summarize(run: Run, status: str) -> dict[str, Any]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Word what stopped a run, in one line."""
+    """Return what stopped a run as one line."""
     name = type(error).__name__
     return f"{name}: {' '.join(str(error).split()) or name}"

@@ -1,8 +1,9 @@
-"""What TensorBoard shows of a run: tags, layout, pictures, cards, and the sweep's comparison.
+"""What TensorBoard shows of a run: curves, images, text cards and a comparison of runs.
 
-When it is written is record.py's. Tags are grouped by what a reader asks: accuracy, loss, rate,
-gradient, noise, speed; each layer's figures under trust_ratio, effective_rate, weight_norm and
-gradient_norm, by parameter name. LAYOUT gathers them on one page, Custom Scalars.
+run.py decides when it is written. Tags are grouped by topic: accuracy, loss, rate, gradient, noise,
+speed. A layer's statistics have the tags trust_ratio, effective_rate, weight_norm and
+gradient_norm, followed by the parameter's name. LAYOUT gathers the curves on the page Custom
+Scalars.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from engine.training.evaluate import Evaluated
     from engine.training.loop import TrainedEpoch
 
-# Tag to column of metrics.jsonl.
+# Column of metrics.jsonl for each tag.
 TAGS = {
     "accuracy/train": "train_accuracy",
     "accuracy/test": "test_accuracy",
@@ -48,9 +49,9 @@ LAYOUT = {
         "gradient norm": ["Multiline", ["gradient_norm/.*"]],
     },
 }
-# What runs are compared by in HPARAMS: columns of summary.json.
+# The metrics of HPARAMS: keys of summary.json.
 OUTCOMES = ("test_accuracy", "holdout_accuracy", "train_seconds", "images_per_second")
-# HPARAMS sorts its columns and shows five until others are ticked: these go without a prefix.
+# HPARAMS sorts its columns and shows the first five. Without a prefix these are among them.
 FIRST_CHOICES = {
     "batch": "batch",
     "model.name": "model",
@@ -65,7 +66,16 @@ MISTAKES = 32
 def write_start(
     writer: "SummaryWriter", command: str, plan: str, configuration: str, samples: Tensor
 ) -> None:
-    """Write what is known before the first step; samples: augmented images, uint8 [N, H, W, 3]."""
+    """Write what is known before the first step.
+
+    Args:
+        writer: the run's TensorBoard writer.
+        command: the command that trains the run.
+        plan: the plan as text.
+        configuration: the configuration as YAML.
+        samples: augmented images, uint8 [N, H, W, 3].
+
+    """
     writer.add_custom_scalars(LAYOUT)
     writer.add_text("run", code(f"{command}\n\n{plan}"), 0)
     writer.add_text("configuration", code(configuration), 0)
@@ -73,7 +83,7 @@ def write_start(
 
 
 def write_epoch(writer: "SummaryWriter", row: Mapping[str, Any], trained: "TrainedEpoch") -> None:
-    """Write an epoch's curves."""
+    """Write the points that an epoch adds to the curves; `row` is its row of metrics.jsonl."""
     per_step: dict[str, Sequence[float | None]] = {
         "loss/train": trained.losses,
         "rate/learning_rate": trained.rates,
@@ -84,7 +94,7 @@ def write_epoch(writer: "SummaryWriter", row: Mapping[str, Any], trained: "Train
     }
     first = trained.last_step - len(trained.losses) + 1
     for tag, values in per_step.items():
-        # So many points draw the curve; every step would swamp the file.
+        # This many points draw the curve; one for every step would bloat the file.
         stride = max(1, len(values) // POINTS_AN_EPOCH)
         for place in range((len(values) - 1) % stride, len(values), stride):
             value = values[place]
@@ -92,10 +102,11 @@ def write_epoch(writer: "SummaryWriter", row: Mapping[str, Any], trained: "Train
                 writer.add_scalar(tag, value, first + place)
     for step, layers in trained.layers:
         for layer, figures in layers.items():
-            # Beside ratios of hundredths, those that are 1 by rule would flatten every curve.
-            plain = float(figures["trust_ratio"]) == 1
+            # LARS does not adapt this layer. Its ratio of 1 would flatten the other curves, which
+            # are around 0.01.
+            unadapted = float(figures["trust_ratio"]) == 1
             for name, figure in figures.items():
-                if plain and name in ("trust_ratio", "effective_rate"):
+                if unadapted and name in ("trust_ratio", "effective_rate"):
                     continue
                 writer.add_scalar(f"{name}/{layer}", float(figure), step)
     for tag, key in TAGS.items():
@@ -110,9 +121,18 @@ def write_mistakes(
     evaluated: "Evaluated",
     step: int,
 ) -> None:
-    """Write the misclassified pictures of highest loss, and a card with their classes."""
+    """Write the misclassified images of highest loss, and a card with their classes.
+
+    Args:
+        writer: the run's TensorBoard writer.
+        split: the evaluated images and labels.
+        classes: names of the classes.
+        evaluated: the evaluation of the final model.
+        step: number of the run's last step.
+
+    """
     index = worst_mistakes(split.labels, evaluated)
-    lines = ["| picture | true | predicted | loss |", "|---|---|---|---|"]
+    lines = ["| image | true | predicted | loss |", "|---|---|---|---|"]
     for place, example in enumerate(index.tolist()):
         row, column = divmod(place, GRID_COLUMNS)
         labels = (int(split.labels[example]), int(evaluated.predictions[example]))
@@ -130,7 +150,7 @@ def write_mistakes(
 def write_outcome(
     writer: "SummaryWriter", choices: Mapping[str, Any], summary: Mapping[str, Any]
 ) -> None:
-    """Write what HPARAMS compares the runs of a sweep by: their choices and their outcomes."""
+    """Write the choices and outcomes by which HPARAMS compares runs."""
     from torch.utils.tensorboard.summary import hparams
 
     outcomes = {f"outcome/{key}": summary[key] for key in OUTCOMES if summary[key] is not None}
@@ -141,7 +161,7 @@ def write_outcome(
     }
     if summary["peak_lr"] is not None:
         chosen["peak_lr"] = summary["peak_lr"]
-    # SummaryWriter.add_hparams would make a run of its own beside this one.
+    # SummaryWriter.add_hparams would create a separate run next to this one.
     for part in hparams(chosen, outcomes):
         writer._get_file_writer().add_summary(part)
     for tag, value in outcomes.items():
@@ -149,14 +169,21 @@ def write_outcome(
 
 
 def worst_mistakes(labels: Tensor, evaluated: "Evaluated") -> Tensor:
-    """Return the places of the misclassified examples of highest loss, highest first."""
+    """Return the indices of up to `MISTAKES` misclassified examples, the highest loss first."""
     wrong = (evaluated.predictions != labels).nonzero().flatten()
     order = evaluated.losses[wrong].argsort(descending=True, stable=True)
     return wrong[order[:MISTAKES]]
 
 
 def make_grid(images: Tensor, scale: int = 2, border: int = 2) -> Tensor:
-    """Lay pictures uint8 [N, H, W, 3] out in rows of `GRID_COLUMNS`, enlarged, on white."""
+    """Arrange images in rows of `GRID_COLUMNS` on a white image, uint8 [H, W, 3].
+
+    Args:
+        images: uint8 [N, H, W, 3].
+        scale: factor by which each image is enlarged.
+        border: pixels between images.
+
+    """
     count, height, width, _ = images.shape
     columns = min(GRID_COLUMNS, count)
     rows = -(-count // columns)
@@ -173,6 +200,6 @@ def make_grid(images: Tensor, scale: int = 2, border: int = 2) -> Tensor:
 
 
 def code(text: str) -> str:
-    """Write text as Markdown shows it letter by letter."""
-    # Each of the line ends that Markdown knows begins a line, which is code if it is indented.
+    """Return text as a Markdown code block, which is shown literally."""
+    # splitlines knows every line end that Markdown does, so that each line is indented.
     return "\n".join(f"    {line}" for line in text.splitlines())

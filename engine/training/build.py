@@ -96,7 +96,7 @@ def build_lars(
 def build_adamw(
     groups: list[dict[str, Any]], config: o.AdamWConfig, lr: float, clip: c.ClipConfig, fused: bool
 ) -> Optimizer:
-    """Make torch's AdamW."""
+    """Return torch's AdamW; `clip` is not used, because the training step clips."""
     return AdamW(groups, lr, (config.beta1, config.beta2), config.eps, fused=fused)
 
 

@@ -188,19 +188,32 @@ class TrainedEpoch:
 
 
 class StepTimer:
-    """The time of a process's steps in an epoch, and apart from it that of its start-up."""
+    """Times the steps that this process takes in an epoch, and start-up separately.
+
+    Constructing it warms the step up and then starts the clock.
+
+    Args:
+        step: the run's optimizer step.
+        draws: sample order and augmentation of the epoch.
+
+    """
 
     def __init__(self, step: Step, draws: EpochDraws) -> None:
-        """Warm the step up, then begin to time."""
         self.step, self.cold_seconds = step, step.startup_seconds
         step.warm_up(draws)
         self.warm_seconds = step.startup_seconds
         self.started, self.cpu_started = step.runtime.wall_clock(), time.process_time()
 
     def add_to(self, part: PartialEpoch, others: Callable[[], bool]) -> None:
-        """Add what was timed to the epoch's part, with the verdict on who else took CPU."""
+        """Add the measured seconds to `part`; mark it if other processes took CPU meanwhile.
+
+        Args:
+            part: the epoch's metrics.
+            others: returns True if other processes train runs on this machine.
+
+        """
         runtime, startup_seconds = self.step.runtime, self.step.startup_seconds
-        # The steps' time has the capture of a graph in it.
+        # The clock also runs while a graph is captured, which is start-up.
         seconds = runtime.wall_clock() - self.started - (startup_seconds - self.warm_seconds)
         cpu_seconds = time.process_time() - self.cpu_started
         part.seconds += seconds

@@ -88,9 +88,11 @@ class Plan:
         return [self._join_groups(list(itertools.islice(groups, count))) for count in counts]
 
     def distinct_passes(self, rank: int) -> list[int]:
-        """Return the sizes of a rank's passes in an epoch, without repetitions.
+        """Return the sizes of the forward passes that a rank makes in an epoch, each only once.
 
-        Ranks whose batch norms meet in every pass all make the same number of them.
+        A size is repeated if another rank has a different size in the same pass. Without ghost
+        batch norm all ranks thus make the same number of passes, as synchronized batch norm
+        requires.
         """
         passes: dict[tuple[int | None, ...], None] = {}
         for examples in (self.batch, self.last_batch):

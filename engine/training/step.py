@@ -59,7 +59,7 @@ class Step:
         label_smoothing: as in cross_entropy, 0 to 1.
         ema: average of the weights and buffers to update.
         noise: noise-scale averages to update.
-        compiled: True if the model is compiled, and so needs `warm_up`.
+        compiled: True if the model is compiled, which happens in `warm_up`.
 
     Attributes:
         startup_seconds: duration of compiling, warm-up and capture so far.
@@ -89,7 +89,7 @@ class Step:
         self.label_smoothing = label_smoothing
         self.ema = ema
         self.noise = noise
-        # On CUDA libraries choose their kernels in the first pass of each size.
+        # On CUDA, libraries choose their kernels in the first pass of each size.
         self.cold = compiled or runtime.device.type == "cuda"
         self.startup_seconds = 0.0
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -102,23 +102,27 @@ class Step:
 
     @contextlib.contextmanager
     def starting_up(self) -> Iterator[None]:
-        """Count the block's seconds as start-up."""
+        """Count the duration of the block as start-up."""
         started = self.runtime.wall_clock()
         yield
         self.startup_seconds += self.runtime.wall_clock() - started
 
     def warm_up(self, draws: EpochDraws) -> None:
-        """Before the first step, send passes of every size that an epoch has through the model.
+        """Before the first step, run one forward and backward pass of every size in an epoch.
 
-        The model is compiled for them here, as start-up. Weights, buffers, gradients, optimizer
-        and random states are afterwards as they were before.
+        These passes compile the model, and their duration counts as start-up. Weights, buffers,
+        optimizer and random states do not change, and gradients are reset.
+
+        Args:
+            draws: sample order and augmentation of the epoch.
+
         """
         if not self.cold:
             return
         self.cold = False
         device = self.runtime.device
         kept = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-        # These gradients are thrown away, so the ranks need not exchange them.
+        # These gradients are discarded, so the ranks do not exchange them.
         alone = gradients_averaged(self.model, last=False)
         with self.starting_up(), kept, alone:
             for size in self.plan.distinct_passes(self.runtime.rank):

@@ -259,7 +259,7 @@ def test_a_published_line_with_a_missing_key_is_reported(workplace, command, sma
     (workplace / "results" / "pub" / "runs.jsonl").write_text('{"run": "x", "status": "y"}\n')
     outcome = command("train.py", *small, "group=pub")
     assert outcome.status == 2 and outcome.err.count("\n") == 1
-    assert "runs.jsonl: line 1 has no batch; mend or remove it" in outcome.err
+    assert "runs.jsonl: line 1 has no batch; fix or remove it" in outcome.err
 
 
 def test_temporary_files_of_a_killed_report_are_removed(small, workplace, command):
