@@ -14,7 +14,11 @@ import pytest
 
 import engine.sweeps.children
 import engine.sweeps.sweep
-from engine.system.lock import holder
+from engine.config.compose import make_jobs
+from engine.config.schema import Config
+from engine.runs.run import Run
+from engine.sweeps.children import train_in_processes
+from engine.system.lock import holder, locked
 from tests.helpers import PROJECT
 from tests.helpers.runs import STATE, assert_same, rows_of, state_of
 
@@ -232,6 +236,19 @@ def test_a_run_that_another_process_trains_is_waited_for(
     assert ("is being trained by" in outcome.err) == unseen
     assert not list(workplace.rglob("error.log")) and "failed" not in outcome.err
     assert all(summary_of(d)["status"] == "completed" for d in directories(workplace).values())
+
+
+def test_a_run_that_is_finished_or_held_meanwhile_is_not_started(small, workplace, command, capsys):
+    assert command("train.py", *small, "epochs=1").status == 0
+    (job,) = make_jobs("train", Config, [[*small, "epochs=1"]])
+    run = Run(job.config)
+    train_in_processes([(run, job)], 1)
+    assert capsys.readouterr().out.startswith(f"finished  {run.name}: test accuracy ")
+    (run.directory / "summary.json").unlink()
+    with locked(run.directory):
+        train_in_processes([(run, job)], 1)
+    assert capsys.readouterr().err.startswith(f"waiting   run {run.directory}: is being trained by")
+    assert not (run.directory / "summary.json").exists()
 
 
 def began(work, *batches):
