@@ -1,4 +1,4 @@
-"""Shared fixtures: a small picture tree, a folder to work in, and the commands run in-process."""
+"""Shared fixtures: a small image tree, a working directory, and commands run in this process."""
 
 import logging
 import signal
@@ -20,7 +20,7 @@ from tests.helpers import CLASSES, Outcome
 
 
 def pytest_configure():
-    """Hear Ctrl-C also where a shell started the tests in the background, deaf to it."""
+    """Handle SIGINT even if a shell started the tests in the background, which ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -34,13 +34,13 @@ def _plain_torch():
 
 @pytest.fixture(autouse=True)
 def _busy_machine(monkeypatch):
-    """Let no run lack CPU, also where the tests run beside others: tables then have its times."""
+    """Count no run as short of CPU, even on a busy machine, so that tables have its times."""
     monkeypatch.setattr(engine.system.sharing, "LEAST_CPU_SHARE", 0.0)
 
 
 @pytest.fixture(scope="session")
 def drawn_tree(tmp_path_factory) -> Path:
-    """A tree of 3 classes, 40 + 10 pictures each, that a few steps can learn."""
+    """Return an image tree of 3 classes that a few steps learn, each with 40 + 10 images."""
     root = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for split, count in (("train", 40), ("test", 10)):
@@ -56,17 +56,17 @@ def drawn_tree(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tree(drawn_tree, tmp_path) -> Path:
-    """A copy of the tree that a test may spoil."""
+    """Return a copy of the image tree, which a test may change."""
     import shutil
 
-    # Runs on the tree itself leave their decoded cache in it.
+    # Runs on the original leave a decoded cache in it.
     cache = shutil.ignore_patterns(".decoded-*")
     return Path(shutil.copytree(drawn_tree, tmp_path / "pictures", ignore=cache))
 
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch) -> Path:
-    """An empty folder to run the commands in."""
+    """Return an empty folder that is the working directory."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -75,7 +75,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def command(capsys, monkeypatch) -> Callable[..., Outcome]:
-    """Run train.py or val.py in this process, as the shell would."""
+    """Return a function that runs train.py or val.py in this process as a shell would."""
 
     def run(script: str, *arguments: object) -> Outcome:
         main = {"train.py": train.main, "val.py": val.main}[script]
@@ -99,7 +99,7 @@ def command(capsys, monkeypatch) -> Callable[..., Outcome]:
 
 @pytest.fixture
 def small(tree) -> list[str]:
-    """Overrides that make a run take a second."""
+    """Return overrides of a run that takes about a second."""
     return [
         "data=image_folder",
         f"data.root={tree}",

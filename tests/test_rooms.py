@@ -1,6 +1,6 @@
-"""The rooms of engine: who may import whom, held by reading every import.
+"""The packages of engine import each other in one direction only.
 
-An import counts wherever it stands, inside a function or under TYPE_CHECKING too.
+Imports inside functions and under TYPE_CHECKING count too.
 """
 
 import ast
@@ -10,17 +10,17 @@ from pathlib import Path
 
 from tests.helpers import PROJECT
 
-# A room imports from those above it alone; two in one line do not know each other.
-ROOMS = (
+# A package imports only from those in earlier tuples, and not from others in its own tuple.
+LAYERS = (
     ("errors",), ("config", "system"), ("cli", "data"), ("training",), ("runs",), ("report",),
     ("sweeps",),
 )  # fmt: skip
-FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
+LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
 WITHOUT_TORCH = ("config", "cli", "errors")
 
 
 def find_modules() -> dict[str, Path]:
-    """Find the project's modules but for tests, by dotted name."""
+    """Return the path of each module of the project, except tests, by dotted name."""
     found = {}
     for place in ("engine", "lars", "models", "schedulers", "scripts", "train.py", "val.py"):
         for path in sorted((PROJECT / place).rglob("*.py")) or [PROJECT / place]:
@@ -46,7 +46,7 @@ def imports_of(name: str, path: Path, modules: dict[str, Path]) -> set[str]:
             while target and target not in modules:
                 target = target.rpartition(".")[0]
             found.add(target)
-    # A package's own __init__ may gather what lies in it.
+    # A package's __init__ may import the package's modules.
     return {t for t in found if t and t != name and not name.startswith(f"{t}.")}
 
 
@@ -54,18 +54,18 @@ MODULES = find_modules()
 IMPORTS = {name: imports_of(name, path, MODULES) for name, path in MODULES.items()}
 
 
-def room_of(name: str) -> str:
+def package_of(name: str) -> str:
     return name.split(".")[1]
 
 
-def test_no_import_runs_back_to_a_later_room():
+def test_no_package_imports_a_later_one():
     inside = {name: found for name, found in IMPORTS.items() if name.startswith("engine.")}
     back = [
         f"{name} imports {target}"
         for name, found in inside.items()
         for target in found
-        if target in inside and room_of(target) != room_of(name)
-        if FLOOR[room_of(target)] >= FLOOR[room_of(name)]
+        if target in inside and package_of(target) != package_of(name)
+        if LEVEL[package_of(target)] >= LEVEL[package_of(name)]
     ]
     assert len(inside) > 30 and not back
 
@@ -74,36 +74,36 @@ def test_libraries_import_no_engine_and_nothing_imports_a_command():
     for name, found in IMPORTS.items():
         if name.partition(".")[0] in ("lars", "models", "schedulers"):
             assert not [t for t in found if t.partition(".")[0] != name.partition(".")[0]], name
-        # The tuner launches the very job that train.py -m launches.
+        # The tuner launches the same job as train.py -m.
         allowed = {"train"} if name == "scripts.tune" else set()
         if name.startswith("engine"):
             assert not [t for t in found if t.startswith("scripts")], name
         assert not found & {"train", "val"} - allowed, name
 
 
-def test_no_two_modules_import_each_other_by_any_way_round():
+def test_no_import_cycle():
     def below(name: str) -> set[str]:
         seen: set[str] = set()
-        left = [*IMPORTS[name]]
-        while left:
-            target = left.pop()
+        pending = [*IMPORTS[name]]
+        while pending:
+            target = pending.pop()
             if target not in seen:
                 seen.add(target)
-                left += IMPORTS[target]
+                pending += IMPORTS[target]
         return seen
 
     assert not [name for name in MODULES if name in below(name)]
 
 
-def test_rooms_and_not_a_corridor():
+def test_engine_has_only_these_packages_and_modules():
     loose = {path.stem for path in (PROJECT / "engine").glob("*.py")} - {"__init__"}
     folders = {path.parent.name for path in (PROJECT / "engine").glob("*/__init__.py")}
-    assert loose == {"errors", "cli"} and loose | folders == set(FLOOR)
+    assert loose == {"errors", "cli"} and loose | folders == set(LEVEL)
 
 
-def test_what_answers_before_training_brings_no_torch_in():
+def test_configuration_and_command_line_do_not_import_torch():
     early = [
-        name for name in MODULES if name.startswith("engine.") and room_of(name) in WITHOUT_TORCH
+        name for name in MODULES if name.startswith("engine.") and package_of(name) in WITHOUT_TORCH
     ]
     assert len(early) >= 6
     code = f"import sys, {', '.join(early)}; sys.exit('torch' in sys.modules)"

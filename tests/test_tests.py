@@ -1,4 +1,4 @@
-"""Tests share by `tests.helpers` and by fixtures, and import no other test."""
+"""Tests share code through `tests.helpers` and fixtures, and import no other test."""
 
 import ast
 
@@ -8,7 +8,7 @@ from tests.helpers import PROJECT
 
 
 def imports_of_tests(source):
-    """Find what a source imports of a test file or a conftest."""
+    """Yield the names that a source imports from test files or conftest.py."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

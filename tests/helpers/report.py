@@ -1,4 +1,4 @@
-"""Writes the files of a group's runs without training them, and reads the group's report."""
+"""Write the files of runs without training them, and read their group's report."""
 
 import csv
 import json
@@ -26,7 +26,17 @@ HISTORY = [
 
 
 def put(work, *overrides, status="completed", accuracy=80.0, history=HISTORY, **changes):
-    """Write the files that a run with these overrides would leave."""
+    """Write the directory of a run of group `g`, as if it had been trained.
+
+    Args:
+        work: the working directory.
+        overrides: the run's overrides.
+        status: the run's status; `missing` writes no summary.
+        accuracy: test accuracy in %; ignored if the run failed.
+        history: rows of metrics.jsonl.
+        changes: entries of the summary that replace the default ones.
+
+    """
     made = config(*overrides)
     name = f"run-{len(list(work.glob('results/runs/g/*')))}"
     folder = work / "results" / "runs" / "g" / name
@@ -48,17 +58,20 @@ def put(work, *overrides, status="completed", accuracy=80.0, history=HISTORY, **
 
 
 def table(work):
+    """Write the report; return the table's text and the rows of table.csv."""
     text = write_report("g")
     with open(work / "results" / "g" / "table.csv") as file:
         return text, list(csv.DictReader(file))
 
 
 def baselines_drawn():
+    """Return the legend entries of the baseline in a plot of the group."""
     axes = Figure().subplots()
     draw_baseline(axes, make_rows(load_records("g")))
     return axes.get_legend_handles_labels()[1]
 
 
 def page_of(work, group="g"):
+    """Write the report; return the page."""
     write_report(group)
     return (work / "results" / group / "README.md").read_text()

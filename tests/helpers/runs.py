@@ -12,17 +12,17 @@ from engine.config.schema import Config, DownloadedDataConfig, ImageFolderConfig
 from engine.system.files import write_summed
 
 CPU = torch.device("cpu")
-# Every feature with a separate state in the checkpoint.
+# Overrides that enable every feature with a separate state in the checkpoint.
 TOOLBOX = [
     "optimizer=lars", "scheduler=onecycle", "scheduler.final_fraction=0.01", "ema.decay=0.9",
     "loss.label_smoothing=0.1", "model.zero_init_residual=true", "model.ghost_batch=8",
     "noise_scale=true",
 ]  # fmt: skip
-# A run that several ranks can train; data.root is to be added.
+# Overrides of a run that several ranks can train; data.root must be added.
 RANKED = [
     "data=image_folder", "model=resnet8", "batch=32", "model.ghost_batch=8", "epochs=4",
     "ema.decay=0.9", "precision=fp32", "threads=1",
-    # A rate that does not amplify the differences between sums in different orders.
+    # This rate does not amplify rounding errors from sums in different orders.
     "optimizer.base_lr=0.05",
 ]  # fmt: skip
 # The entries of a checkpoint that must be bit-equal after a resume.
@@ -53,6 +53,7 @@ def only_run(work: Path) -> Path:
 
 
 def state_of(directory: Path):
+    """Return a run's checkpoint, and its rows of metrics.jsonl without times."""
     saved = torch.load(directory / "checkpoint.pt", weights_only=True)
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     timed = (
@@ -68,6 +69,7 @@ def rewrite(path, content):
 
 
 def assert_same(left, right):
+    """Assert that nested containers are equal in types and values, tensors bit by bit."""
     assert type(left) is type(right)
     if isinstance(left, torch.Tensor):
         assert torch.equal(left, right)
@@ -84,5 +86,6 @@ def assert_same(left, right):
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
     with open(path) as file:
         return list(csv.DictReader(file))

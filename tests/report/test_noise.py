@@ -1,10 +1,10 @@
-"""The gradient noise scale beside the batch."""
+"""Reports of the gradient noise scale."""
 
 from engine.report.write import write_report
 from tests.helpers.report import HISTORY, page_of, put
 
 
-def test_the_noise_scale_is_set_beside_the_batch(workplace):
+def test_the_noise_scale_is_compared_with_the_batch(workplace):
     rising = [
         row | {"noise_scale": scale} for row, scale in zip(HISTORY, (None, 256, 1024), strict=True)
     ]
@@ -20,7 +20,7 @@ def test_the_noise_scale_is_set_beside_the_batch(workplace):
     assert "![noise](noise.png)" in page and (folder / "noise.png").stat().st_size > 1000
 
 
-def test_noise_that_is_lost_gives_no_scale(workplace):
+def test_no_scale_is_reported_if_estimates_are_not_positive(workplace):
     def history(*scales):
         return [row | {"noise_scale": s} for row, s in zip(HISTORY, scales, strict=True)]
 
@@ -31,7 +31,7 @@ def test_noise_that_is_lost_gives_no_scale(workplace):
     assert "| SGD | 2048 | - | - | 30 | 2 of 3 | - | - | - | - |" in page
 
 
-def test_a_report_without_noise_scales_says_nothing_of_them(workplace):
+def test_a_report_without_noise_scales_does_not_mention_them(workplace):
     put(workplace)
     (workplace / "results" / "g").mkdir()
     (workplace / "results" / "g" / "noise.png").write_bytes(b"an older report's")

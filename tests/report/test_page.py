@@ -1,4 +1,4 @@
-"""The page of a group: its question and answer, and how it was made."""
+"""The page of a group: its question, answer, commands and missing runs."""
 
 import re
 
@@ -33,27 +33,27 @@ def test_the_page_answers_and_says_how_it_was_made(workplace):
     assert "Nothing: every run that was asked for has an outcome." in text
 
 
-def test_the_base_line_judges_rows_of_its_own_model_and_length_alone(workplace):
+def test_the_baselines_target_is_for_rows_of_the_same_model_and_epochs_only(workplace):
     put(workplace, "optimizer=sgd", "batch=128", accuracy=80.0)
     put(workplace, "optimizer=lars", "batch=128", accuracy=81.0)
     put(workplace, "optimizer=lars", "batch=128", "epochs=300", accuracy=90.0)
     put(workplace, "optimizer=lars", "batch=128", "model=resnet8", accuracy=90.0)
-    judged = re.compile(r"^- ((?:SGD|LARS).*) holds ", re.MULTILINE)
+    compared = re.compile(r"^- ((?:SGD|LARS).*) holds ", re.MULTILINE)
     ours = "model.name=resnet18 epochs=200"
-    assert judged.findall(page_of(workplace)) == [f"SGD {ours}", f"LARS {ours}"]
+    assert compared.findall(page_of(workplace)) == [f"SGD {ours}", f"LARS {ours}"]
     write_report("g", 85.0)
-    asked = judged.findall((workplace / "results" / "g" / "README.md").read_text())
-    assert len(asked) == 4
+    requested = compared.findall((workplace / "results" / "g" / "README.md").read_text())
+    assert len(requested) == 4
 
 
 def test_the_page_names_a_folder_of_images(workplace):
-    held = ("data.holdout=30", "data.root=pictures/cifar10-jpeg")
-    put(workplace, "data=image_folder", *held, data="image_folder")
+    options = ("data.holdout=30", "data.root=pictures/cifar10-jpeg")
+    put(workplace, "data=image_folder", *options, data="image_folder")
     text = page_of(workplace)
     assert "- Data: image_folder data.root=pictures/cifar10-jpeg data.holdout=30\n" in text
 
 
-def test_the_page_names_what_is_missing(workplace):
+def test_the_page_names_the_missing_runs(workplace):
     put(workplace)
     put(workplace, "batch=256", status="failed", error="RuntimeError: it broke")
     for seed in range(25):
@@ -63,7 +63,7 @@ def test_the_page_names_what_is_missing(workplace):
     assert text.count(": missing\n") + 6 == 25 and "- and 6 more" in text
 
 
-def test_commands_become_the_sweep_they_came_from():
+def test_commands_are_merged_into_one_sweep():
     made = [
         f"python train.py batch={batch} optimizer={optimizer} 'group=a b'"
         for optimizer in ("sgd", "lars")
@@ -77,7 +77,7 @@ def test_commands_become_the_sweep_they_came_from():
     assert merge_commands(made[:1] * 2) == made[:1]
 
 
-def test_a_run_that_left_no_summary_keeps_its_command_on_the_page(workplace):
+def test_the_page_has_the_command_of_a_run_without_a_summary(workplace):
     put(workplace, "batch=128")
     put(workplace, "batch=256", status="missing")
     folder = workplace / "results" / "runs" / "g" / "run-1" / ".hydra"
@@ -86,7 +86,7 @@ def test_a_run_that_left_no_summary_keeps_its_command_on_the_page(workplace):
     assert "python train.py -m batch=128,256\n" in page_of(workplace)
 
 
-def test_the_page_shows_what_was_chosen_on(workplace):
+def test_the_page_shows_hold_out_accuracies(workplace):
     put(workplace, "data.holdout=10", "seed=0", holdout_accuracy=70.0)
     put(workplace, "data.holdout=10", "seed=1", holdout_accuracy=71.0)
     put(workplace, "batch=256")
@@ -97,7 +97,7 @@ def test_the_page_shows_what_was_chosen_on(workplace):
     assert "| 256 | 80.00 | 77.50 | - | 81.00 (epoch 2) |" in page
 
 
-def test_a_group_that_leaves_the_test_split_alone_is_told_by_its_hold_out(workplace):
+def test_a_group_without_test_accuracies_reports_those_on_the_hold_out_split(workplace):
     only = ("data.holdout=10", "data.test_size=0")
     history = [{"epoch": 1, "test_accuracy": None, **EPOCH, "holdout_accuracy": 70.0}]
     for batch, accuracy in ((128, 70.0), (256, 71.0)):
@@ -109,7 +109,7 @@ def test_a_group_that_leaves_the_test_split_alone_is_told_by_its_hold_out(workpl
     assert (
         "| 256 | 0.1 | 71.00 | 30.0 s |" in text and "| 512 | 0.1 | 10.0 (nan) | 30.0 s |" in text
     )
-    # table.csv has no column that says which split a figure is of.
+    # table.csv has no column for the split, so its accuracies are those of the test split.
     assert {row["accuracy_mean"] for row in rows} == {""}
     page = (workplace / "results" / "g" / "README.md").read_text()
     assert "on held-out training images; no run evaluated the test split" in page
@@ -118,7 +118,7 @@ def test_a_group_that_leaves_the_test_split_alone_is_told_by_its_hold_out(workpl
     assert engine.report.status.accuracy(load_records("g")[0]) == "70.00"
 
 
-def test_a_line_holds_no_further_than_to_a_gap(workplace):
+def test_a_line_holds_only_up_to_a_missing_batch(workplace):
     put(workplace, "batch=128", accuracy=80.0)
     put(workplace, "batch=512", accuracy=79.8)
     put(workplace, "batch=256", "optimizer.base_lr=0.2", accuracy=70.0)
@@ -133,7 +133,7 @@ def test_a_line_holds_no_further_than_to_a_gap(workplace):
     assert page.count(" holds ") == 2 + len(["a row holds if"])
 
 
-def test_commands_of_several_commits_are_listed_for_each(workplace):
+def test_commands_are_listed_for_each_commit(workplace):
     put(workplace, "batch=128", commit="aaa")
     put(workplace, "batch=256", commit="aaa")
     page = page_of(workplace)
@@ -151,7 +151,7 @@ def test_commands_name_the_provenance_in_which_they_differ(workplace):
     assert "batch=128" in first and "batch=256" in second
 
 
-def test_several_ranks_are_among_what_runs_were_made_with(workplace):
+def test_the_page_reports_several_ranks(workplace):
     put(workplace, "batch=128", world_size=1, threads=1)
     assert "Ranks" not in page_of(workplace)
     put(workplace, "batch=256", world_size=8, threads=1)
@@ -170,7 +170,7 @@ def test_a_lone_batch_holds_or_not(workplace):
     assert "- LARS holds at no batch." in page_of(workplace)
 
 
-def test_runs_that_were_given_several_targets_have_the_baselines(workplace):
+def test_the_baseline_gives_the_target_if_runs_were_given_several(workplace):
     put(workplace, "seed=0", target_accuracy=60.0)
     assert "The target is 60.00 %" in page_of(workplace)
     put(workplace, "batch=256", target_accuracy=70.0)

@@ -1,4 +1,4 @@
-"""The plots of a group: what is a line, and what is a plot of its own."""
+"""The plots of a group: which rows form lines, and which get a separate plot."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def test_the_base_line_is_drawn(workplace):
     assert baselines_drawn() == ["base line: SGD 128"]
 
 
-def test_the_time_to_target_has_no_mean_where_a_seed_misses_it(workplace):
+def test_the_time_to_target_has_no_mean_if_a_seed_misses_it(workplace):
     for seed in (0, 1):
         put(workplace, f"seed={seed}")
         put(workplace, "batch=256", f"seed={seed}", history=HISTORY[: 3 - seed])
@@ -37,7 +37,7 @@ def test_the_time_to_target_has_no_mean_where_a_seed_misses_it(workplace):
     assert dots.count((256, 30.0)) == 1 and dots.count((128, 30.0)) == 2
 
 
-def test_a_group_of_several_lengths_is_drawn_against_its_epochs(workplace):
+def test_a_group_with_several_numbers_of_epochs_is_drawn_against_them(workplace):
     for epochs, accuracy in ((15, 60.0), (45, 80.0)):
         for seed in (0, 1):
             put(workplace, f"epochs={epochs}", f"seed={seed}", accuracy=accuracy + seed)
@@ -54,13 +54,13 @@ def test_a_group_of_several_lengths_is_drawn_against_its_epochs(workplace):
     assert drawn["SGD 128"] == [(15, 60.5), (45, 80.5)] and axes.get_xlabel() == "Epochs"
 
 
-def test_a_group_of_one_length_is_not_drawn_against_its_epochs(workplace):
+def test_a_group_with_one_number_of_epochs_is_not_drawn_against_it(workplace):
     put(workplace, "batch=128")
     put(workplace, "batch=256")
     assert "epochs.png" not in page_of(workplace)
 
 
-def test_a_plot_of_several_groups_leaves_settings_at_one_batch_out(workplace, monkeypatch):
+def test_a_plot_of_several_groups_omits_settings_at_one_batch(workplace, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         engine.report.plots,
@@ -73,7 +73,7 @@ def test_a_plot_of_several_groups_leaves_settings_at_one_batch_out(workplace, mo
     rows = engine.report.write.load_rows("g")
     settings = {f"h {label}" for label in gather_lines(rows, "batch")}
     assert len(settings) == 5
-    # With no line there would be nothing else to draw.
+    # A group without lines has only its settings to draw.
     engine.report.plots.write_comparison(workplace, {"h": rows})
     for batch in (128, 256):
         put(workplace, "optimizer=lars", f"batch={batch}")
@@ -83,7 +83,7 @@ def test_a_plot_of_several_groups_leaves_settings_at_one_batch_out(workplace, mo
     assert drawn[::2] == [settings, {"g LARS"} | settings]
 
 
-def test_many_settings_at_one_batch_get_a_plot_of_their_own(workplace):
+def test_many_settings_at_one_batch_get_a_separate_plot(workplace):
     for number, change in enumerate(("0.1", "0.2", "0.3", "0.4")):
         put(workplace, f"optimizer.base_lr={change}", accuracy=70.0 + number)
     text, _ = table(workplace)
@@ -95,7 +95,7 @@ def test_many_settings_at_one_batch_get_a_plot_of_their_own(workplace):
     assert (folder / "settings.png").exists() and not (folder / "accuracy.png").exists()
     page = (folder / "README.md").read_text()
     assert "![settings](settings.png)" in page and "holds" not in page.replace("a row holds", "")
-    # A line of several batches is still drawn against them, beside those that are not.
+    # Lines of several batches are still drawn against the batch, in addition to the settings.
     for batch in (256, 512):
         put(workplace, "optimizer=lars", f"batch={batch}")
     text, _ = table(workplace)
@@ -124,7 +124,7 @@ def test_the_setting_that_an_ablation_changes_stays_on_its_line(workplace):
     assert "- SGD epochs=200 holds up to batch 512." in page_of(workplace)
 
 
-def test_settings_are_ranked_with_what_they_differ_from(workplace):
+def test_settings_are_ranked_with_the_row_that_they_are_compared_with(workplace):
     for batch in (128, 512):
         put(workplace, f"batch={batch}", accuracy=80.0)
     for momentum in (0.5, 0.6, 0.7, 0.8, 0.95):
@@ -138,7 +138,10 @@ def test_settings_are_ranked_with_what_they_differ_from(workplace):
 
 
 def test_a_folder_with_dollars_in_its_name_is_drawn(workplace):
-    """https://github.com/telperion/nine-or-null/issues/14: between dollars a title is a formula."""
+    """Text between dollar signs is a formula.
+
+    https://github.com/telperion/nine-or-null/issues/14
+    """
     noisy = [row | {"noise_scale": 100.0} for row in HISTORY]
     for number, root in enumerate(("$x^$", r"b_$\frac$", "c$")):
         for batch in (128, 256):
@@ -147,7 +150,7 @@ def test_a_folder_with_dollars_in_its_name_is_drawn(workplace):
     write_report("g")
     drawn = {path.name for path in (workplace / "results" / "g").glob("*.png")}
     assert drawn == {"accuracy.png", "time.png", "curves.png", "noise.png"}
-    # The row of each folder is a setting of its batch, and they get a plot of their own.
+    # Each folder gives a row with a different setting; these many get a separate plot.
     for root in ("$y^$", "d$$"):
         put(workplace, "data=image_folder", f"data.root='{root}'", "batch=512")
     for root in ("$z^$", "e$$", "f"):
@@ -156,16 +159,17 @@ def test_a_folder_with_dollars_in_its_name_is_drawn(workplace):
     assert (workplace / "results" / "g" / "settings.png").exists()
 
 
-def test_a_label_is_shown_as_the_name_that_it_is_of():
+def test_a_label_shows_the_name_literally():
     for name in ("$x^$", r"\$a", "a$b", "plain"):
         text = Text(text=label_of(name))
         assert text._preprocess_math(text.get_text()) == (name, False)
 
 
-def test_plots_are_of_the_runs_and_not_of_what_matplotlib_was_told(workplace):
-    """https://github.com/bmaltais/kohya_ss/issues/2521: a notebook's backend in its commands.
+def test_plots_do_not_depend_on_matplotlibs_configuration(workplace):
+    """A notebook sets the backend of its commands, and a matplotlibrc may require missing LaTeX.
 
-    https://github.com/astroswego/plotypus/issues/67: LaTeX asked for where there is none.
+    https://github.com/bmaltais/kohya_ss/issues/2521
+    https://github.com/astroswego/plotypus/issues/67
     """
     put(workplace)
     write_report("g")

@@ -1,4 +1,4 @@
-"""What is read of a group's runs, and the figures of its rows."""
+"""Reading a group's runs, and the numbers of its rows."""
 
 import shutil
 
@@ -10,25 +10,25 @@ from engine.runs.records import load_records
 from tests.helpers.report import HISTORY, baselines_drawn, page_of, put, table
 
 
-def test_seeds_are_averaged_with_their_spread(workplace):
+def test_rows_have_mean_and_standard_deviation_over_seeds(workplace):
     for seed, accuracy in enumerate((79.0, 80.0, 81.0)):
         put(workplace, f"seed={seed}", accuracy=accuracy)
     text, (row,) = table(workplace)
     assert "| 128 | 0.1 | 80.00 ± 1.00 (base line) | 30.0 s |" in text
     assert (row["runs"], row["accuracy_mean"], row["accuracy_std"]) == ("3", "80.0", "1.0")
     assert row["best_accuracy_mean"] == "81.0" and row["settings"] == ""
-    # The target is the baseline less half a point, 79.5, first reached after three epochs.
+    # The target is the baseline less 0.5 points, 79.5 %, first reached after three epochs.
     assert row["seconds_to_target_mean"] == "30.0"
 
 
-def test_of_several_rates_the_baseline_is_one_that_did_not_diverge(workplace):
+def test_with_several_rates_the_baseline_is_one_that_did_not_diverge(workplace):
     for rate in (1.6, 0.4, 0.1):
         diverged = {"status": "diverged", "accuracy": 10.0} if rate == 0.1 else {}
         put(workplace, f"optimizer.base_lr={rate:g}", base_lr=rate, **diverged)
     text, rows = table(workplace)
     assert [row["base_lr"] for row in rows] == ["0.1", "0.4", "1.6"]
     assert "| 0.4 | 80.00 (base line) |" in text and text.count("(base line)") == 1
-    # But of several settings none is what the page or its plot holds the others against.
+    # With several settings, none is the baseline of the page and of its plot.
     put(workplace, "optimizer=lars", "batch=256")
     assert "holds" not in page_of(workplace)
     assert baselines_drawn() == []
@@ -42,7 +42,7 @@ def test_time_to_target_needs_every_seed_to_reach_it(workplace):
     assert table(workplace)[1][0]["seconds_to_target_mean"] == ""
 
 
-def test_published_runs_count_where_their_directories_are_not(workplace):
+def test_published_runs_count_without_their_directories(workplace):
     put(workplace, "seed=0", accuracy=70.0)
     before = write_report("g")
     shutil.rmtree(workplace / "results" / "runs")
@@ -50,7 +50,7 @@ def test_published_runs_count_where_their_directories_are_not(workplace):
     assert load_records("g")[0].history == HISTORY
 
 
-def test_a_line_that_is_still_being_written_is_left_out(workplace):
+def test_an_incomplete_last_line_is_skipped(workplace):
     put(workplace, "seed=0")
     path = next(workplace.glob("results/runs/g/*/metrics.jsonl"))
     path.write_text(path.read_text() + '{"epoch": 4, "test_acc')
@@ -58,13 +58,13 @@ def test_a_line_that_is_still_being_written_is_left_out(workplace):
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"status": "completed"}', "3"])
-def test_a_foreign_summary_is_no_summary(workplace, content):
+def test_an_invalid_summary_counts_as_missing(workplace, content):
     put(workplace)
     (workplace / "results" / "runs" / "g" / "run-0" / "summary.json").write_text(content)
     assert "| 128 | - | missing | - |" in table(workplace)[0].replace(" (base line)", "")
 
 
-def test_a_damaged_published_file_is_told_and_kept(workplace):
+def test_a_damaged_published_file_is_an_error_and_is_kept(workplace):
     put(workplace, "batch=128")
     table(workplace)
     published = workplace / "results" / "g" / "runs.jsonl"
@@ -75,7 +75,7 @@ def test_a_damaged_published_file_is_told_and_kept(workplace):
     assert published.read_text() == damaged
 
 
-def test_a_target_of_the_baseline_is_for_its_like_alone(workplace):
+def test_the_baselines_target_is_for_rows_of_the_same_epochs_only(workplace):
     put(workplace, "batch=128", "epochs=3", accuracy=79.7)
     put(workplace, "batch=256", "epochs=3", accuracy=79.7)
     put(workplace, "batch=256", "epochs=4", accuracy=79.7)
@@ -87,7 +87,7 @@ def test_a_target_of_the_baseline_is_for_its_like_alone(workplace):
     assert (workplace / "results/g/README.md").read_text().count("| - | - | 30.0 s |") == 0
 
 
-def test_a_diverged_seed_counts_in_the_hold_out_and_not_in_the_times(workplace):
+def test_a_diverged_seed_counts_in_the_hold_out_accuracy_but_not_in_times(workplace):
     only = ("data.holdout=10", "optimizer=sgd")
     put(workplace, *only, "seed=0", holdout_accuracy=70.0)
     broken = {"holdout_accuracy": None, "train_seconds": 1.0, "images_per_second": None}

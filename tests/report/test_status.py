@@ -1,4 +1,4 @@
-"""How far a group is."""
+"""The progress of a group."""
 
 import fcntl
 import json
@@ -24,17 +24,17 @@ def test_progress_of_a_sweep(workplace, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["status", "group=g"])
         assert exit_status(scripts.status.main) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "g: 5 runs: 1 done, 1 diverged, 1 running, 1 failed, 1 left"
-    # 12 s an epoch: two epochs are left of the running one, three of each of the two others.
+    assert lines[0] == "g: 5 runs: 1 done, 1 diverged, 1 running, 1 failed, 1 pending"
+    # 12 s per epoch. The running run has two epochs left, the two others have three each.
     assert lines[1] == "time left 0:01:36, at 1 run at once"
     states = {line.split()[1]: line.split() for line in lines[4:]}
     assert states["run-0"] == ["done", "run-0", "3/3", "79.70"]
     assert states["run-3"] == ["running", "run-3", "1/3", "40.00", "0:00:24"]
-    assert states["run-4"] == ["left", "run-4", "0/3", "-", "0:00:36"]
+    assert states["run-4"] == ["pending", "run-4", "0/3", "-", "0:00:36"]
     assert states["run-2"][0] == "failed" and states["run-1"][3] == "nan"
 
 
-def test_the_time_left_of_a_model_is_not_that_of_another(workplace):
+def test_the_time_left_is_estimated_from_runs_of_the_same_model(workplace):
     put(workplace, "model=resnet8", "epochs=3")
     put(workplace, "model=resnet50", "epochs=3", status="missing")
     put(workplace, "data.train_size=500", "model=resnet8", "epochs=3", status="missing")
@@ -42,7 +42,7 @@ def test_the_time_left_of_a_model_is_not_that_of_another(workplace):
     lines = describe_progress("g").splitlines()
     assert lines[1].startswith("time left not known yet")
     left = {line.split()[1]: line.split()[-1] for line in lines[4:]}
-    # Of the same model 12 s an epoch, also under another optimizer and batch.
+    # The same model takes 12 s per epoch, even with another optimizer and batch.
     assert left == {"run-0": "79.70", "run-1": "?", "run-2": "?", "run-3": "0:00:36"}
 
 

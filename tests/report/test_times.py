@@ -1,4 +1,4 @@
-"""Times are of comparable runs alone: in tables, on the page and in plots."""
+"""Tables, pages and plots show times of comparable runs only."""
 
 import csv
 
@@ -18,14 +18,14 @@ ONE = {"runs_at_once": 1, "threads": 2, "shared_machine": False}
 
 
 def put_timed(work, *overrides, seconds=30.0, **changes):
-    """Write a run that took so many seconds, and a third of them for each of three epochs."""
+    """Write a run of three epochs that took `seconds` in total."""
     history = [row | {"train_seconds": seconds / 3} for row in HISTORY]
     times = {"train_seconds": seconds, "images_per_second": 3000.0 / seconds}
     put(work, *overrides, history=history, **times, **changes)
 
 
 def drawn(target=None):
-    """Return the means and dots of a plot of the group's times, as (batch, seconds)."""
+    """Return the means and dots in a plot of the group's times, as (batch, seconds)."""
     rows, axes = make_rows(load_records("g")), Figure().subplots()
     goal = None if target is None else Target(target)
     has_mean = (lambda row: True) if target is None else (lambda row: row.reaches(target))
@@ -38,7 +38,7 @@ def drawn(target=None):
     return means, [dot for dot in dots if dot != (0.0, 0.0)]
 
 
-def test_a_run_that_shared_the_machine_has_no_part_in_times(workplace):
+def test_a_run_that_shared_the_machine_does_not_count_in_times(workplace):
     for seed, (seconds, found) in enumerate(((30.0, ALONE), (300.0, SHARED), (60.0, ALONE))):
         put_timed(workplace, f"seed={seed}", seconds=seconds, **found)
     text, (row,) = table(workplace)
@@ -70,7 +70,7 @@ def test_a_row_whose_runs_all_shared_the_machine_has_no_time(workplace, seeds, n
     assert "time.png" in table(workplace)[0] and drawn()[0] == [(256.0, 30.0)]
 
 
-def test_a_rows_times_are_of_its_most_common_conditions(workplace):
+def test_a_rows_times_are_those_under_its_most_common_conditions(workplace):
     put_timed(workplace, "seed=0", seconds=90.0, **ONE)
     for seed in (1, 2):
         put_timed(workplace, f"seed={seed}", **ALONE)
@@ -82,21 +82,21 @@ def test_a_rows_times_are_of_its_most_common_conditions(workplace):
     assert drawn() == ([(128.0, 30.0)], [(128.0, 30.0)] * 2)
 
 
-def test_a_row_prefers_the_conditions_of_runs_left_alone(workplace):
+def test_a_row_prefers_the_conditions_of_runs_that_did_not_share(workplace):
     for seed in (0, 1):
         put_timed(workplace, f"seed={seed}", seconds=90.0, **ONE | {"shared_machine": True})
     put_timed(workplace, "seed=2", **ALONE)
     assert "| 30.0 s (2 of 3 runs shared the machine) |" in table(workplace)[0]
 
 
-def test_a_row_of_other_conditions_says_so_and_is_in_no_plot(workplace):
+def test_a_row_of_other_conditions_is_marked_and_not_plotted(workplace):
     for batch in (128, 256):
         put_timed(workplace, f"batch={batch}", **ALONE)
     put_timed(workplace, "batch=512", **ONE, device="GPU")
     text, rows = table(workplace)
     assert "| 30.0 s |" in text and "| 30.0 s (1 run at once, 2 threads, GPU) |" in text
-    told = "Times are of 2 runs at once, 1 thread each if the row says nothing else; plots have no"
-    assert told in text and told in page_of(workplace)
+    note = "Times are of 2 runs at once, 1 thread each if the row says nothing else; plots have no"
+    assert note in text and note in page_of(workplace)
     assert [row["runs_at_once"] for row in rows] == ["2", "2", "1"]
     assert [batch for batch, _ in drawn()[0]] == [128.0, 256.0]
 
@@ -112,7 +112,7 @@ def test_runs_of_earlier_versions_are_timed_as_before(workplace):
     assert drawn()[0] == [(128.0, 45.0), (256.0, 30.0)]
 
 
-def test_new_runs_beside_those_of_earlier_versions_are_told_apart(workplace):
+def test_new_runs_are_distinguished_from_those_of_earlier_versions(workplace):
     for seed in (0, 1):
         put_timed(workplace, f"seed={seed}")
     put_timed(workplace, "batch=256", **ALONE)
@@ -133,25 +133,25 @@ def test_a_target_that_a_run_misses_has_no_time_even_if_that_run_is_not_timed(wo
     assert drawn(79.5) == ([], [(128.0, 30.0)])
 
 
-def test_a_diverged_seed_is_in_no_mean_of_times_also_in_a_plot(workplace):
+def test_a_diverged_seed_does_not_count_in_means_of_times(workplace):
     put_timed(workplace, "seed=0", **ALONE)
     put_timed(workplace, "seed=1", status="diverged", accuracy=10.0, seconds=3.0, **ALONE)
     assert "| 30.0 s |" in table(workplace)[0]
     assert drawn() == ([(128.0, 30.0)], [(128.0, 30.0)])
 
 
-def test_curves_over_wall_time_leave_out_what_is_not_comparable(workplace):
+def test_curves_over_wall_time_omit_runs_that_are_not_comparable(workplace):
     for seed, found in enumerate((ALONE, SHARED, ALONE, ONE)):
         put_timed(workplace, f"seed={seed}", **found)
     put_timed(workplace, "seed=4", status="failed", **SHARED)
     figure = Figure()
     draw_curves("g", gather_lines(make_rows(load_records("g")), "batch"), figure)
     over_epochs, over_time = (len(axes.lines) for axes in figure.axes)
-    # A run without an outcome may still be under way.
+    # The failed run is drawn over both, because a run without an outcome may still be running.
     assert (over_epochs, over_time) == (5, 3)
 
 
-def test_a_plot_of_several_groups_is_of_the_conditions_of_most(workplace, monkeypatch):
+def test_a_plot_of_several_groups_shows_the_most_common_conditions(workplace, monkeypatch):
     for batch in (128, 256):
         put_timed(workplace, f"batch={batch}", **ALONE)
     put_timed(workplace, "batch=512", **ONE)

@@ -1,4 +1,4 @@
-"""What a row is called: what differs from the other rows of its cell."""
+"""Names of rows, lines and settings."""
 
 import doctest
 
@@ -10,7 +10,7 @@ from engine.runs.records import load_records
 from tests.helpers.report import put, table
 
 
-def test_settings_name_what_else_differs(workplace):
+def test_settings_name_what_differs_within_a_cell(workplace):
     put(workplace)
     put(workplace, "optimizer.nesterov=true")
     put(workplace, "optimizer=lars")
@@ -38,7 +38,7 @@ def test_a_row_that_mixes_commits_is_marked(workplace):
     assert "(mixed commit)" in table(workplace)[1][0]["settings"]
 
 
-def test_models_of_one_group_have_lines_of_their_own_and_mixed_commits_are_marked(workplace):
+def test_models_of_one_group_have_separate_lines_and_mixed_commits_are_marked(workplace):
     for batch in (128, 256):
         put(workplace, f"batch={batch}", "model=resnet8", accuracy=70.0)
         put(workplace, f"batch={batch}", "model=resnet20", accuracy=80.0)
@@ -51,7 +51,7 @@ def test_models_of_one_group_have_lines_of_their_own_and_mixed_commits_are_marke
     assert lines == {"SGD model.name=resnet8", "SGD model.name=resnet20"}
 
 
-def test_a_variant_is_named_also_where_it_is_the_default(workplace):
+def test_a_variant_is_named_even_if_it_is_the_default(workplace):
     for variant in ("paper", "timm"):
         put(workplace, "optimizer=lars", f"optimizer.variant={variant}")
     settings = [row["settings"] for row in table(workplace)[1]]
@@ -60,7 +60,7 @@ def test_a_variant_is_named_also_where_it_is_the_default(workplace):
 
 def test_a_row_alone_in_its_cell_lies_on_the_line_of_equal_rows(workplace):
     for batch in (128, 256, 512):
-        # A recipe's rate follows the batch, and one batch may have had others.
+        # A recipe's rate follows the batch.
         put(workplace, "optimizer=lars", f"batch={batch}", f"optimizer.base_lr={batch / 64}")
     put(workplace, "optimizer=lars", "batch=256", "optimizer.base_lr=4", "optimizer.variant=timm")
     put(workplace, "optimizer=lars", "batch=512", "optimizer.base_lr=8", "optimizer.variant=timm")
@@ -87,7 +87,7 @@ def test_a_row_of_two_precisions_is_marked(workplace):
     assert table(workplace)[1][0]["settings"] == "(mixed precision)"
 
 
-def test_a_schedule_is_named_beside_its_keys_and_no_row_has_anothers(workplace):
+def test_a_schedule_is_named_with_its_keys_and_without_those_of_others(workplace):
     for batch, names in (
         (128, ("polynomial", "cosine")),
         (256, ("polynomial", "multistep", "onecycle")),
@@ -119,26 +119,26 @@ def test_a_row_of_an_ablation_names_what_it_changes(workplace):
 
 def test_the_examples_of_titles_hold():
     failed, tried = doctest.testmod(titles)
-    # The number keeps a module whose examples are not found from passing.
+    # The number makes the test fail if the examples are not found.
     assert (failed, tried) == (0, 16)
 
 
 def choices(**changes):
-    """Make a row's choices; a double underscore in a name stands for a dot."""
+    """Return a row's choices; a double underscore in a name stands for a dot."""
     cell = zip(titles.CELL, ("sgd", 128, "resnet8", "cifar10", 15), strict=True)
     return dict(cell) | {key.replace("__", "."): value for key, value in changes.items()}
 
 
-def test_a_setting_names_keys_up_to_three_and_of_more_those_that_most_rows_have_otherwise():
+def test_a_setting_of_more_than_three_keys_names_those_that_differ_from_most_rows():
     base = choices(a=1, b=1, c=1, d=1)
     three = [base, base | {"a": 2, "b": 2, "c": 2}]
     assert [titles.setting(row, three) for row in three] == ["a=1 b=1 c=1", "a=2 b=2 c=2"]
-    # Of values that are equally common the first row's is what most rows share.
+    # If values are equally common, that of the first row counts as the most common.
     four = [base, base | {"a": 2, "b": 2, "c": 2, "d": 2}]
     assert [titles.setting(row, four) for row in four] == [titles.COMMON, "a=2 b=2 c=2 d=2"]
 
 
-def test_a_setting_writes_defaults_and_no_key_that_another_schedule_has():
+def test_a_setting_names_defaults_but_no_keys_of_other_schedules():
     plain = choices(scheduler__name="cosine")
     steps = plain | {"scheduler.name": "multistep", "scheduler.gamma": 0.1, "ema.decay": 0.9}
     assert [titles.setting(row, [plain, steps]) for row in (plain, steps)] == [
@@ -151,7 +151,7 @@ def test_a_setting_writes_defaults_and_no_key_that_another_schedule_has():
     ("other", "named"),
     [("onecycle", "scheduler.name=cosine scheduler.power=2"), ("cosine", "scheduler.power=2")],
 )
-def test_an_ablation_names_the_schedule_with_its_keys_where_there_are_several(other, named):
+def test_an_ablation_names_the_schedule_with_its_keys_if_there_are_several(other, named):
     base = choices(a=1, b=1, c=1, scheduler__name="cosine", scheduler__power=1)
     changes = [{"a": 2}, {"b": 2}, {"c": 2}, {"scheduler.name": other}, {"scheduler.power": 2}]
     group = [base, *(base | change for change in changes)]
@@ -166,12 +166,12 @@ def test_the_line_of_a_lone_row_names_up_to_three_keys_and_no_rate():
     assert titles.line_setting(lone, [lone, *cell]) == "a=1 b=1 c=1"
     cell.append(cell[0] | {"d": 2})
     assert titles.line_setting(lone, [lone, *cell]) == ""
-    # The setting that an ablation's rows share needs no name either.
+    # The setting that most rows of an ablation share adds nothing to the line's name either.
     assert titles.setting(cell[0], [lone, *cell]) == titles.COMMON
     assert titles.line_setting(cell[0], [lone, *cell]) == ""
 
 
-def test_a_line_is_of_one_optimizer():
+def test_a_line_has_rows_of_one_optimizer_only():
     lone = choices(batch=512, optimizer__momentum=0.9)
     lars = [lone | {"optimizer.name": "lars", "optimizer.momentum": m} for m in (0.8, 0.9)]
     assert titles.line_setting(lone, [lone, *lars]) == ""
@@ -187,7 +187,7 @@ def test_a_cell_names_no_key_of_a_schedule_that_its_settings_name():
     assert named == ["a=1", "a=1", "a=2 scheduler.min_lr=0.1 scheduler.name=cosine"]
 
 
-def test_what_not_all_runs_of_a_row_were_made_with_is_noted():
+def test_mixed_provenance_of_a_row_is_noted():
     old, new = {"commit": "abc"}, {"commit": "abc", "world_size": 2, "torch": "2", "threads": 1}
     assert titles.mixed_provenance([old, new]) == "(mixed torch, world_size, threads)"
     assert titles.mixed_provenance([old, old]) == titles.mixed_provenance([]) == ""

@@ -1,4 +1,4 @@
-"""Whole reports: written for every kind of group, and alike from the same runs."""
+"""Whole reports: groups of various outcomes, and equal files from the same runs."""
 
 import io
 
@@ -13,12 +13,12 @@ from tests.helpers.report import HISTORY, page_of, put, table
 
 
 @pytest.mark.parametrize("group", ["g", "../g", "runs"])
-def test_a_group_without_runs_is_told(workplace, group):
+def test_a_group_without_runs_is_an_error(workplace, group):
     with pytest.raises(UserError, match="group="):
         write_report(group)
 
 
-def test_two_hundred_runs_make_their_report_in_seconds(workplace):
+def test_a_report_of_two_hundred_runs_takes_seconds(workplace):
     import time
 
     for batch in (128, 256, 512, 1024, 2048):
@@ -45,7 +45,7 @@ def test_two_hundred_runs_make_their_report_in_seconds(workplace):
     ids=["one run", "lars alone", "many settings"],
 )
 @pytest.mark.parametrize("status", ["completed", "diverged", "missing", "failed"])
-def test_every_kind_of_group_makes_a_whole_report(workplace, runs, status):
+def test_a_report_is_complete_for_every_outcome_and_setting(workplace, runs, status):
     for overrides in runs:
         history = HISTORY if status == "completed" else []
         put(workplace, *overrides, status=status, accuracy=10.0, history=history)
@@ -63,7 +63,7 @@ def test_the_same_runs_give_the_same_files(workplace):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_runs_that_end_while_a_report_is_written_are_in_it(workplace, monkeypatch):
+def test_a_report_includes_runs_that_end_while_it_is_written(workplace, monkeypatch):
     put(workplace, "batch=128")
     write_plots = engine.report.write.write_plots
 

@@ -1,4 +1,4 @@
-"""A run is found again under every spelling of its data.root, and under an earlier name."""
+"""Every spelling of data.root gives the same run, and a run keeps the name it started with."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.helpers.runs import config, only_run
 
 @pytest.fixture
 def near(tree, workplace):
-    """The tree as a folder of the working directory."""
+    """Copy the image tree into the working directory; return overrides without data.root."""
     shutil.copytree(tree, workplace / "pics")
     return ["data=image_folder", "model=resnet8", "epochs=1", "batch=32", "threads=1"]
 
@@ -42,7 +42,7 @@ def test_every_spelling_is_the_same_run(near, workplace, command):
     assert len(make_rows(load_records("default"))) == 1
 
 
-def test_two_spellings_in_one_sweep_are_told(near, workplace, command):
+def test_two_spellings_in_one_sweep_are_an_error(near, workplace, command):
     outcome = command("train.py", "-m", *near, "data.root=pics,pics/")
     assert outcome.status == 2 and outcome.err.count("\n") == 1
     assert "data.root=pics, data.root=pics/: give one of them; both name the run" in outcome.err
@@ -56,14 +56,14 @@ def made(root) -> Config:
     return config("data=image_folder", f"data.root={root}")
 
 
-@pytest.mark.parametrize("kind", ["directory", "link", "published"])
-def test_a_run_under_the_name_of_its_text_as_typed_is_that_run(workplace, kind):
+@pytest.mark.parametrize("found_as", ["directory", "link", "published"])
+def test_a_run_named_by_its_text_as_typed_keeps_that_name(workplace, found_as):
     name = earlier("pics/")
     assert Run(made("pics/")).name == Run(made("pics")).name == earlier("pics") != name
     folder = workplace / "results" / "runs" / "default"
-    if kind == "directory":
+    if found_as == "directory":
         (folder / name).mkdir(parents=True)
-    elif kind == "link":
+    elif found_as == "link":
         folder.mkdir(parents=True)
         os.symlink(workplace, folder / name)
     else:
@@ -76,11 +76,11 @@ def test_a_run_under_the_name_of_its_text_as_typed_is_that_run(workplace, kind):
         assert Run(made("pics/")).finished() and not Run(made("pics")).finished()
     assert Run(made("pics/")).name == name
     assert Run(made("pics/")).directory == folder.relative_to(workplace) / name
-    # Other spellings had names of their own.
+    # Other spellings had other names.
     assert Run(made("./pics")).name == Run(made("pics")).name == earlier("pics")
 
 
-def test_an_interrupted_run_of_an_earlier_name_goes_on(near, workplace, command, monkeypatch):
+def test_an_interrupted_run_of_an_earlier_name_resumes(near, workplace, command, monkeypatch):
     with monkeypatch.context() as before:
         before.setattr("engine.runs.records.name_of", lambda made: made.run_name(as_typed=True))
         assert command("train.py", *near, "data.root=pics/", "epochs=2").status == 0

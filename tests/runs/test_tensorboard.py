@@ -27,7 +27,7 @@ from tests.helpers.training import images_of
 
 @pytest.fixture
 def events(small, workplace, command):
-    """The events of one run with everything on, and its summary."""
+    """Return the events and the summary of a run with every feature that writes events."""
     run = [*small, "optimizer=lars", "ema.decay=0.9", "noise_scale=true", "log_layers_every=3"]
     assert command("train.py", *run, "data.holdout=30", "batch=30").status == 0
     directory = only_run(workplace)
@@ -42,7 +42,7 @@ def text_of(events, tag):
     return make_ndarray(event.tensor_proto)[0].decode()
 
 
-def test_every_curve_has_its_tag_and_the_layout_finds_it(events):
+def test_every_curve_has_a_tag_that_the_layout_matches(events):
     import re
 
     made, summary = events
@@ -68,7 +68,7 @@ def test_every_curve_has_its_tag_and_the_layout_finds_it(events):
     for category in layout.category:
         for chart in category.chart:
             for pattern in chart.multiline.tag:
-                noise = pattern == "noise/scale"  # may be undefined in so few steps
+                noise = pattern == "noise/scale"  # may be None after only a few steps
                 assert noise or any(re.fullmatch(pattern, tag) for tag in tags), pattern
 
 
@@ -86,7 +86,7 @@ def test_hparams_compare_runs_by_choices_accuracy_and_time(events):
         assert event.value == pytest.approx(summary[key])
 
 
-def test_cards_tell_command_and_plan_and_the_worst_mistakes(events):
+def test_cards_show_command_plan_and_worst_mistakes(events):
     made, summary = events
     card = text_of(made, "run")
     assert summary["command"] in card and "    rates     first" in card
@@ -117,7 +117,7 @@ def test_the_augmented_images_are_the_first_that_training_sees(events, tree):
 
 
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
-def test_no_line_of_a_card_leaves_its_code(end):
+def test_every_line_of_a_card_is_in_its_code_block(end):
     from tensorboard.plugin_util import markdown_to_safe_html
 
     page = markdown_to_safe_html(
@@ -129,14 +129,14 @@ def test_no_line_of_a_card_leaves_its_code(end):
 
 def test_the_worst_mistakes_are_those_of_highest_loss():
     labels = torch.zeros(100, dtype=torch.int64)
-    predictions = (torch.arange(100) % 2).long()  # every second one is right
+    predictions = (torch.arange(100) % 2).long()  # every second one is correct
     losses = torch.arange(100).float()
     made = worst_mistakes(labels, Evaluated(0.0, 0.0, [], losses, predictions))
     assert made.tolist() == list(range(99, 99 - 2 * MISTAKES, -2))
     assert not len(worst_mistakes(labels, Evaluated(0.0, 0.0, [], losses, labels)))
 
 
-def test_a_grid_holds_every_image_in_rows():
+def test_a_grid_shows_every_image_in_rows():
     images = torch.randint(0, 250, (11, 4, 5, 3), dtype=torch.uint8)
     grid = make_grid(images, scale=3, border=1)
     assert grid.shape == (2 * 13 + 1, 8 * 16 + 1, 3)
@@ -170,7 +170,7 @@ def test_a_run_that_resumes_keeps_its_cards_and_writes_its_outcome(
     )
 
 
-def test_samples_draw_nothing_from_the_runs_own_stream():
+def test_samples_do_not_change_torchs_random_state():
     split = images_of(20)
     training_images = TrainingImages(
         Split(split.images, split.labels), Normalization.of(split.images), torch.device("cpu")
