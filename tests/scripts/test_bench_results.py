@@ -84,7 +84,7 @@ def test_instruction_sets_are_read_from_the_kernel(tmp_path):
     assert machine.instruction_sets(path) == ["AMX", "AVX-512 bf16", "AVX-512", "AVX2"]
     path.write_text("Features\t: fp asimd svebf16 sve\n")
     assert machine.instruction_sets(path) == ["SVE bf16", "SVE", "NEON"]
-    path.write_text("model name\t: avx2\nflags\t\t: fpu\n")
+    path.write_text("model name\t: avx2\nflags\t\t: fpu avx2_not\n")
     assert machine.instruction_sets(path) == []
     assert machine.instruction_sets(tmp_path / "none") == []
     assert machine.environment(torch.device("cuda", 0) if torch.cuda.is_available() else CPU)

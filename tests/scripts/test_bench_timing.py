@@ -71,6 +71,17 @@ def test_a_slow_candidate_gets_fewer_rounds_spread_over_all(clock):
     assert gaps == [1, 4, 6, 4, 5]
 
 
+def test_rounds_that_become_slower_end_with_the_time_too(clock):
+    costs = iter([1.0, 1.0] + [5.0] * 30)
+
+    def step() -> None:
+        clock.now += next(costs)
+
+    times = interleave({"a": Candidate(step)}, 20, CPU, 1, 20.0)
+    # After the first round 18 s are left, which suffice for 18 rounds like it.
+    assert times["a"] == pytest.approx([1.0, 5.0, 5.0, 5.0]) and clock.now == 1017
+
+
 def test_every_candidate_gets_two_rounds_even_without_time(clock):
     assert take(clock, {"a": 1, "b": 50}, 9, 0)[0] == {"a": 2, "b": 2}
     # The time is used in the middle of the rounds.
