@@ -241,7 +241,7 @@ def test_a_run_that_another_process_trains_is_waited_for(
 def test_a_run_that_is_finished_or_held_meanwhile_is_not_started(
     small, workplace, command, capsys, monkeypatch
 ):
-    monkeypatch.delattr(engine.sweeps.children, "Child")
+    monkeypatch.setattr(engine.sweeps.children, "Child", None)
     assert command("train.py", *small, "epochs=1").status == 0
     (job,) = make_jobs("train", Config, [[*small, "epochs=1"]])
     run = Run(job.config)
