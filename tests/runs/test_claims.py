@@ -9,7 +9,13 @@ import engine.sweeps.parallel
 import engine.sweeps.sweep
 import engine.system.runtime
 import engine.training.loop
-from engine.runs.claims import claimed_threads, plan_threads, write_threads
+from engine.runs.claims import (
+    claimed_threads,
+    plan_threads,
+    with_claimed_threads,
+    write_threads,
+)
+from engine.system.runtime import RUNS_AT_ONCE
 from tests.helpers.runs import config, only_run
 
 
@@ -132,3 +138,18 @@ def test_only_a_run_that_has_not_begun_is_decided_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(engine.runs.claims, "holder", lambda directory: "process 1 on elsewhere")
     plan_threads(run, tmp_path, 8, anew=True)
     assert claimed_threads(tmp_path) == 6
+
+
+def test_from_scratch_only_a_sweeps_run_takes_the_claim(tmp_path, monkeypatch):
+    (tmp_path / ".hydra").mkdir()
+    write_threads(tmp_path, 3)
+    afresh = config("data=synthetic", "resume=false")
+    assert with_claimed_threads(afresh, tmp_path).threads is None
+    assert with_claimed_threads(config("data=synthetic"), tmp_path).threads == 3
+    assert with_claimed_threads(config("data=synthetic", "threads=5"), tmp_path).threads == 5
+    monkeypatch.setenv(RUNS_AT_ONCE, "2")
+    assert with_claimed_threads(afresh, tmp_path).threads == 3
+    # What was stopped after resume=false is resumed.
+    monkeypatch.delenv(RUNS_AT_ONCE)
+    (tmp_path / ".afresh").touch()
+    assert with_claimed_threads(afresh, tmp_path).threads == 3

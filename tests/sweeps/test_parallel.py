@@ -144,7 +144,7 @@ def test_a_gpu_bounds_the_number_and_its_sharing_is_named(fake, monkeypatch, tmp
     rates = {1: 1000.0, 2: 1900.0, 4: 3000.0, 8: 5000.0}
     fake.become(16, rates, device="cuda", on_device=9 * GIB)
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
-    way = fake.decide("epochs=4000")
+    way = fake.decide("epochs=4000", runs=16)
     assert way.at_once == 4 and "Service" not in way.line
     os.mkfifo(tmp_path / "control")
     way = fake.decide("epochs=4000")
