@@ -23,7 +23,7 @@ check: setup  ## lint, formatting and types
 	$(BIN)/mypy
 
 test: check  ## lint, types and tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 stress: setup  ## kill, stop and damage runs for ten minutes
 	$(BIN)/python -m pytest -m stress -v

@@ -1,6 +1,7 @@
 """Shared fixtures: a small image tree, a working directory, and commands run in this process."""
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from tests.helpers import CLASSES, Outcome
 def pytest_configure():
     """Handle SIGINT even if a shell started the tests in the background, which ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Tests run in several workers at once, so the commands that they start get one thread each.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
