@@ -443,9 +443,12 @@ def test_a_run_whose_terminal_is_closed_saves_and_exits(small, workplace):
     assert load_checkpoint(directory / "checkpoint.pt").epoch >= 2
 
 
-def test_a_sweep_whose_terminal_is_closed_writes_its_table(small, workplace):
-    process, terminal = in_a_terminal(workplace, "-m", *small, "epochs=2000", "seed=0,1")
-    read_until(terminal, b"epoch 3/2000")
+# Runs in processes of their own draw no bar.
+@pytest.mark.parametrize(("parallel", "text"), [(1, b"epoch 3/2000"), (2, b"  decay  ")])
+def test_a_sweep_whose_terminal_is_closed_writes_its_table(small, workplace, parallel, text):
+    sweep = ("-m", *small, "epochs=2000", "seed=0,1", f"parallel={parallel}")
+    process, terminal = in_a_terminal(workplace, *sweep)
+    read_until(terminal, text)
     os.close(terminal)
     assert process.wait(60) == 129
     table = (workplace / "results" / "default" / "table.csv").read_text()
