@@ -33,7 +33,10 @@ GIB = 2**30
         (["parallel=2"], "parallel=2: is for sweeps, python train.py -m"),
         (["parallel=auto"], "parallel=auto: is for sweeps, python train.py -m"),
         (["-m", "parallel=1,2"], "parallel=1,2: must be one value for the whole sweep"),
-        (["-m", "parallel=2", "hydra/launcher=basic"], "parallel=2: not with hydra/launcher=basic"),
+        (
+            ["-m", "parallel=2", "hydra/launcher=basic"],
+            "parallel=2: cannot be combined with hydra/launcher=basic",
+        ),
         (["-m", "parallel=0"], "parallel=0: must be a whole number at least 1"),
         (["-m", "parallel=many"], "parallel=many: must be one of auto or a number"),
     ],
