@@ -11,8 +11,9 @@ A run's directory is results/runs/<group>/<run>. The same keys and values name t
 finished run is not trained again, an unfinished one resumes, a failed one is trained again. A sweep
 writes its report to results/<group>/README.md; `python -m scripts.status group=NAME` shows its
 progress. A sweep trains several runs at once if that is faster; parallel=N sets the number.
-hydra/launcher=slurm (or submitit_local, ray, joblib) takes it elsewhere. --cfg job prints the
-composed configuration; --hydra-help shows Hydra's own flags.
+hydra/launcher=NAME (slurm, submitit_local, ray or joblib) trains its runs with that launcher, for
+example as Slurm jobs. --cfg job prints the composed configuration; --hydra-help shows Hydra's own
+flags.
 """
 
 import os
@@ -69,7 +70,7 @@ def train(config: Config, arguments: list[str]) -> None:
             # Another process finished the run while this one was starting.
             print(run.describe())
             return
-        ranks.check_alike("data.root", (classes, setup.normalization))
+        ranks.check_equal("data.root", (classes, setup.normalization))
         state, progress = setup.make_state(), Progress(config.epochs)
         run.found |= plan.rates() | facts(runtime)
         run.found["parameters"] = sum(p.numel() for p in state.model.parameters())

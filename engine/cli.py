@@ -1,8 +1,8 @@
 """Reads command lines into checked configurations, and turns exceptions into exit statuses.
 
 Hydra composes configurations and sweeps. Every job of a sweep is composed and checked here before
-anything is written. A mistake is printed in one line, with exit status 2. Imports no torch, so that
-`--help` and error messages appear at once.
+anything is written. A mistake is printed in one line, with exit status 2. Does not import torch, so
+that `--help` and error messages appear at once.
 """
 
 import argparse
@@ -190,7 +190,7 @@ def read_command_line(
 
 
 def check_parallel(overrides: Sequence[str], jobs: Sequence[Job], multirun: bool) -> None:
-    """Raise UserError if `parallel` is given where it has no meaning, or with several values."""
+    """Check `parallel`; raise UserError if it has several values, no sweep, or a launcher."""
     given = next(filter(is_parallel, overrides), None)
     if given is not None and not multirun:
         raise UserError(f"{given}: is for sweeps, python train.py -m ...; one run needs no number")
@@ -198,7 +198,7 @@ def check_parallel(overrides: Sequence[str], jobs: Sequence[Job], multirun: bool
         raise UserError(f"{given or 'parallel'}: must be one value for the whole sweep")
     launcher = next(filter(is_launchers, overrides), None)
     if given is not None and launcher is not None:
-        raise UserError(f"{given}: not with {launcher}, which decides by itself; give one of them")
+        raise UserError(f"{given}: cannot be combined with {launcher}; give one of them")
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -265,7 +265,7 @@ def read_arguments(arguments: Sequence[str], config_type: type[T], usage: str | 
             raise UserError(f"{argument}: must be key=value; see --help")
         key = argument.partition("=")[0]
         if sum(other.startswith(f"{key}=") for other in arguments) > 1:
-            raise UserError(f"{argument}: {key} is given more than once")
+            raise UserError(f"{argument}: {key} is given more than once; give it once")
     try:
         raw = _read_dotlist(arguments, text_keys(config_type))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
@@ -318,7 +318,7 @@ def check_ranks(several: bool) -> None:
         raise UserError(f"WORLD_SIZE={_world_size()}: {name} is one process; start it with python")
     needed = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     if absent := [name for name in needed if name not in os.environ]:
-        allowed = f"several ranks are started by torchrun, which sets {', '.join(absent)} too"
+        allowed = f"{', '.join(absent)} not set; start several ranks with torchrun"
         raise UserError(f"WORLD_SIZE={_world_size()}: {allowed}")
 
 

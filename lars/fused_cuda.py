@@ -25,7 +25,10 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @functools.cache
 def usable(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return True if the kernels run on this device and dtype. They are tried once; else warn."""
+    """Return True if the kernels run on this device and dtype.
+
+    They are tried once. A failure is shown as a warning.
+    """
     if dtype not in _DTYPES:  # Triton passes scalars to kernels as fp32, too coarse for fp64
         return False
     probe = torch.tensor([3.0, 4.0], dtype=dtype, device=device)
@@ -155,7 +158,10 @@ class Chunking:
         if table is None:
             # Pinned memory cannot be allocated during a capture, so eager steps reserve some.
             if not self._spare:
-                raise RuntimeError("LARS can capture four steps at most after each eager step")
+                raise RuntimeError(
+                    "LARS can capture at most four steps after each eager step: "
+                    "take an eager step first"
+                )
             pinned = self._spare.pop().copy_(torch.tensor(addresses, device="cpu"))
             self._captured.append(pinned)
             table = pinned.to(self._device, non_blocking=True)

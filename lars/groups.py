@@ -50,7 +50,7 @@ def parameter_groups(
         norm_modules: module classes whose parameters all count as normalization parameters.
 
     Raises:
-        TypeError: `model` is no nn.Module, or a graph of torch.export.
+        TypeError: `model` is not an nn.Module, or a graph of torch.export.
         ValueError: another argument is invalid.
 
     """

@@ -264,7 +264,7 @@ class LARS(Optimizer):
                 if not group["capturable"]:
                     check_not_capturing(param, "capturable=False: set it to True")
                 if not isinstance(rule.lr, Tensor) or rule.lr.device != param.device:
-                    check_not_capturing(param, "lr that is no tensor on the parameter's device")
+                    check_not_capturing(param, "lr that is not a tensor on the parameter's device")
                 own_rule = replace(rule, dampening=0.0) if alone else rule
                 if isinstance(rule.lr, Tensor) and rule.lr.device.type != "cpu":
                     own_rule = replace(own_rule, lr=rule.lr.to(param.device))

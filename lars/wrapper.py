@@ -58,7 +58,7 @@ class LARSWrapper(Optimizer):
             if the decay is decoupled.
 
     Raises:
-        TypeError: `optimizer` is no torch Optimizer, or one that cannot be wrapped: it evaluates
+        TypeError: `optimizer` is not a torch Optimizer, or one that cannot be wrapped: it evaluates
             the model or differentiates gradients in its step, steps during the backward pass, hides
             its groups, or has trust ratios of this package.
         ValueError: an option is invalid, in the arguments or in a group.

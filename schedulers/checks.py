@@ -30,7 +30,7 @@ def check_number(name: str, value: Any, above_zero: bool = False, most: float = 
 
 
 def check_count(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """Return `value` as an int; raise ValueError if it is no whole number from `least` to `most`.
+    """Return `value` as an int; raise ValueError unless it is a whole number in the range.
 
     Args:
         name: name of the argument in the error message.

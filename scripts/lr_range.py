@@ -103,7 +103,7 @@ def suggest(config: Config, made: "RangeTest", peak: float, facts: dict[str, Any
         config: the configuration.
         made: the result of the range test.
         peak: the suggested peak rate.
-        facts: the command and the facts that a result is cited with.
+        facts: the command and the facts recorded with a result.
 
     """
     from engine.runs.records import RESULTS, cannot_write, check_inside

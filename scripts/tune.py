@@ -71,7 +71,7 @@ def main() -> int:
     own = ("group=", "data.holdout=", "data.test_size=")
     for key in own:
         if sum(g.startswith(key) for g in given) > 1:
-            raise UserError(f"{key[:-1]}: is given more than once")
+            raise UserError(f"{key[:-1]}: is given more than once; give it once")
     if size := next((g for g in given if g.startswith(own[2]) and g != "data.test_size=0"), None):
         raise UserError(f"{size}: a search never evaluates the test split")
     asked = [g for g in given if not g.startswith(("tune.", *own))]

@@ -2,5 +2,5 @@
 
 import pytest
 
-# So that a failed assert there tells its values, as one in a test does.
+# So that a failed assert there shows its values, as one in a test does.
 pytest.register_assert_rewrite("tests.helpers")

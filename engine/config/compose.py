@@ -1,7 +1,7 @@
 """Composes YAML files and overrides into checked configurations, with Hydra's compose.
 
 Every job of a sweep is composed and checked before anything is written. An error is one line that
-names the override it is about. Imports no torch.
+names the override it is about. Does not import torch.
 """
 
 import os
@@ -73,7 +73,9 @@ def read_overrides(
             print(f"checking  {len(lists)} runs", file=sys.stderr, flush=True)
         jobs = [_make_job(config_name, config_type, job) for job in lists]
     if not jobs:
-        raise UserError(f"{' '.join(overrides)}: a sweep over no values")
+        raise UserError(
+            f"{' '.join(overrides)}: a list of values is empty; give at least one value"
+        )
     return jobs
 
 
@@ -215,13 +217,17 @@ def _compose(config_name: str, config_type: Any, overrides: list[str]) -> DictCo
     try:
         composed = compose(config_name, overrides, return_hydra_config=True)
     except RecursionError as error:
-        raise UserError(f"{' '.join(overrides)}: a configuration that includes itself") from error
+        raise UserError(
+            f"{' '.join(overrides)}: a configuration file includes itself; fix its defaults"
+        ) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{' '.join(overrides)}: one of its files is not UTF-8 text") from error
+        raise UserError(
+            f"{' '.join(overrides)}: a configuration file is not UTF-8; save it as UTF-8"
+        ) from error
     except (HydraException, OmegaConfBaseException, ValueError, OSError, yaml.YAMLError) as error:
         folders = [CONF, *_added_folders(overrides)]
         hydra_rules.explain(overrides, known_keys(config_type), folders, str(error))
-        raise UserError(hydra_rules.one_line(error)) from error
+        raise UserError(f"{' '.join(overrides)}: {hydra_rules.one_line(error)}") from error
     own = list(filter(hydra_rules.is_hydras, overrides))
     hydra_rules.take_hydras(composed, config_name, own)
     return composed
@@ -249,4 +255,4 @@ def _split(overrides: list[str]) -> list[list[str]]:
         )
         return BasicSweeper.split_arguments(parsed, None)[0]
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(hydra_rules.one_line(error)) from error
+        raise UserError(f"{' '.join(overrides)}: {hydra_rules.one_line(error)}") from error

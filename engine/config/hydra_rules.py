@@ -77,10 +77,10 @@ def take_hydras(composed: DictConfig, config_name: str, hydra_overrides: Sequenc
     launcher = _chosen(config_name, tuple(hydra_overrides))["launcher"]
     for key, expected in (_chosen(config_name, ()) | {"launcher": launcher}).items():
         if own.get(key) != expected:
-            hint = "; write hydra/launcher=NAME and hydra.launcher.KEY=VALUE in the command"
-            extra = hint if key == "launcher" else ""
+            hint = "set hydra/launcher=NAME and hydra.launcher.KEY=VALUE in the command instead"
+            extra = f"; {hint if key == 'launcher' else 'remove it from the file'}"
             raise key_error(
-                f"hydra.{key}", own.get(key), f"no configuration may set it here{extra}"
+                f"hydra.{key}", own.get(key), f"a configuration file must not set this key{extra}"
             )
     inner = [v for v in composed.hydra.launcher.values() if OmegaConf.is_config(v)]
     if any(word in OmegaConf.to_yaml(value) for value in inner for word in CODE):
@@ -152,7 +152,7 @@ def explain(
             chosen = next(
                 (o for o in overrides if o.startswith(f"{group}=")), f"the default {group}"
             )
-            raise key_error(key, value, f"{chosen} has no key {leaf}")
+            raise key_error(key, value, f"{chosen} has no key {leaf}; see --help")
 
 
 def _is_sweep(value: str) -> bool:
@@ -207,7 +207,8 @@ def by_batch(values: Mapping[int, Any], *, _root_: Any, _node_: Any) -> Any:
 
 def _check_mapping(resolver: str, values: Any) -> None:
     if not isinstance(values, Mapping):
-        raise UserError(f"${{{resolver}:{values}}}: must be pairs, ${{{resolver}:{{a: 1, b: 2}}}}")
+        allowed = f"must be key: value pairs, such as ${{{resolver}:{{a: 1, b: 2}}}}"
+        raise UserError(f"${{{resolver}:{values}}}: {allowed}")
 
 
 def without_absent(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Lists every configuration key with its meaning, allowed values and defaults, as text.
+"""Lists every configuration key with its meaning, allowed values and defaults.
 
 Meanings and allowed values come from the configuration classes, defaults from conf/. `--help`
 prints them, and scripts/options.py writes docs/options.md and the comments in conf/ from them.
-Imports no torch.
+Does not import torch.
 """
 
 import dataclasses
@@ -24,22 +24,22 @@ from engine.config.parse import allowed_values, key_types
 WIDTH = 100
 # The column of `--help` in which meanings begin.
 INDENT = 24
-# This many members that agree on a default are not named one by one.
+# If this many members share a default, they are not named.
 MANY = 3
 
 
 @dataclass(frozen=True)
 class Option:
-    """A configuration key as text.
+    """The description of a configuration key.
 
     Attributes:
         group: the key's group, such as `optimizer`, or "" at the root.
         name: the key inside its group.
         meaning: what the key does.
         allowed: the allowed values, in words.
-        defaults: the default by member of the group (`{"sgd": 0.1, "lars": 4.0}`), for members that
-            have the key; by "" if the group has no members.
-        members: number of members of the group.
+        defaults: maps each member of the group that has the key to its default
+            (`{"sgd": 0.1, "lars": 4.0}`). If the group has no members, the only entry is "".
+        members: number of members of the group, such as the optimizers; 1 if it has none.
 
     """
 
@@ -56,7 +56,7 @@ class Option:
         return f"{self.group}.{self.name}" if self.group else self.name
 
     def describe_defaults(self) -> str:
-        """Return the default, or each member's; one that most of many share comes first, unnamed.
+        """Return the default as text, or each member's; the most common comes first, without names.
 
         >>> Option("data", "root", "", "", {"a": 1, "b": 1, "c": 1, "d": 2}).describe_defaults()
         '1, d 2'

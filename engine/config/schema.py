@@ -2,8 +2,8 @@
 
 Other modules contain the keys of each optimizer and schedule (optimizers.py, schedules.py), the
 composition of YAML and command line (compose.py), the parsing of values (parse.py), and the checks
-that need the data, with every derived number (training/plan.py). Imports no torch, so that `--help`
-and error messages appear at once.
+that need the data, with every derived number (training/plan.py). Does not import torch, so that
+`--help` and error messages appear at once.
 """
 
 import dataclasses
@@ -263,9 +263,9 @@ def _defaults(config: Any = Config, prefix: str = "") -> dict[tuple[str, str | N
 class EvaluationDataConfig:
     """The data keys of val.py."""
 
-    root: str | None = key("directory of the images; null: where the run found them")
+    root: str | None = key("directory of the images; null: the one that the run used")
     cache: str | None = key(
-        "where decoded images are kept if data.root cannot be written; null: as the run"
+        "where decoded images are kept if data.root cannot be written; null: as in the run"
     )
 
 
@@ -275,7 +275,7 @@ class EvaluationConfig:
 
     checkpoint: str | None = key("a checkpoint file, or a run's directory")
     device: Device = key("where to compute: auto, cpu, cuda or mps")
-    threads: Threads | None = key("CPU threads; null: as the run")
+    threads: Threads | None = key("CPU threads; null: as in the run")
     json: bool = key(
         "print one line of JSON: test_accuracy, test_loss, per_class_accuracy, history"
     )

@@ -100,7 +100,7 @@ def _check_size(path: str, image: Any) -> None:
 
 
 def _has_frames(path: str, file: Any) -> bool:
-    """Return True if a file has several frames. Damage after the first frame is no error."""
+    """Return True if a file has several frames. Damage after the first frame is not an error."""
     if file.format not in ("GIF", "TIFF"):
         return getattr(file, "n_frames", 1) > 1
     from PIL import Image

@@ -402,5 +402,7 @@ def _download(config: DownloadedDataConfig, known: Known, root: Path) -> Path:
 
 
 def _no_download(config: DownloadedDataConfig, reason: str) -> UserError:
-    allowed = f"could not be downloaded ({reason}); use data=synthetic, or data.root=DIR of a copy"
+    allowed = (
+        f"could not be downloaded ({reason}); use data=synthetic, or data.root=DIR with a copy"
+    )
     return key_error("data", config.name, allowed)

@@ -62,9 +62,9 @@ def noise_section(rows: Sequence[Row]) -> str:
         "",
         "The scale is tr(Sigma) / |G|^2 in examples, averaged over about 50 steps. At a batch of "
         "that size a run needs twice the fewest steps and twice the fewest examples (McCandlish et "
-        "al. 2018); it is a rule of thumb, and the accuracies above are the measurement. Where the "
-        "estimate is not above 0, as where a batch leaves too little noise to be seen, an epoch is "
-        "without one.",
+        "al. 2018); it is a rule of thumb, and the accuracies above are the measurement. If the "
+        "estimate is not above 0, for example because a large batch averages out the noise, the "
+        "epoch has none.",
     ]
     return "\n".join(lines)
 

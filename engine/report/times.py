@@ -91,7 +91,7 @@ class Timed:
         return record.counted and (shared or conditions_of(record) != common)
 
     def notes(self, common: Known) -> list[str]:
-        """Return notes on what sets the row's times apart from times measured under `common`."""
+        """Return notes on how the conditions of the row's times differ from `common`."""
         notes, total = [], len(self.candidates)
         if self.shared:
             notes.append(f"{_count(len(self.shared), total)} shared the machine")
@@ -104,7 +104,7 @@ class Timed:
 
 
 def most_common(found: Iterable[Known]) -> Known:
-    """Return the most common conditions, the first of several; None if `found` is empty."""
+    """Return the most common conditions; None if `found` is empty. In a tie the first one wins."""
     ranked = Counter(found).most_common(1)
     return ranked[0][0] if ranked else None
 

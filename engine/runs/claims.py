@@ -2,7 +2,7 @@
 
 Other threads sum in another order, which changes the last bits of a run. So a sweep decides the
 threads when it claims a run, the process that begins the run writes what it uses, and whatever
-resumes the run reads it: another sweep, one with fewer runs left, or train.py alone.
+resumes the run reads it: another sweep, one with fewer pending runs, or train.py alone.
 """
 
 import dataclasses
@@ -32,19 +32,19 @@ def write_threads(directory: Path, threads: int) -> None:
     write_text_atomically(_path(directory), json.dumps({"threads": threads}) + "\n")
 
 
-def plan_threads(config: Config, directory: Path, threads: int | None, anew: bool) -> None:
+def plan_threads(config: Config, directory: Path, threads: int | None, replaces: bool) -> None:
     """Write the threads that a sweep decided for a run that gives none, unless it has begun.
 
     Args:
         config: the run's configuration.
         directory: the run's directory.
         threads: the decided threads; None if the run's own machine decides.
-        anew: True to replace an earlier decision for a run that has not begun.
+        replaces: True to replace an earlier decision for a run that has not begun.
 
     """
     if config.threads is not None or holder(directory) or _has_begun(config, directory):
         return
-    if config.resume and not anew and claimed_threads(directory) is not None:
+    if config.resume and not replaces and claimed_threads(directory) is not None:
         return
     if threads is None:
         _path(directory).unlink(missing_ok=True)
@@ -60,7 +60,7 @@ def with_claimed_threads(config: Config, directory: Path) -> Config:
     """
     if config.threads is not None or world_size() > 1:
         return config
-    if not (config.resume or records.begun_afresh(directory) or in_sweep()):
+    if not (config.resume or records.restarted(directory) or in_sweep()):
         return config
     return dataclasses.replace(config, threads=claimed_threads(directory))
 
@@ -69,7 +69,7 @@ def _has_begun(config: Config, directory: Path) -> bool:
     """Return True if the run has a checkpoint that it would resume from."""
     checkpoint = directory / records.CHECKPOINT
     saved = checkpoint.exists() or previous_of(checkpoint).exists()
-    return saved and (config.resume or records.begun_afresh(directory))
+    return saved and (config.resume or records.restarted(directory))
 
 
 def _path(directory: Path) -> Path:

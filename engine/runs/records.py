@@ -69,7 +69,7 @@ def cannot_write(path: Path, error: OSError) -> UserError:
     for place in (path, *path.parents):
         # The system reports a dangling link, such as one to an unmounted disk, as "File exists".
         if place.is_symlink() and not place.exists():
-            reason = f"{place} is a link to {os.readlink(place)}, which is not there"
+            reason = f"{place} is a link to {os.readlink(place)}, which does not exist"
     allowed = f"cannot be written ({reason}); needs a folder you may write to"
     return key_error("results", path, allowed)
 
@@ -112,7 +112,7 @@ def _read_published(path: Path, _modified: int, _size: int) -> dict[str, dict[st
     return {line["run"]: line for line in lines}
 
 
-def begun_afresh(directory: Path) -> bool:
+def restarted(directory: Path) -> bool:
     """Return True if resume=false has restarted the run here and it has no new outcome yet.
 
     Until then its published outcome does not count, and the same command resumes the new run.
@@ -199,7 +199,7 @@ def load_records(group: str) -> list[Record]:
         record = _load_record(directory.parent.parent)
         # Another machine may have published a run that this one has only claimed.
         name = record.summary["run"]
-        if record.counted or name not in records or begun_afresh(directory.parent.parent):
+        if record.counted or name not in records or restarted(directory.parent.parent):
             records[name] = record
 
     def place(record: Record) -> tuple[tuple[int, str], int, float, int, str]:

@@ -83,7 +83,7 @@ class Run:
         """
         summary = records.read_summary(self.directory)
         if summary is None or summary["status"] not in records.FINISHED:
-            if not records.begun_afresh(self.directory):
+            if not records.restarted(self.directory):
                 summary = records.published_runs(self.config.group).get(self.name, summary)
         return summary
 
@@ -92,12 +92,12 @@ class Run:
 
         Raises UserError as `load_latest` does.
         """
-        if not (self.config.resume or records.begun_afresh(self.directory)):
+        if not (self.config.resume or records.restarted(self.directory)):
             return None
         return load_latest(self.checkpoint, start_over=not self.config.resume)
 
     def finished(self) -> bool:
-        """Return True if the run has completed or diverged, so that training again repeats it."""
+        """Return True if the run has completed or diverged, and need not be trained again."""
         summary = self.summary()
         return summary is not None and summary["status"] in records.FINISHED
 
@@ -115,7 +115,7 @@ class Run:
         )
 
     def describe(self) -> str:
-        """Return the outcome and the place of its files as two lines."""
+        """Return the outcome and the path of its file as two lines."""
         here = (self.directory / "summary.json").exists()
         place = self.directory if here else records.RESULTS / self.config.group / "runs.jsonl"
         return f"{self.outcome()}\nin        {place}"
@@ -137,9 +137,9 @@ class Run:
     def claim(self, arguments: list[str]) -> None:
         """Create the run's directory and its configuration, unless they exist.
 
-        A run whose directory has no summary.json is pending, running or was killed. A sweep claims
-        all its runs first, so that its table lists each of them. Raises UserError if the directory
-        cannot be written.
+        A run whose directory has no summary.json is pending or running, or was killed. A sweep
+        claims all its runs first, so that its table lists each of them. Raises UserError if the
+        directory cannot be written.
         """
         records.check_inside(self.config.group, self.name)
         self.arguments = arguments

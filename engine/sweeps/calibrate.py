@@ -27,7 +27,7 @@ WARM_UP_STEPS = {"cpu": 1}
 
 
 def make_trainer(config: Config, classes: int, train_examples: int) -> Callable[[int], float]:
-    """Return a function that trains for `SECONDS` with so many threads, and returns images/s.
+    """Return a function that trains for `SECONDS` with some number of threads and returns images/s.
 
     Args:
         config: the configuration of a run.

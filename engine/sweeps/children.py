@@ -1,7 +1,7 @@
 """Trains a sweep's runs in separate processes, several at once.
 
 Each process is the command that the run's page prints, `python train.py ...`, so it resumes, saves
-and fails as that command does. It runs in a session of its own, so that it receives Ctrl-C once,
+and fails as that command does. It runs in a separate session, so that it receives Ctrl-C once,
 from the sweep. Its lines are printed with the run's name before them.
 """
 
@@ -162,7 +162,7 @@ class Child:
         """Print why an ended process did not finish its run, and record a failure.
 
         Args:
-            stopping: True if the sweep was told to stop.
+            stopping: True if the sweep received a signal to stop.
 
         """
         status, name = self.process.returncode, self.run.name

@@ -20,6 +20,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from engine.config.compose import CONF, Job
+from engine.config.hydra_rules import one_line
 from engine.errors import UserError
 from engine.system.resources import RUNS_AT_ONCE, available_cpus
 
@@ -74,7 +75,10 @@ def check_launcher(hydra_overrides: Sequence[str]) -> None:
         with made_launcher(lambda composed: None, hydra_overrides):
             pass
     except (HydraException, ImportError, RuntimeError) as error:
-        raise UserError(f"{' '.join(hydra_overrides)}: {error}") from error
+        allowed = f"the launcher cannot be made: {one_line(error)}"
+        raise UserError(
+            f"{' '.join(hydra_overrides)}: {allowed}; fix or remove its keys"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -57,7 +57,10 @@ class RangeTest:
         return smoothed.index(min(smoothed))
 
     def steepest(self) -> int | None:
-        """Return the step before the lowest loss where it falls fastest; None if it never falls."""
+        """Return the step at which the loss falls fastest over log(rate); None if it never falls.
+
+        Only steps up to the lowest smoothed loss are considered.
+        """
         logs = [math.log(rate) for rate in self.rates]
         slopes = {
             step: statistics.linear_regression(logs[near], self.losses[near]).slope

@@ -1,8 +1,8 @@
 """Decides how many runs of a sweep train at once on this machine, and with how many threads each.
 
 One run seldom uses all cores well: small batches and the parts between steps leave some idle. The
-decision rests on cores, memory, device and a short measurement (speeds.py). Given `parallel=N`
-decides instead, or a launcher of Hydra's that the command chooses.
+decision rests on cores, memory, device and a short measurement (speeds.py). If the
+command gives `parallel=N` or chooses one of Hydra's launchers, that decides instead.
 """
 
 import heapq
@@ -34,13 +34,13 @@ from engine.training.plan import Plan
 
 # Memory that a process takes besides a run's estimate: libraries, workspaces, a CUDA context.
 PROCESS_BYTES = 1.5 * 2**30
-# A sweep that takes less may be over before a measurement and more processes pay.
+# In a shorter sweep, measuring and starting processes may take longer than they save.
 LONG_SECONDS = 120.0
-# More runs at once must be faster by this part, since every process has costs of its own.
+# More runs at once must be faster by this fraction, since every process adds overhead.
 LEAST_GAIN = 0.03
 # Rates that no run exceeds by much, in FLOP/s: of a CPU core, and of a GPU at small networks.
 CORE_FLOPS, GPU_FLOPS = 1e11, 2e13
-# So many numbers of runs at once can be measured in time.
+# At most this many numbers of runs at once can be measured within the time limit.
 MOST_CANDIDATES = 7
 ONE = "parallel  1 run at a time (parallel=2 for two): "
 
@@ -53,14 +53,15 @@ class Way:
         at_once: how many runs train at once, each in a process; None: Hydra's launcher trains them,
             by default one at a time in this process.
         threads: CPU threads of a run that has none yet; None: its own machine decides.
-        anew: True if these threads replace those of an earlier sweep for runs that have not begun.
+        replaces: True if these threads replace those of an earlier sweep, for runs that have not
+            begun.
         line: what to print about it; "" for nothing.
 
     """
 
     at_once: int | None
     threads: int | None
-    anew: bool = False
+    replaces: bool = False
     line: str = ""
 
 
@@ -77,10 +78,10 @@ def choose_way(
 
     """
     if any(map(is_launchers, hydra_overrides)):
-        return Way(None, launcher_threads(hydra_overrides, len(jobs)), anew=True)
+        return Way(None, launcher_threads(hydra_overrides, len(jobs)), replaces=True)
     wanted, cpus = jobs[0].config.parallel if jobs else 1, available_cpus()
     if wanted == 1 or (wanted == "auto" and len(jobs) == 1):
-        return Way(None, cpus, anew=wanted == 1)
+        return Way(None, cpus, replaces=wanted == 1)
     if wanted == "auto":
         kept = kept_threads(jobs)
         return (
@@ -90,10 +91,10 @@ def choose_way(
     if at_once > fits:
         allowed = f"at most {fits} of these runs fit{'s' * (fits == 1)} into memory at once"
         raise key_error("parallel", wanted, allowed)
-    # Not divided by the jobs that are left: a sweep that is started again decides the same.
+    # Not divided by the number of pending jobs, so that a restarted sweep decides the same.
     threads = max(1, cpus // min(wanted, total))
     line = describe(at_once, jobs[0].config.threads or threads, device_of(jobs[0]).type)
-    return Way(at_once, threads, anew=True, line=line)
+    return Way(at_once, threads, replaces=True, line=line)
 
 
 def kept_threads(jobs: Sequence[Job]) -> int | None:
@@ -156,7 +157,7 @@ def candidates(cpus: int, most: int) -> list[int]:
 
     Args:
         cpus: available CPUs.
-        most: the largest number that makes sense; at least 1.
+        most: the largest number to consider; at least 1.
 
     >>> candidates(12, 12), candidates(96, 40)
     ([1, 2, 3, 4, 6, 8, 12], [1, 2, 4, 8, 16, 32])
@@ -189,9 +190,17 @@ def fastest(
 
 
 def makespan(images: Sequence[float], at_once: int, rate: float, startup_seconds: float) -> float:
-    """Return the seconds that all runs take if each starts as soon as there is room for it.
+    """Return the seconds from the start of the first run to the end of the last.
 
-    One at a time they train in this process, which has started already.
+    A run starts as soon as fewer than `at_once` runs are training. With `at_once` 1, the runs train
+    in this process, so `startup_seconds` is not added.
+
+    Args:
+        images: images that each run trains on, in the order in which runs start.
+        at_once: number of runs that train at once.
+        rate: images per second of all runs together.
+        startup_seconds: time until a process begins to train.
+
     """
     ends = [0.0] * at_once
     for count in images:
@@ -209,8 +218,8 @@ def count_fitting(jobs: Sequence[Job], plans: Sequence[Plan]) -> int:
     for job, plan in zip(jobs, plans, strict=True):
         c = job.config
         state = c.optimizer.state_tensors
-        alike = (c.model, c.data, state, c.ema, c.precision, c.device, largest_pass(plan))
-        distinct[alike] = (c, plan)
+        requirements = (c.model, c.data, state, c.ema, c.precision, c.device, largest_pass(plan))
+        distinct[requirements] = (c, plan)
     needed = max(needed_bytes(c, load_data(c.data), plan) for c, plan in distinct.values())
     device, host = device_of(jobs[0]), available_bytes()
     on_host = PROCESS_BYTES if device.type == "cuda" else PROCESS_BYTES + needed

@@ -151,7 +151,7 @@ def shortened(config: Config, batch: int) -> Config:
 
 @contextlib.contextmanager
 def started_workers(number: int) -> Iterator[list["subprocess.Popen[str]"]]:
-    """Yield so many processes of calibrate.py, which are killed at the end of the block."""
+    """Yield `number` processes of calibrate.py, which are killed at the end of the block."""
     paths = [str(CONF.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     workers: list[subprocess.Popen[str]] = []
     try:
@@ -191,7 +191,7 @@ def ask(workers: Sequence["subprocess.Popen[str]"], line: str, deadline: float) 
             worker.stdin.flush()
     for worker in workers:
         assert worker.stdout is not None
-        left = max(0.0, deadline - time.monotonic())
-        answered = select.select([worker.stdout], [], [], left)[0]
+        remaining = max(0.0, deadline - time.monotonic())
+        answered = select.select([worker.stdout], [], [], remaining)[0]
         answers.append(worker.stdout.readline().strip() if answered else "")
     return answers

@@ -1,7 +1,7 @@
 """Runs a sweep: claims its runs, trains them, and always writes a report.
 
-Runs are trained in this process, in several processes at once (children.py), or where Hydra's
-launcher decides (launch.py). Outcomes are read from the runs' directories, so a job that died
+Runs are trained in this process, in several processes at once (children.py), or by Hydra's
+launcher (launch.py). Outcomes are read from the runs' directories, so a job that died
 affects neither the other runs nor the table.
 """
 
@@ -106,21 +106,21 @@ def claim_missing(
         hydra_overrides: overrides of Hydra's own keys, which choose the launcher.
 
     """
-    pending, left = {}, []
+    pending, pending_plans = {}, []
     for job, plan in zip(jobs, plans, strict=True):
         run = Run(job.config)
         if job.config.resume and run.finished():
             print(f"finished  {run.name}: {run.outcome()}")
         else:
             pending[run] = job
-            left.append(plan)
+            pending_plans.append(plan)
     print(f"sweep     {len(jobs)} runs, {len(jobs) - len(pending)} finished already", flush=True)
-    way = choose_way(list(pending.values()), left, hydra_overrides, len(jobs))
+    way = choose_way(list(pending.values()), pending_plans, hydra_overrides, len(jobs))
     if way.line:
         print(way.line, flush=True)
     for run, job in pending.items():
         run.claim(job.arguments)
-        plan_threads(job.config, run.directory, way.threads, way.anew)
+        plan_threads(job.config, run.directory, way.threads, way.replaces)
     return pending, way
 
 

@@ -148,7 +148,9 @@ def search_by_optuna(cells: Sequence[Cell], measure: Measure, trials: int) -> No
     try:
         import optuna
     except ModuleNotFoundError as error:
-        raise key_error("tune.trials", trials, "needs pip install -e '.[optuna]'") from error
+        raise key_error(
+            "tune.trials", trials, "needs Optuna; run pip install -e '.[optuna]'"
+        ) from error
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     studies = [
@@ -220,7 +222,10 @@ def tuning_page(
     """
     keys = list(cells[0].axes)
     names = [key.removeprefix("optimizer.") for key in keys]
-    chosen = "a grid for each optimizer and batch, all grown alike while any best lay on an edge"
+    chosen = (
+        "a grid for each optimizer and batch, all extended together while any best value lay on an "
+        "edge"
+    )
     if cells[0].asked:
         chosen = "Optuna's trials, as many for each optimizer and batch"
     lines = [

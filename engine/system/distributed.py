@@ -113,7 +113,7 @@ def cached_by_first(function: Callable[[], T]) -> T:
     return together(lambda: result if first else function())  # type: ignore[return-value]
 
 
-def check_alike(key: str, value: object) -> None:
+def check_equal(key: str, value: object) -> None:
     """Raise UserError on every rank if the ranks pass different values."""
     if not _several():
         return
@@ -121,7 +121,11 @@ def check_alike(key: str, value: object) -> None:
     dist.all_gather_object(values, value)
     others = [place for place, other in enumerate(values) if other != values[0]]
     if others:
-        raise key_error(key, f"rank {others[0]}", "must hold what rank 0 has; the two differ")
+        raise key_error(
+            key,
+            f"rank {others[0]}",
+            "its data differ from those of rank 0; give every rank the same data",
+        )
 
 
 def add_over_ranks(*tensors: Tensor) -> None:

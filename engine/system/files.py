@@ -1,8 +1,9 @@
 """Atomic writes, SHA-256 checksums, and JSON without NaN.
 
 A file is written under a temporary name in the same directory, flushed to disk, then renamed. A
-checkpoint ends in the SHA-256 of the bytes before it, so any damage is detected. torch.load ignores
-these 40 bytes: a reader of zip archives searches for the end of the archive.
+checkpoint ends with a trailer of 40 bytes: a marker and the SHA-256 of all bytes before it, so any
+damage is detected. torch.load ignores the trailer, because a reader of zip archives searches for
+the end of the archive.
 """
 
 import contextlib
@@ -68,7 +69,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch.save raises a RuntimeError of its own while it handles the OSError.
+        # torch.save raises a separate RuntimeError while it handles the OSError.
         found = error.__context__ if isinstance(error, RuntimeError) else error
         if not isinstance(found, OSError):
             raise
@@ -123,7 +124,9 @@ def check_written(path: Path) -> None:
             # Drop the page cache, so that the data is read from the disk itself.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         if not checksum_agrees(file):
-            raise OSError(errno.EIO, "the file read back from disk is not what was written", path)
+            raise OSError(
+                errno.EIO, "the file read back from disk differs from what was written", path
+            )
 
 
 def plain(value: Any) -> Any:
@@ -145,8 +148,8 @@ def json_line(row: Mapping[str, Any]) -> str:
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects in a file of JSON lines; yield nothing if it cannot be read.
 
-    An incomplete last line is skipped, since a writer may still be at it. Raises UserError for any
-    other line that is not a JSON object, so that a report does not silently lose runs.
+    An incomplete last line is skipped, since a process may still be writing it. Raises UserError
+    for any other line that is not a JSON object, so that a report does not silently lose runs.
     """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
@@ -160,7 +163,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 return
             value = None
         if not isinstance(value, dict):
-            raise UserError(f"{path}: line {number} is no JSON object; fix or remove it")
+            raise UserError(f"{path}: line {number} is not a JSON object; fix or remove it")
         yield value
 
 

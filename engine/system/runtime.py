@@ -1,4 +1,4 @@
-"""Device, precision, threads and seeds of a run, and the facts that a result is cited with.
+"""Device, precision, threads and seeds of a run, and the facts recorded with a result.
 
 torch's process-wide settings are set again for every run, so that a run of a sweep does not inherit
 them from the run before.
@@ -28,12 +28,12 @@ PROJECT = Path(__file__).resolve().parent.parent.parent
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how a run computes.
+    """The device, precision, threads and ranks that a run uses.
 
     Attributes:
         device: this rank's device.
-        precision: `fp32` or `bf16`.
-        threads: CPU threads of each rank.
+        precision: of the forward pass, `fp32` or `bf16`.
+        threads: number of CPU threads of each rank.
         rank: this process's rank.
         world_size: number of ranks.
 
@@ -149,7 +149,7 @@ def choose_rank_device(name: str) -> torch.device:
 
 
 def check_sync_bn(sync_bn: bool, runtime: Runtime) -> None:
-    """Raise UserError if sync_bn is set on a device other than CUDA, where torch lacks kernels."""
+    """Raise UserError if sync_bn is set on a device other than CUDA: torch lacks its kernels."""
     if sync_bn and runtime.device.type != "cuda":
         allowed = f"needs device=cuda, and this run's is {runtime.device.type}"
         advice = "model.ghost_batch gives the same result for any number of ranks"
@@ -229,7 +229,7 @@ def commit() -> str | None:
 
 
 def facts(runtime: Runtime) -> dict[str, Any]:
-    """Return the facts that a result is cited with: hardware, precision, torch version, commit."""
+    """Return the facts recorded with a result: hardware, precision, torch version, commit."""
     return {
         "device": device_name(runtime.device),
         "world_size": runtime.world_size,

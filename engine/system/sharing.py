@@ -1,4 +1,4 @@
-"""Whether anything else took CPU from a run, so that its times are not those of a run left alone.
+"""Detects whether other processes took CPU time from a run, so that its times are not comparable.
 
 There are two signs. Another process of this host holds the lock of a run that this sweep did not
 start. Or, on the CPU, the process got less CPU time than its threads use if nothing disturbs them.
@@ -16,11 +16,11 @@ from engine.system.runtime import Runtime
 
 # The locks of a large folder of runs take a while to read, so they are read this often at most.
 LOOK_SECONDS = 10.0
-# The least part of its CPUs that a run left alone uses during its steps. It is measured on an idle
-# machine by `python -m scripts.bench.cpu_share`, for the models and batches of interest: the value
-# must be below the least share that it prints, with a margin of 0.05 or more.
+# The least share of its CPUs that an undisturbed run uses during its steps. It is measured on an
+# idle machine by `python -m scripts.bench.cpu_share`, for the models and batches of interest: the
+# value must be below the least share that it prints, with a margin of 0.05 or more.
 LEAST_CPU_SHARE = 0.75
-# Steps that took less time than this are not judged. A moment of the system's own work would count.
+# Steps that took less time than this are not judged. A short system task would distort them.
 SHORTEST_SECONDS = 1.0
 
 
@@ -57,12 +57,12 @@ def of_this_sweep(pid: int) -> bool:
 
 
 def lacked_cpu(runtime: Runtime, cpu_seconds: float, seconds: float) -> bool:
-    """Return True if training steps on the CPU got less CPU time than those of a run left alone.
+    """Return True if training steps on the CPU got less CPU time than in an undisturbed run.
 
     Steps on other devices, and those of several ranks, which wait for each other, are not judged.
 
     Args:
-        runtime: where the steps were computed.
+        runtime: the runtime of the steps.
         cpu_seconds: CPU time of this process during the steps, in seconds.
         seconds: wall time of the steps, in seconds.
 
@@ -81,7 +81,7 @@ def combine(verdicts: Iterable[bool | None]) -> bool | None:
 
 
 def cpu_share(threads: int, cpu_seconds: float, seconds: float) -> float:
-    """Return CPU time as a part of what a run's threads could use in so many seconds.
+    """Return CPU time as a fraction of what the run's threads could use in `seconds` of wall time.
 
     The runs of one parallel sweep divide the CPUs, so each can use only its part of them.
     """

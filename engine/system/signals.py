@@ -3,7 +3,7 @@
 Handled are SIGTERM, SIGINT, SIGHUP (sent when a terminal session ends) and SIGUSR1 (Slurm's warning
 before a job's end). While a run trains they only set a flag. After the run has saved, the handler
 that was installed before is called: the default one ends the process; a launcher's may requeue the
-job. Outside of training these signals end the process at once. Imports no torch.
+job. Outside of training these signals end the process at once. Does not import torch.
 """
 
 import contextlib
@@ -125,7 +125,7 @@ def pausing(every: int | str) -> Iterator[Pauses]:
 
 @contextlib.contextmanager
 def leaving() -> Iterator[None]:
-    """Make signals raise Stopped between a sweep's runs, so that the sweep writes its report."""
+    """Raise Stopped on a signal between a sweep's runs, so that the sweep writes its report."""
     with handling(present_handlers(), leave):
         yield
 

@@ -155,7 +155,7 @@ class Checkpoint:
             model.load_state_dict(self.model if state is None else state)
         except MISFITS as error:
             name = self.config.model.name
-            allowed = f"its weights do not fit model={name}"
+            allowed = f"its weights do not fit model={name}; use another checkpoint"
             raise key_error("checkpoint", self.path, allowed) from error
 
 

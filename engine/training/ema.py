@@ -25,13 +25,13 @@ class Average(AveragedModel):
         self.decay = decay
 
     def update_parameters(self, model: nn.Module) -> None:
-        """Update the average by the model's weights after a step."""
+        """Update the average with the model's weights after a step."""
         self.move(model)
         self.n_averaged += 1
 
     @torch.no_grad()
     def move(self, model: nn.Module) -> None:
-        """Do the part of an update that runs on the device and that a CUDA graph can replay."""
+        """Update the averaged weights and buffers on the device; a CUDA graph can capture this."""
         averaged = [*self.module.parameters(), *self.module.buffers()]
         present = [*model.parameters(), *model.buffers()]
         if int(self.n_averaged) == 0:

@@ -365,7 +365,7 @@ def epoch_row(
 def progress_bar(
     batches: Sequence[Tensor], title: str, begun_at: int = 0, rank: int = 0
 ) -> "tqdm[Tensor]":
-    """Return a progress bar over an epoch's remaining batches, silent if stderr is no terminal.
+    """Return a progress bar over an epoch's remaining batches, silent if stderr is not a terminal.
 
     Args:
         batches: indices of all batches of the epoch.

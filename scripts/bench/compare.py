@@ -1,4 +1,4 @@
-"""Comparison of new figures with those of an earlier results file. Imports no torch."""
+"""Compares new benchmark results with those in an earlier results file, without importing torch."""
 
 import statistics
 from pathlib import Path
@@ -10,14 +10,14 @@ from scripts.bench.report import Figure, Result, Row, Table
 
 
 class Earlier:
-    """The results of an earlier file, of the parts that are measured now.
+    """The results in an earlier file, restricted to the parts that are measured now.
 
-    A part that was stopped counts with the tables that it has. Raises UserError if the file cannot
-    be read, is not a results file, or lacks one of the parts.
+    If the earlier measurement of a part was stopped, its finished tables are used. Raises UserError
+    if the file cannot be read, is not a results file, or lacks one of the parts.
 
     Args:
-        path: the file.
-        parts: names of the parts.
+        path: path of the earlier results file.
+        parts: names of the parts that are measured now.
 
     """
 
@@ -37,7 +37,7 @@ class Earlier:
             raise UserError(f"--against={path}: has figures that are not numbers") from error
 
     def warning(self, facts: dict[str, Any]) -> str:
-        """Return what differs from the environment of this run, in one line; empty if nothing."""
+        """Return a line with the differences from this environment; empty if there are none."""
         found = dict.fromkeys(
             difference
             for result in self.results.values()
@@ -67,7 +67,7 @@ class Earlier:
 
 
 def compare_rows(old: dict[str, Figure], new: dict[str, Figure], unit: str) -> list[Row]:
-    """Return the table row of each figure that both have: medians, their ratio, and its spread.
+    """Return a table row for each figure in both results: medians, their ratio, and its spread.
 
     The spread is from the new lower quartile over the old upper one to the new upper quartile over
     the old lower one. If it contains 1, the difference is within the spread of the rounds.
@@ -102,7 +102,7 @@ def quartiles(figure: Figure) -> tuple[float, float, float]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return in what two environments differ: machine, torch version, threads."""
+    """Return the differences between two environments: machine, torch version, threads."""
     found = [
         ("machine", old["device_name"], new["device_name"]),
         ("torch", old["versions"].get("torch"), new["versions"].get("torch")),

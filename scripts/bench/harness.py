@@ -54,7 +54,7 @@ class Harness:
     Args:
         model: the network.
         images: images per epoch.
-        device: where to compute.
+        device: the device to compute on.
         settings: keys of the optimizer.
         batch: batch size.
         log_layers_every: steps between measurements of each layer; None for no measurements.

@@ -1,4 +1,4 @@
-"""The machine and the versions that a figure is cited with."""
+"""The machine and the software versions recorded with each benchmark result."""
 
 import contextlib
 import datetime
@@ -26,7 +26,7 @@ PACKAGES = ("torch", "torchvision", "timm", "pytorch_optimizer")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return the facts that a figure is cited with: machine, versions, commit, load, time."""
+    """Return the facts recorded with a benchmark result: date, machine, versions, commit, load."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": device.type,

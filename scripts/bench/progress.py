@@ -1,4 +1,4 @@
-"""Prints on stderr what is being measured. Imports no torch, so that the first line is early."""
+"""Prints on stderr what is being measured. Does not import torch, so the first line is early."""
 
 import contextlib
 import os
@@ -50,7 +50,7 @@ class Progress:
         if due:
             self.announced.add((self.place, activity))
             left = int(self.left())
-            clock = f"{left // 60}:{left % 60:02} left" if left else "the time is used"
+            clock = f"{left // 60}:{left % 60:02} left" if left else "no time left"
             # What matters most comes first, since a narrow terminal cuts the end off.
             self._print(", ".join(filter(None, [clock, self.place, detail, activity])))
 

@@ -1,8 +1,8 @@
 """The results of benchmarks: a JSON file for each kind of machine, and a page made from them.
 
-A part that is still being measured, or was stopped, stands under `<part> (partial)`, so that an
-earlier result of the whole part stays until it is replaced. Imports no torch, so that mistakes are
-found at once.
+A part that is still being measured, or was stopped, is stored under `<part> (partial)`, so that an
+earlier result of the whole part stays until it is replaced. Does not import torch, so that
+mistakes are found at once.
 """
 
 import json
@@ -29,7 +29,7 @@ INTRODUCTION = (
 class Table(TypedDict):
     """A table and the figures that it is made from.
 
-    `figures` has each candidate's values in `unit`, of which less is faster.
+    `figures` has each candidate's values in `unit`, where lower is faster.
     """
 
     title: str
@@ -66,7 +66,7 @@ def path_of(facts: dict[str, Any], folder: Path) -> Path:
 
 
 def read(path: Path, option: str = "") -> dict[str, Result]:
-    """Read a results file; raise UserError if it is none.
+    """Read a results file; raise UserError if it is not one.
 
     Args:
         path: the file.
@@ -86,9 +86,9 @@ def read(path: Path, option: str = "") -> dict[str, Result]:
 
 
 def read_folder(folder: Path) -> dict[Path, dict[str, Result]]:
-    """Read the results files of a folder, by path; raise UserError if one of them is none.
+    """Read the results files of a folder, by path; raise UserError if one is invalid.
 
-    Raises UserError also if the folder has a page that something else made.
+    Raises UserError also if the folder has a README.md that this program did not write.
     """
     page = folder / PAGE
     if page.exists() and not page.read_text("utf-8", "replace").startswith(TITLE):
@@ -120,7 +120,7 @@ def write(part: str, result: Result, folder: Path) -> Path:
 
 
 def partial_name(part: str) -> str:
-    """Return the name under which a part's result stands until it is complete."""
+    """Return the name under which a part's result is stored until it is complete."""
     return f"{part} (partial)"
 
 
@@ -146,7 +146,7 @@ def page(files: dict[Path, dict[str, Result]]) -> str:
 
 
 def heading(part: str, result: Result, level: str = "##") -> str:
-    """Return what stands above a part's tables: its name, the environment, and the notes."""
+    """Return the text above a part's tables: its name, the environment, and the notes."""
     facts = result["environment"]
     versions = ", ".join(f"{k} {v or 'not installed'}" for k, v in facts["versions"].items())
     state = [] if result["complete"] else ["Partial: only the tables below are measured."]

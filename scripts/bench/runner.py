@@ -31,7 +31,7 @@ def measure_parts(
 
     Args:
         arguments: the command line.
-        rounds: the most rounds of a candidate, by part, in the order of measurement.
+        rounds: largest number of rounds of a candidate, by part, in the order of measurement.
         options: keyword arguments of each part's function, by part.
         progress: prints what is being measured.
         earlier: results to compare with; None compares with none.
@@ -91,7 +91,7 @@ class Publisher:
             print(text, end="\n\n", flush=True)
 
     def report_partial(self, result: Result) -> None:
-        """If the part was stopped, print on stderr what is left of it."""
+        """If the part was stopped, print on stderr how many of its tables are finished."""
         if result["complete"]:
             return
         self.progress.clear()

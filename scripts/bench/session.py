@@ -14,11 +14,11 @@ from scripts.bench.timing import Candidate, Turns, interleave
 
 
 class Session:
-    """What a part measures with, and where it leaves its tables.
+    """The settings of a part's measurements, and its result so far.
 
     Args:
-        device: where to measure.
-        rounds: the most rounds of a candidate.
+        device: the device to measure.
+        rounds: largest number of rounds of a candidate.
         seconds: the part's share of the time, counted from now.
         progress: prints what is being measured.
         publish: called with the result and the new table after each table, and with the result and
@@ -47,11 +47,11 @@ class Session:
         self.progress.say(activity)
 
     def note(self, *texts: str) -> None:
-        """Add notes that stand above the part's tables; they come before the first table."""
+        """Add notes that are printed above the part's tables; they come before the first table."""
         self.result["notes"] += texts
 
     def extra(self, **figures: Any) -> None:
-        """Add figures that no table has to the results file."""
+        """Add figures to the results file that are not in any table."""
         self.result["extra"] |= figures
 
     def share(self, left: int) -> float:
@@ -66,7 +66,7 @@ class Session:
         Args:
             title: what is measured, for the progress.
             candidates: the candidates, by name.
-            warmup: the most rounds of warm-up.
+            warmup: largest number of warm-up rounds.
             left: number of measurements still to come in the part, this one included. They share
                 the time.
 

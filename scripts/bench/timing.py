@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-# Every candidate gets at least this number of rounds, even if the time is used.
+# Every candidate gets at least this number of rounds, even if no time is left.
 LEAST_ROUNDS = 2
 # The warm-up may use this part of the time, but its first round is always done.
 WARMUP_SHARE = 0.2
@@ -164,7 +164,7 @@ def copy_bandwidth(device: torch.device, megabytes: int = 256, rounds: int = 15)
     """Return the bytes per second of a large copy, reads and writes counted, in the fastest round.
 
     Args:
-        device: where to copy.
+        device: the device to copy on.
         megabytes: size of the copy in MiB.
         rounds: the most timings.
 

@@ -183,8 +183,8 @@ def test_a_results_folder_that_is_a_link_to_nowhere(small, workplace, command, l
     (workplace / link).parent.mkdir(parents=True, exist_ok=True)
     (workplace / link).symlink_to("disk")
     outcome = command("train.py", *small)
-    told = f"cannot be written ({link} is a link to disk, which is not there); needs a folder"
-    assert outcome.status == 2 and told in outcome.err and outcome.err.count("\n") == 1
+    message = f"cannot be written ({link} is a link to disk, which does not exist); needs a folder"
+    assert outcome.status == 2 and message in outcome.err and outcome.err.count("\n") == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -234,7 +234,7 @@ def test_mistakes_in_an_evaluation(workplace, command, arguments, message):
 @pytest.mark.parametrize(
     ("script", "more", "message"),
     [
-        ("train.py", [], "several ranks are started by torchrun, which sets RANK, LOCAL_RANK"),
+        ("train.py", [], "MASTER_PORT not set; start several ranks with torchrun"),
         ("train.py", ["-m", "batch=32,64"], "-m: torchrun trains one run; sweep with python"),
         ("val.py", [], "WORLD_SIZE=2: val.py is one process; start it with python"),
     ],
@@ -267,7 +267,7 @@ def test_in_a_shell_a_mistake_shows_no_traceback(tmp_path):
     ("arguments", "message"),
     [
         (["threads=1,2"], "threads=1, threads=2: give one of them; both name the run"),
-        (["batch=glob(*)"], "a sweep over no values"),
+        (["batch=glob(*)"], "a list of values is empty"),
         (["hydra.launcher=joblib"], "write hydra/launcher=joblib"),
     ],
 )

@@ -127,7 +127,7 @@ def test_only_a_command_can_choose_the_launcher(small, workplace, command, tmp_p
     outcome = command(*sweep, "+experiment=shared")
     assert outcome.status == 2 and outcome.err.count("\n") == 1, outcome
     assert "hydra.launcher={" in outcome.err
-    assert "; write hydra/launcher=NAME" in outcome.err
+    assert "; set hydra/launcher=NAME" in outcome.err
     assert command(*sweep, "+experiment=shared", "hydra/launcher=own").status == 0
 
 
@@ -306,12 +306,12 @@ MISTAKEN = {
     "batch: ${by_batch:{128: 1}}": "yaml",
     "x: !!python/object/apply:os.system [exit]": "could not determine a constructor",
     "3": "Invalid loaded object type",
-    "defaults: [shared]": "a configuration that includes itself",
-    f"{GLOBAL}# \xff": "one of its files is not UTF-8 text",
+    "defaults: [shared]": "a configuration file includes itself",
+    f"{GLOBAL}# \xff": "a configuration file is not UTF-8",
     "epochs: 1": "the first line of its file must be '# @package _global_'",
     f"{GLOBAL}epochs: ${{times_k:abc}}": "error: ${times_k:abc}: must be a number",
-    f"{GLOBAL}epochs: ${{by_batch:3}}": "error: ${by_batch:3}: must be pairs, ${by_batch:{a: 1,",
-    f"{GLOBAL}epochs: ${{by_optimizer:3}}": "error: ${by_optimizer:3}: must be pairs",
+    f"{GLOBAL}epochs: ${{by_batch:3}}": "${by_batch:3}: must be key: value pairs, such as ${",
+    f"{GLOBAL}epochs: ${{by_optimizer:3}}": "error: ${by_optimizer:3}: must be key: value pairs",
 }
 
 

@@ -137,7 +137,10 @@ def test_unsupported_captures_raise() -> None:
     for optimizer, message in (
         (LARS([param], lr), "capturable=False"),
         (LARS([param], lr, capturable=True), "first step"),
-        (LARS([param], torch.tensor(0.1), momentum=0.0, capturable=True), "lr that is no tensor"),
+        (
+            LARS([param], torch.tensor(0.1), momentum=0.0, capturable=True),
+            "lr that is not a tensor",
+        ),
     ):
         with pytest.raises(RuntimeError, match=message), torch.cuda.graph(torch.cuda.CUDAGraph()):
             optimizer.step()

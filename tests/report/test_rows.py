@@ -70,7 +70,7 @@ def test_a_damaged_published_file_is_an_error_and_is_kept(workplace):
     published = workplace / "results" / "g" / "runs.jsonl"
     damaged = "<<<<<<< ours\n" + published.read_text()
     published.write_text(damaged)
-    with pytest.raises(UserError, match=r"results/g/runs\.jsonl: line 1 is no JSON"):
+    with pytest.raises(UserError, match=r"results/g/runs\.jsonl: line 1 is not a JSON"):
         write_report("g")
     assert published.read_text() == damaged
 

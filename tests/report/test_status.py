@@ -55,4 +55,6 @@ def test_progress_of_several_groups(workplace, monkeypatch, capsys):
     assert shown.count("g: 1 runs: 1 done") == shown.count("h: 1 runs: 1 done") == 1
     monkeypatch.setattr(sys, "argv", ["status", "group=g", "group=h"])
     assert exit_status(scripts.status.main) == 2
-    assert capsys.readouterr().err == "error: group=g: group is given more than once\n"
+    assert (
+        capsys.readouterr().err == "error: group=g: group is given more than once; give it once\n"
+    )

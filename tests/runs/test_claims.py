@@ -114,29 +114,29 @@ def test_given_threads_win_and_a_run_of_an_earlier_version_has_no_claim(
 def test_only_a_run_that_has_not_begun_is_decided_anew(tmp_path, monkeypatch):
     (tmp_path / ".hydra").mkdir()
     run = config("data=synthetic")
-    plan_threads(run, tmp_path, 4, anew=False)
+    plan_threads(run, tmp_path, 4, replaces=False)
     assert claimed_threads(tmp_path) == 4
-    plan_threads(run, tmp_path, 2, anew=False)
+    plan_threads(run, tmp_path, 2, replaces=False)
     assert claimed_threads(tmp_path) == 4
-    plan_threads(run, tmp_path, 2, anew=True)
+    plan_threads(run, tmp_path, 2, replaces=True)
     assert claimed_threads(tmp_path) == 2
-    plan_threads(run, tmp_path, None, anew=True)
+    plan_threads(run, tmp_path, None, replaces=True)
     assert claimed_threads(tmp_path) is None
     write_threads(tmp_path, 3)
-    plan_threads(config("data=synthetic", "resume=false"), tmp_path, 5, anew=False)
+    plan_threads(config("data=synthetic", "resume=false"), tmp_path, 5, replaces=False)
     assert claimed_threads(tmp_path) == 5
     (tmp_path / "checkpoint.prev.pt").touch()
-    plan_threads(run, tmp_path, 1, anew=True)
+    plan_threads(run, tmp_path, 1, replaces=True)
     assert claimed_threads(tmp_path) == 5
-    plan_threads(config("data=synthetic", "resume=false"), tmp_path, 6, anew=True)
+    plan_threads(config("data=synthetic", "resume=false"), tmp_path, 6, replaces=True)
     assert claimed_threads(tmp_path) == 6
-    # resume=false has begun it afresh and saved: the same command resumes it.
+    # resume=false has restarted it and saved: the same command resumes it.
     (tmp_path / ".afresh").touch()
-    plan_threads(config("data=synthetic", "resume=false"), tmp_path, 7, anew=True)
+    plan_threads(config("data=synthetic", "resume=false"), tmp_path, 7, replaces=True)
     assert claimed_threads(tmp_path) == 6
     (tmp_path / "checkpoint.prev.pt").unlink()
     monkeypatch.setattr(engine.runs.claims, "holder", lambda directory: "process 1 on elsewhere")
-    plan_threads(run, tmp_path, 8, anew=True)
+    plan_threads(run, tmp_path, 8, replaces=True)
     assert claimed_threads(tmp_path) == 6
 
 

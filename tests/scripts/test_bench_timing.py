@@ -128,7 +128,7 @@ def test_a_log_has_a_line_for_each_candidate(clock, monkeypatch):
         "1:50 left, lars (part 1 of 2), round 1 of 2, b",
         "1:10 left, lars (part 1 of 2), round 1 of 2, a",
         "1:10 left, step (part 2 of 2), a",
-        "the time is used, step (part 2 of 2), b",
+        "no time left, step (part 2 of 2), b",
     ]
 
 

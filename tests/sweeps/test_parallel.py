@@ -33,7 +33,10 @@ GIB = 2**30
         (["parallel=2"], "parallel=2: is for sweeps, python train.py -m"),
         (["parallel=auto"], "parallel=auto: is for sweeps, python train.py -m"),
         (["-m", "parallel=1,2"], "parallel=1,2: must be one value for the whole sweep"),
-        (["-m", "parallel=2", "hydra/launcher=basic"], "parallel=2: not with hydra/launcher=basic"),
+        (
+            ["-m", "parallel=2", "hydra/launcher=basic"],
+            "parallel=2: cannot be combined with hydra/launcher=basic",
+        ),
         (["-m", "parallel=0"], "parallel=0: must be a whole number at least 1"),
         (["-m", "parallel=many"], "parallel=many: must be one of auto or a number"),
     ],
@@ -102,7 +105,7 @@ def fake(workplace, monkeypatch):
 def test_two_cores_train_two_runs_if_that_is_faster(fake):
     fake.become(2, {1: 1000.0, 2: 1250.0})
     way = fake.decide()
-    assert (way.at_once, way.threads, way.anew) == (2, 1, False)
+    assert (way.at_once, way.threads, way.replaces) == (2, 1, False)
     # 4 runs of 1e6 images: 4000 s one at a time; two rounds of 4 s + 1e6 / 625 s at once.
     assert way.line == (
         "parallel  2 runs at once, 1 thread each: 1.25 times one at a time; parallel=1 for one"
@@ -167,9 +170,9 @@ def test_a_short_sweep_is_neither_measured_nor_divided(fake):
 def test_one_run_that_is_left_and_a_given_number_need_no_measurement(fake):
     fake.become(8, {})
     assert fake.decide(runs=1) == engine.sweeps.parallel.Way(None, 8)
-    assert fake.decide("parallel=1") == engine.sweeps.parallel.Way(None, 8, anew=True)
+    assert fake.decide("parallel=1") == engine.sweeps.parallel.Way(None, 8, replaces=True)
     way = fake.decide("parallel=4")
-    assert (way.at_once, way.threads, way.anew) == (4, 2, True)
+    assert (way.at_once, way.threads, way.replaces) == (4, 2, True)
     assert way.line == "parallel  4 runs at once, 2 threads each"
     # With one run left, a sweep that is started again gives it the same threads.
     way = fake.decide("parallel=4", runs=1, total=6)
@@ -192,7 +195,7 @@ def test_a_sweep_that_starts_again_trains_as_many_runs_as_its_threads_allow(fake
     # The fourth has no claim, so that its sweep decides.
     assert fake.decide(runs=4).at_once == 4 and len(fake.measured) == 1
     way = fake.decide(runs=3)
-    assert (way.at_once, way.threads, way.anew) == (3, 1, False)
+    assert (way.at_once, way.threads, way.replaces) == (3, 1, False)
     assert way.line == "parallel  3 runs at once, 1 thread each"
     # The run with the most threads counts.
     claim(2)

@@ -102,5 +102,5 @@ def test_optuna_spends_the_same_budget_on_each_cell_and_repeats_its_trials():
 
 def test_without_optuna_a_budget_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UserError, match=r"^tune\.trials=5: needs pip install"):
+    with pytest.raises(UserError, match=r"^tune\.trials=5: needs Optuna; run pip install"):
         search_by_optuna([], lambda cells: None, 5)

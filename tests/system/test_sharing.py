@@ -62,7 +62,7 @@ def test_runs_at_once_are_what_the_sweep_says(monkeypatch):
 
 @pytest.mark.parametrize(
     ("threads", "at_once", "expected"),
-    # A run cannot use more than the machine has, nor more than its part beside others.
+    # A run cannot use more than the machine has, nor more than its share next to other runs.
     [(1, "1", 3.0), (2, "1", 1.5), (4, "1", 0.75), (8, "1", 0.75), (2, "2", 1.5), (2, "4", 3.0)],
 )
 def test_the_cpu_share_is_of_what_the_run_can_use(cpus, monkeypatch, threads, at_once, expected):

@@ -28,7 +28,7 @@ from engine.config.schema import EMAConfig
 from engine.data.augment import Normalization, TrainingImages
 from engine.errors import UserError
 from engine.runs.run import Follower
-from engine.system.distributed import check_alike, distribute
+from engine.system.distributed import check_equal, distribute
 from engine.system.resources import available_cpus
 from engine.system.runtime import start_runtime
 from engine.training.build import build_ema, build_optimizer
@@ -125,9 +125,9 @@ def exercise():
     )
     engine.training.evaluate.EVALUATION_BATCH = 1000
     made["synchronized"] = normalize_together(torch.device("cpu"))
-    check_alike("data.root", "the same")
+    check_equal("data.root", "the same")
     try:
-        check_alike("data.root", runtime.rank)
+        check_equal("data.root", runtime.rank)
     except UserError as error:
         made["different"] = str(error)
     made["together"] = train_together()
@@ -430,7 +430,9 @@ def test_the_noise_scale_is_the_mean_over_the_ranks_first_passes(made):
 def test_data_that_differ_between_ranks_are_an_error(made):
     assert "different" not in made[1][0]
     for rank in (*made[2], *made[4]):
-        assert rank["different"].startswith("data.root=rank 1: must hold what rank 0 has")
+        assert rank["different"].startswith(
+            "data.root=rank 1: its data differ from those of rank 0"
+        )
 
 
 def test_a_rank_out_of_memory_prints_an_error(capsys):
