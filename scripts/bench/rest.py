@@ -16,6 +16,7 @@ from pathlib import Path
 from engine.config.compose import make_jobs
 from engine.config.schema import Config
 from engine.runs.run import Run
+from engine.system.runtime import facts
 from engine.training.build import MODELS
 from engine.training.checkpoint import save_checkpoint
 from engine.training.evaluate import Evaluated, Evaluations, evaluate
@@ -100,6 +101,7 @@ def recording(
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, contextlib.chdir(folder):
         run = Run(job.config)
         with run.open(job.overrides):
+            run.found |= facts(harness.setup.runtime)
             run.start("", harness.images.samples(0, 64), resumed=False)
 
             def record() -> None:
