@@ -84,9 +84,9 @@ def choose_way(
         return Way(None, cpus, replaces=wanted == 1)
     if wanted == "auto":
         kept = kept_threads(jobs)
-        return (
-            choose_fastest(jobs, plans, cpus) if kept is None else resume(jobs, plans, cpus, kept)
-        )
+        if kept is None:
+            return choose_fastest(jobs, plans, cpus)
+        return resume(jobs, plans, cpus, kept)
     at_once, fits = min(wanted, len(jobs)), count_fitting(jobs, plans)
     if at_once > fits:
         allowed = f"at most {fits} of these runs fit{'s' * (fits == 1)} into memory at once"
@@ -147,9 +147,8 @@ def choose_fastest(jobs: Sequence[Job], plans: Sequence[Plan], cpus: int) -> Way
     at_once, gain = fastest(images, rates, speeds.startup_seconds)
     if at_once == 1:
         return Way(None, cpus, line=ONE + "more at once are not faster here")
-    return Way(
-        at_once, cpus // at_once, line=describe(at_once, threads[at_once], device.type, gain)
-    )
+    line = describe(at_once, threads[at_once], device.type, gain)
+    return Way(at_once, cpus // at_once, line=line)
 
 
 def candidates(cpus: int, most: int) -> list[int]:

@@ -1,13 +1,8 @@
-"""Runs that a sweep trains in separate processes: output, failures, kills and signals."""
+"""Runs that a sweep trains in separate processes: output, failures and kills."""
 
-import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import threading
-import time
 import types
 
 import pytest
@@ -19,8 +14,8 @@ from engine.config.schema import Config
 from engine.runs.run import Run
 from engine.sweeps.children import train_in_processes
 from engine.system.lock import holder, locked
-from tests.helpers import PROJECT
-from tests.helpers.runs import STATE, assert_same, rows_of, state_of
+from tests.helpers.runs import rows_of
+from tests.helpers.sweeps import EACH_EPOCH, directories, summary_of
 
 TIMED = (
     "train_seconds_mean", "seconds_to_target_mean", "images_per_second_mean", "runs_at_once",
@@ -29,68 +24,6 @@ HOLD = (
     "import fcntl, sys; f = open(sys.argv[1] + '/.lock', 'a+'); fcntl.flock(f, fcntl.LOCK_EX); "
     "print('held', flush=True); sys.stdin.readline()"
 )
-# Code that the processes run before train.py's own; `batch` is the run's.
-EACH_EPOCH = """
-import os, signal, time
-import engine.training.loop
-train_epoch = engine.training.loop.train_epoch
-batch = int(next(a for a in sys.argv if a.startswith("batch="))[6:])
-
-def changed(step, scheduler, draws, title, *rest):
-    epoch = int(title.split()[1].split("/")[0])
-    {}
-    return train_epoch(step, scheduler, draws, title, *rest)
-
-engine.training.loop.train_epoch = changed
-"""
-
-
-@pytest.fixture
-def altered(monkeypatch, tmp_path):
-    """Make the sweep's processes run some code first."""
-
-    def alter(code):
-        script = tmp_path / "altered.py"
-        script.write_text(
-            f"import sys\nsys.path.insert(0, {str(PROJECT)!r})\n{code}\n"
-            "import train\nfrom engine.cli import exit_status\nsys.exit(exit_status(train.main))\n"
-        )
-        monkeypatch.setattr(engine.sweeps.children, "TRAIN", script)
-
-    return alter
-
-
-def directories(work, group="default"):
-    """Return a group's run directories by batch."""
-    found = {}
-    for path in (work / "results" / "runs" / group).glob("*/.hydra"):
-        found[int(path.parent.name.split("-b")[1].split("-")[0])] = path.parent
-    return found
-
-
-def summary_of(directory):
-    return json.loads((directory / "summary.json").read_text())
-
-
-def assert_same_run(left, right):
-    (state, rows), (other_state, other_rows) = state_of(left), state_of(right)
-    for key in STATE:
-        assert_same(state[key], other_state[key])
-    assert rows == other_rows
-
-
-def when(condition, act):
-    """Call `act` in another thread once the condition holds."""
-
-    def watch():
-        until = time.monotonic() + 120
-        while time.monotonic() < until and not condition():
-            time.sleep(0.02)
-        act()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    return thread
 
 
 def test_two_at_once_give_the_table_of_one_at_a_time(small, workplace, command):
@@ -254,158 +187,3 @@ def test_a_run_that_is_finished_or_held_meanwhile_is_not_started(
         train_in_processes([(run, job)], 1)
     assert capsys.readouterr().err.startswith(f"waiting   run {run.directory}: is being trained by")
     assert not (run.directory / "summary.json").exists()
-
-
-def began(work, *batches):
-    """Return True if the runs have each recorded an epoch."""
-    found = directories(work)
-    files = [found[b] / "metrics.jsonl" for b in batches if b in found]
-    return len(files) == len(batches) and all(f.exists() and f.stat().st_size for f in files)
-
-
-def stop_sweep(workplace, command, altered, sweep, number):
-    """Send a signal to a sweep once two of its runs have recorded an epoch."""
-    altered(EACH_EPOCH.format("time.sleep(0.2 * (not os.path.exists('quick')))"))
-    watch = when(lambda: began(workplace, 32, 64), lambda: os.kill(os.getpid(), number))
-    outcome = command("train.py", *sweep, "parallel=2")
-    watch.join()
-    (workplace / "quick").touch()
-    return outcome
-
-
-@pytest.mark.parametrize(
-    ("number", "status"),
-    [
-        (signal.SIGINT, 130),
-        (signal.SIGTERM, 143),
-        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.stress),
-    ],
-)
-def test_a_signal_lets_each_run_save_and_starts_no_other(
-    small, workplace, command, altered, number, status
-):
-    sweep = ("-m", *small, "epochs=20", "batch=32,64,96")
-    outcome = stop_sweep(workplace, command, altered, sweep, number)
-    assert outcome.status == status, outcome.err
-    assert outcome.err.endswith("interrupted; run the same command again to resume from the last "
-                                "checkpoint\n")  # fmt: skip
-    assert outcome.err.count("interrupted") == 1
-    assert outcome.err.count(f"{number.name}: saving, then stopping") == 2
-    place = directories(workplace)
-    for batch in (32, 64):
-        assert summary_of(place[batch])["status"] == "interrupted"
-        assert (place[batch] / "checkpoint.pt").exists() and not holder(place[batch])
-    assert not (place[96] / "summary.json").exists()
-    table = (workplace / "results" / "default" / "table.md").read_text()
-    # Neither an interrupted run nor one that never started has a result.
-    assert table.count("missing") == 3, table
-
-
-@pytest.mark.stress
-def test_an_interrupted_sweep_resumes_one_at_a_time_with_the_same_bits(
-    small, workplace, command, altered
-):
-    free = [override for override in small if not override.startswith("threads=")]
-    sweep = ("-m", *free, "epochs=12", "batch=32,64,96", "deterministic=true")
-    assert stop_sweep(workplace, command, altered, sweep, signal.SIGINT).status == 130
-    # What is left trains on here, with the threads that the runs have begun with.
-    again = command("train.py", *sweep, "parallel=1")
-    assert again.status == 0 and again.out.count("resuming  after epoch") == 2
-    assert command("train.py", *sweep, "group=alone", "parallel=2").status == 0
-    for batch, directory in directories(workplace, "alone").items():
-        if batch != 96:
-            assert_same_run(directories(workplace)[batch], directory)
-
-
-def test_a_second_signal_stops_the_runs_at_once(small, workplace, command, altered):
-    altered(
-        EACH_EPOCH.format("""
-    if epoch == 2:
-        open(f"hangs-{batch}", "w").close()
-        time.sleep(300)
-    """)
-    )
-
-    def twice():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1.5)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    hang = [workplace / "hangs-32", workplace / "hangs-64"]
-    watch = when(lambda: all(path.exists() for path in hang), twice)
-    started = time.monotonic()
-    outcome = command("train.py", "-m", *small, "epochs=3", "batch=32,64", "parallel=2")
-    watch.join()
-    assert outcome.status == 143 and time.monotonic() - started < 200
-    assert outcome.err.count("SIGTERM\n") == 2 and outcome.err.count("killed    ") == 2
-
-
-@pytest.mark.stress
-def test_a_closed_output_stops_the_runs(small, workplace):
-    sweep = [sys.executable, str(PROJECT / "train.py"), "-m", *small, "epochs=200", "seed=0,1"]
-    with subprocess.Popen(
-        [*sweep, "parallel=2"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as sweeping:
-        assert sweeping.stdout is not None
-        while b"  run  " not in sweeping.stdout.readline():
-            pass
-        sweeping.stdout.close()
-        assert sweeping.wait(120) == 141
-    for path in (workplace / "results" / "runs" / "default").iterdir():
-        assert not holder(path) and not (path / "error.log").exists()
-
-
-@pytest.mark.stress
-def test_a_sweep_is_killed_and_started_again_until_it_is_whole(small, workplace):
-    """The parent is killed; its runs end or finish, and the same command completes the table."""
-    sweep = [sys.executable, str(PROJECT / "train.py"), "-m", *small, "epochs=6", "parallel=2"]
-    sweep += ["batch=16,32,48,64,96", "deterministic=true"]
-    status, kills = None, 0
-    while status != 0:
-        with open(workplace / "output.txt", "a") as out:
-            process = subprocess.Popen(sweep, stdout=out, stderr=out)
-        try:
-            status = process.wait(10 + 5 * kills)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-    assert kills, "the sweep must be long enough to be killed"
-    rows = rows_of(workplace / "results" / "default" / "table.csv")
-    assert len(rows) == 5 and all(row["missing"] == row["failed"] == "0" for row in rows)
-    for directory in directories(workplace).values():
-        assert len((directory / "metrics.jsonl").read_text().splitlines()) == 6
-        alone = [*small, "epochs=6", "deterministic=true", "group=alone"]
-        batch = summary_of(directory)["batch"]
-        subprocess.run(
-            [sys.executable, PROJECT / "train.py", *alone, f"batch={batch}"],
-            check=True, capture_output=True,
-        )  # fmt: skip
-        (got, rows), (expected, whole) = (
-            state_of(directory),
-            state_of(directories(workplace, "alone")[batch]),
-        )
-        for key in STATE:
-            assert_same(got[key], expected[key])
-        assert rows == whole
-
-
-@pytest.mark.stress
-def test_processes_are_killed_at_random_and_nothing_else_is_lost(
-    small, workplace, command, altered
-):
-    altered(
-        EACH_EPOCH.format("""
-    import random
-    # Not the generator that the run seeds.
-    if random.SystemRandom().random() < 0.1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    """)
-    )
-    sweep = ("-m", *small, "epochs=6", "batch=16,32,48,64,96", "parallel=3")
-    for _ in range(20):
-        if (outcome := command("train.py", *sweep)).status == 0:
-            break
-    assert outcome.status == 0
-    for directory in directories(workplace).values():
-        assert len((directory / "metrics.jsonl").read_text().splitlines()) == 6
