@@ -15,7 +15,7 @@ from engine.runs.claims import (
     with_claimed_threads,
     write_threads,
 )
-from engine.system.runtime import RUNS_AT_ONCE
+from engine.system.resources import RUNS_AT_ONCE
 from tests.helpers.runs import config, only_run
 
 

@@ -154,7 +154,7 @@ def test_a_disk_that_alters_the_new_file_loses_no_checkpoint(saved, monkeypatch)
         file.write(b"rust")
 
     monkeypatch.setattr(engine.training.checkpoint, "write_summed", spoil)
-    with pytest.raises(OSError, match="not what was written"):
+    with pytest.raises(OSError, match="differs from what was written"):
         save(saved, 1)
     assert saved.read_bytes() == before and [*saved.parent.iterdir()] == [saved]
 
