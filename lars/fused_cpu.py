@@ -10,6 +10,7 @@ a and d see rule.py) under every momentum_scaling. No temporary tensor is needed
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -126,6 +127,8 @@ def _apply(
 
 def _kernel_can(rule: Rule, size: float, d: float, dtype: torch.dtype) -> bool:
     """Return True if the kernel's hyper-parameters can express the step precisely enough."""
+    if not _kernel_updates(dtype):
+        return False
     if size == 0.0:
         return d == 0.0 and not rule.nesterov
     if rule.momentum == 0 or size == 1.0:
@@ -133,6 +136,19 @@ def _kernel_can(rule: Rule, size: float, d: float, dtype: torch.dtype) -> bool:
     # The kernel computes `size` as 1 - dampening, with a relative error of 1e-16 / size. With
     # Nesterov it adds u without `size`.
     return not rule.nesterov and dtype is not torch.float64 and size >= 1e-9
+
+
+@functools.cache
+def _kernel_updates(dtype: torch.dtype) -> bool:
+    """Return True if the kernel stores what it computes: torch 2.6 loses vectors of half types."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        return True
+    weight, grad = (torch.ones(64, dtype=dtype, device="cpu") for _ in range(2))
+    torch._fused_sgd_(
+        [weight], [grad], [], weight_decay=0.0, momentum=0.0, lr=0.5, dampening=0.0,
+        nesterov=False, maximize=False, is_first_step=False,
+    )  # fmt: skip
+    return bool((weight == 0.5).all())
 
 
 def same_memory(weight: Tensor, grad: Tensor, buffers: list[Tensor]) -> bool:

@@ -573,7 +573,8 @@ def test_torch_s_own_inputs_for_the_wrapper(options: dict[str, Any], inputs_of_a
                 torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-9, msg=f"{info} {given}")
             assert all(p.isfinite().all() for p in ends[1])
             seen += 1
-    assert seen > 80
+    # torch 2.6 ships 75 inputs, newer versions more.
+    assert seen >= 75
 
 
 @all_paths
