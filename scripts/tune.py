@@ -98,7 +98,8 @@ def main() -> int:
 def make_cells(jobs: Sequence[Job], arguments: Arguments) -> tuple[list[Cell], list[int]]:
     """Return a cell for each optimizer and batch, with a grid around its configured values.
 
-    Returns the seeds as well. Raises UserError if any other key has several values.
+    Returns the seeds as well. Raises UserError for plan=true, for several values of any other key,
+    and for a weight decay of 0 that is to be tuned.
     """
     cells: dict[tuple[str, int], Cell] = {}
     for job in jobs:
