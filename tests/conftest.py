@@ -44,7 +44,7 @@ def _busy_machine(monkeypatch):
 @pytest.fixture(scope="session")
 def drawn_tree(tmp_path_factory) -> Path:
     """Return an image tree of 3 classes that a few steps learn, each with 40 + 10 images."""
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for split, count in (("train", 40), ("test", 10)):
         for number, name in enumerate(CLASSES):
@@ -64,7 +64,7 @@ def tree(drawn_tree, tmp_path) -> Path:
 
     # Runs on the original leave a decoded cache in it.
     cache = shutil.ignore_patterns(".decoded-*")
-    return Path(shutil.copytree(drawn_tree, tmp_path / "pictures", ignore=cache))
+    return Path(shutil.copytree(drawn_tree, tmp_path / "images", ignore=cache))
 
 
 @pytest.fixture

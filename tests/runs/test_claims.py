@@ -143,13 +143,13 @@ def test_only_a_run_that_has_not_begun_is_decided_anew(tmp_path, monkeypatch):
 def test_from_scratch_only_a_sweeps_run_takes_the_claim(tmp_path, monkeypatch):
     (tmp_path / ".hydra").mkdir()
     write_threads(tmp_path, 3)
-    afresh = config("data=synthetic", "resume=false")
-    assert with_claimed_threads(afresh, tmp_path).threads is None
+    restarted = config("data=synthetic", "resume=false")
+    assert with_claimed_threads(restarted, tmp_path).threads is None
     assert with_claimed_threads(config("data=synthetic"), tmp_path).threads == 3
     assert with_claimed_threads(config("data=synthetic", "threads=5"), tmp_path).threads == 5
     monkeypatch.setenv(RUNS_AT_ONCE, "2")
-    assert with_claimed_threads(afresh, tmp_path).threads == 3
+    assert with_claimed_threads(restarted, tmp_path).threads == 3
     # What was stopped after resume=false is resumed.
     monkeypatch.delenv(RUNS_AT_ONCE)
     (tmp_path / ".afresh").touch()
-    assert with_claimed_threads(afresh, tmp_path).threads == 3
+    assert with_claimed_threads(restarted, tmp_path).threads == 3
