@@ -206,8 +206,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
     One help text of Hydra's own parser is not a string, which argparse refuses since Python 3.14.
     """
-    parser = argparse.ArgumentParser(add_help=False, description="Hydra")
-    parser.error = refuse_flags  # type: ignore[method-assign]
+    parser = FlagParser(add_help=False, description="Hydra")
     parser.add_argument("overrides", nargs="*", help="key=value, to override the configuration")
     parser.add_argument(
         "--version", action="version", version=f"Hydra {hydra.__version__}", help="Hydra's version"
@@ -322,6 +321,9 @@ def check_ranks(several: bool) -> None:
         raise UserError(f"WORLD_SIZE={_world_size()}: {allowed}")
 
 
-def refuse_flags(message: str) -> NoReturn:
-    """Raise UserError with argparse's message, instead of printing its usage."""
-    raise UserError(f"{message}; see --help")
+class FlagParser(argparse.ArgumentParser):
+    """A parser of flags that raises UserError with argparse's message, and prints no usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError."""
+        raise UserError(f"{message}; see --help")

@@ -131,8 +131,7 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
         if not isinstance(value, dict):
-            given = {key: value}
-            found |= hydra_rules.without_absent(given, root)
+            found |= hydra_rules.without_absent({key: value}, root)
             continue
         is_member = (CONF / key / f"{value.get('name')}.yaml").is_file()
         defaults = values_of(key, value["name"]) if is_member else root.get(key, {})

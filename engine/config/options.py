@@ -77,7 +77,7 @@ class Option:
 def list_options(config: Any, config_name: str) -> list[Option]:
     """List the keys of a configuration class: first those of the root, then each group's."""
     root = yaml.safe_load((CONF / f"{config_name}.yaml").read_text(encoding="utf-8"))
-    return [*_root_options(config, root), *_group_options(config, root)]
+    return [*_root_options(config, root), *_group_options(config)]
 
 
 def group_members(config: Any) -> dict[str, list[str]]:
@@ -152,7 +152,7 @@ def _root_options(config: Any, root: Mapping[str, Any], group: str = "") -> Iter
             yield from _root_options(classes[0], root[field.name], field.name)
 
 
-def _group_options(config: Any, root: Mapping[str, Any]) -> Iterator[Option]:
+def _group_options(config: Any) -> Iterator[Option]:
     """Yield the keys of the groups that have members.
 
     A key comes once, or several times if it means something else in other members.
@@ -162,13 +162,14 @@ def _group_options(config: Any, root: Mapping[str, Any]) -> Iterator[Option]:
         found: dict[tuple[str, ...], Option] = {}
         for member in _classes(hints[group]):
             member_hints = key_types(member)
+            values = {name: values_of(group, name) for name in _names(member)}
             for field in dataclasses.fields(member):
                 if field.name == "name":
                     continue
                 allowed = allowed_values(member_hints[field.name])
                 what = (field.name, field.metadata[MEANING], allowed)
                 option = found.setdefault(what, Option(group, *what, {}, len(members)))
-                defaults = {n: values_of(group, n)[field.name] for n in _names(member)}
+                defaults = {name: each[field.name] for name, each in values.items()}
                 found[what] = dataclasses.replace(option, defaults={**option.defaults, **defaults})
         yield from found.values()
 

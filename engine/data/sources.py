@@ -9,7 +9,6 @@ the splits of a run.
 
 import functools
 import hashlib
-import importlib
 import os
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -75,25 +73,21 @@ class Decoded(NamedTuple):
     labels: Tensor
 
 
-def read_cifar10(root: Path, split: str) -> Decoded:
-    """Return a split of CIFAR-10 from the files that torchvision downloaded to `root`."""
-    return from_torchvision(datasets().CIFAR10(str(root), train=split == "train"))
+def read_cifar(kind: str, root: Path, split: str) -> Decoded:
+    """Return a split of CIFAR from the files that torchvision downloaded to `root`.
 
+    Args:
+        kind: the class of torchvision.datasets: CIFAR10, or CIFAR100 with its fine labels.
+        root: the directory.
+        split: train or test.
 
-def read_cifar100(root: Path, split: str) -> Decoded:
-    """Return a split of CIFAR-100 with fine labels, as `read_cifar10` does."""
-    return from_torchvision(datasets().CIFAR100(str(root), train=split == "train"))
+    """
+    # Imported here, because a cached data set does not need torchvision.
+    from torchvision import datasets
 
-
-def from_torchvision(source: Any) -> Decoded:
-    """Return the content of a torchvision data set that has the attributes of CIFAR10."""
+    source = getattr(datasets, kind)(str(root), train=split == "train")
     labels = torch.tensor(source.targets, dtype=torch.int64)
     return Decoded(source.classes, torch.from_numpy(source.data).contiguous(), labels)
-
-
-def datasets() -> ModuleType:
-    """Import torchvision.datasets late, because a cached data set does not need it."""
-    return importlib.import_module("torchvision.datasets")
 
 
 def draw_synthetic(root: Path, split: str) -> Decoded:
@@ -108,10 +102,18 @@ def draw_synthetic(root: Path, split: str) -> Decoded:
 SYNTHETIC_SIZES = (50_000, 10_000)
 KNOWN = {
     "cifar10": Known(
-        10, (50_000, 10_000), read_cifar10, ["CIFAR10(root, download=True)"], "cifar-10-batches-py"
+        10,
+        (50_000, 10_000),
+        functools.partial(read_cifar, "CIFAR10"),
+        ["CIFAR10(root, download=True)"],
+        "cifar-10-batches-py",
     ),
     "cifar100": Known(
-        100, (50_000, 10_000), read_cifar100, ["CIFAR100(root, download=True)"], "cifar-100-python"
+        100,
+        (50_000, 10_000),
+        functools.partial(read_cifar, "CIFAR100"),
+        ["CIFAR100(root, download=True)"],
+        "cifar-100-python",
     ),
     "synthetic": Known(10, SYNTHETIC_SIZES, draw_synthetic),
 }

@@ -52,6 +52,11 @@ def conditions_of(record: Record) -> Known:
     return Conditions(at_once, summary.get("threads"), summary.get("device"))
 
 
+def shared_machine(record: Record) -> bool:
+    """Return True if other processes took CPU from a run; False also if that is not recorded."""
+    return record.summary.get("shared_machine") is True
+
+
 @dataclass(frozen=True)
 class Timed:
     """The runs of a row whose times count, and the others.
@@ -67,28 +72,26 @@ class Timed:
     @functools.cached_property
     def shared(self) -> list[Record]:
         """Return the runs from which other processes took CPU."""
-        return [r for r in self.candidates if r.summary.get("shared_machine") is True]
+        return list(filter(shared_machine, self.candidates))
+
+    @functools.cached_property
+    def alone(self) -> list[Record]:
+        """Return the other runs."""
+        return [record for record in self.candidates if not shared_machine(record)]
 
     @functools.cached_property
     def conditions(self) -> Known:
         """Return the most common conditions of the runs that did not share, else of all runs."""
-        alone = [r for r in self.candidates if r.summary.get("shared_machine") is not True]
-        return most_common(conditions_of(record) for record in alone or self.candidates)
+        return most_common(conditions_of(record) for record in self.alone or self.candidates)
 
     @functools.cached_property
     def records(self) -> list[Record]:
         """Return the runs whose times count: not shared, and under the most common conditions."""
-        return [
-            record
-            for record in self.candidates
-            if record.summary.get("shared_machine") is not True
-            and conditions_of(record) == self.conditions
-        ]
+        return [record for record in self.alone if conditions_of(record) == self.conditions]
 
     def leaves_out(self, record: Record, common: Known) -> bool:
         """Return True if the run has finished and its times are not comparable with `common`."""
-        shared = record.summary.get("shared_machine") is True
-        return record.counted and (shared or conditions_of(record) != common)
+        return record.counted and (shared_machine(record) or conditions_of(record) != common)
 
     def notes(self, common: Known) -> list[str]:
         """Return notes on how the conditions of the row's times differ from `common`."""

@@ -267,6 +267,22 @@ class Run:
             previous_of(self.checkpoint).unlink(missing_ok=True)
             (self.directory / records.CLEARED).unlink(missing_ok=True)
 
+    def record_failure(self, log: str, reason: str, arguments: list[str]) -> None:
+        """Write error.log and, for a run that has no summary yet, one with the status failed.
+
+        Args:
+            log: the text of error.log.
+            reason: what stopped the run, in one line.
+            arguments: the arguments of train.py that train this run by itself.
+
+        """
+        # If the disk is full, the log cannot be written either.
+        with contextlib.suppress(OSError):
+            self.log.write_text(log, encoding="utf-8", errors="backslashreplace")
+            if self.summary() is None:
+                self.arguments = arguments
+                self.finish(records.FAILED, reason)
+
     def _try_to_finish(self, status: str, error: str | None = None) -> None:
         # A full disk or a removed directory may have stopped the run; an error here would hide it.
         with contextlib.suppress(OSError):

@@ -5,7 +5,6 @@ and fails as that command does. It runs in a separate session, so that it receiv
 from the sweep. Its lines are printed with the run's name before them.
 """
 
-import contextlib
 import os
 import selectors
 import signal
@@ -17,7 +16,6 @@ from types import FrameType
 from typing import IO
 
 from engine.config.compose import CONF, Job
-from engine.runs.records import FAILED
 from engine.runs.run import Run
 from engine.system.lock import BUSY, holder
 from engine.system.resources import RUNS_AT_ONCE
@@ -179,17 +177,8 @@ class Child:
             print(f"stopped   {name}: {reason or f'exit status {status}'}", file=sys.stderr)
 
     def record_failure(self, reason: str) -> None:
-        """Write what the process printed to the run's log, as `report_failure` does.
-
-        A run that was refused before it started gets a summary with the status failed.
-        """
+        """Record what the process printed as the run's failure, and print the reason."""
         run, message = self.run, reason.removeprefix("error: ")
         reason = f"UserError: {message}" if reason.startswith("error: ") else reason
-        # If the disk is full, only the line below is printed.
-        with contextlib.suppress(OSError):
-            log = "\n".join([*self.errors, ""])
-            run.log.write_text(log, encoding="utf-8", errors="backslashreplace")
-            if run.summary() is None:
-                run.arguments = self.job.arguments
-                run.finish(FAILED, reason)
+        run.record_failure("\n".join([*self.errors, ""]), reason, self.job.arguments)
         print(f"failed    {run.name}: {message}; see {run.log}", file=sys.stderr, flush=True)

@@ -36,14 +36,17 @@ def launch_jobs(task: Task, jobs: Sequence[Job], hydra_overrides: Sequence[str])
         hydra_overrides: overrides of Hydra's own keys, which choose the launcher.
 
     """
-    # A launcher's workers may start in another directory and must find the project's modules.
-    paths = [str(CONF.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    if paths[0] not in os.pathsep.join(paths[1:]).split(os.pathsep):
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    os.environ["PYTHONPATH"] = python_path()
     with made_launcher(task, hydra_overrides) as (launcher, config):
         # The workers on this machine inherit the variable.
         with environment(RUNS_AT_ONCE, runs_at_once(config.hydra.launcher, len(jobs))):
             launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
+
+
+def python_path() -> str:
+    """Return PYTHONPATH with the project's folder, for processes that start in another one."""
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys(filter(None, [str(CONF.parent), *paths])))
 
 
 @contextlib.contextmanager

@@ -22,11 +22,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.config.compose import CONF
 from engine.config.schema import Config, ModelConfig
 from engine.data import SIDE
 from engine.runs.records import RESULTS
 from engine.sweeps.calibrate import SECONDS
+from engine.sweeps.launch import python_path
 from engine.system.files import write_text_atomically
 from engine.training.build import build_model
 
@@ -152,7 +152,6 @@ def shortened(config: Config, batch: int) -> Config:
 @contextlib.contextmanager
 def started_workers(number: int) -> Iterator[list["subprocess.Popen[str]"]]:
     """Yield `number` processes of calibrate.py, which are killed at the end of the block."""
-    paths = [str(CONF.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     workers: list[subprocess.Popen[str]] = []
     try:
         for _ in range(number):
@@ -163,7 +162,7 @@ def started_workers(number: int) -> Iterator[list["subprocess.Popen[str]"]]:
                 stderr=subprocess.DEVNULL,
                 encoding="utf-8",
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                env={**os.environ, "PYTHONPATH": python_path()},
             )
             workers.append(worker)
         yield workers

@@ -225,10 +225,5 @@ def report_failure(config: Config, arguments: list[str]) -> Iterator[None]:
         print(f"waiting   {error}", file=sys.stderr)
     except Exception as error:
         run = Run(config)
-        # If the disk is full, the log cannot be written either, and only the line below is printed.
-        with contextlib.suppress(OSError):
-            run.log.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
-            if run.summary() is None:
-                run.arguments = arguments
-                run.finish(FAILED, reason_of(error))
+        run.record_failure(traceback.format_exc(), reason_of(error), arguments)
         print(f"failed    {run.name}: {error}; see {run.log}", file=sys.stderr, flush=True)

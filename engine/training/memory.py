@@ -63,9 +63,7 @@ class Estimate:
 
 def describe_memory(setup: Setup) -> str:
     """Return the estimate as one line of text."""
-    with FakeTensorMode(), setup.runtime.device:
-        model = build_model(setup.config.model, len(setup.data.classes))
-        needed = estimate(setup, model, largest_pass(setup.plan))
+    needed = traced_estimate(setup, largest_pass(setup.plan))
     return f"memory    {needed.describe()}; libraries and workspaces not included"
 
 
@@ -97,9 +95,14 @@ def needed_bytes(config: Config, data: Dataset, plan: Plan) -> float:
     device = choose_device(config.device)
     runtime = Runtime(device, choose_precision(config.precision, device), threads=1)
     setup = Setup(config, runtime, data, plan)
-    with FakeTensorMode(), device:
-        model = build_model(config.model, len(data.classes))
-        return estimate(setup, model, min(MEASURED, largest_pass(plan))).total
+    return traced_estimate(setup, min(MEASURED, largest_pass(plan))).total
+
+
+def traced_estimate(setup: Setup, examples: int) -> Estimate:
+    """Estimate a run's memory from one pass of `examples` fake images, which take no memory."""
+    with FakeTensorMode(), setup.runtime.device:
+        model = build_model(setup.config.model, len(setup.data.classes))
+        return estimate(setup, model, examples)
 
 
 def largest_pass(plan: Plan) -> int:

@@ -32,12 +32,7 @@ class Schedule(NamedTuple):
     """
 
     make: Callable[..., schedulers.WarmupLR]
-    options: Callable[[Any, Length], Options]
-
-
-def constant_options(config: c.ConstantConfig, length: Length) -> Options:
-    """Return no options."""
-    return {}
+    options: Callable[[Any, Length], Options] = lambda config, length: {}
 
 
 def decay_options(config: c.DecayConfig, length: Length) -> Options:
@@ -72,7 +67,7 @@ def multistep_options(config: c.MultistepConfig, length: Length) -> Options:
 
 
 SCHEDULES: dict[str, Schedule] = {
-    "constant": Schedule(schedulers.WarmupConstantLR, constant_options),
+    "constant": Schedule(schedulers.WarmupConstantLR),
     "cosine": Schedule(schedulers.WarmupCosineLR, decay_options),
     "polynomial": Schedule(schedulers.WarmupPolynomialLR, polynomial_options),
     "multistep": Schedule(schedulers.WarmupMultiStepLR, multistep_options),

@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, get_args
 
-from engine.cli import check_ranks, exit_status, refuse_flags
+from engine.cli import FlagParser, check_ranks, exit_status
 from engine.config.schema import ModelName
 from engine.errors import UserError
 from scripts.bench import report
@@ -69,12 +69,11 @@ def main() -> int:
 def read_arguments() -> argparse.Namespace:
     """Read and check the command line; raise UserError on a mistake."""
     check_ranks(False)
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="python -m scripts.bench",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.error = refuse_flags  # type: ignore[method-assign]
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)}")
     parser.add_argument(
         "--minutes", type=float, default=5.0, help="time for the whole command; default: 5"

@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from engine.cli import check_ranks, exit_status, refuse_flags
+from engine.cli import FlagParser, check_ranks, exit_status
 from engine.system.sharing import LEAST_CPU_SHARE, SHORTEST_SECONDS, cpu_share
 from engine.training.build import MODELS
 from engine.training.loop import train_epoch
@@ -24,12 +24,11 @@ from scripts.bench.harness import Harness
 def main() -> int:
     """Measure as the command line says, and print a line for each epoch and the least share."""
     check_ranks(False)
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="python -m scripts.bench.cpu_share",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.error = refuse_flags  # type: ignore[method-assign]
     parser.add_argument("--model", default="resnet8", choices=sorted(MODELS))
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--images", type=int, default=10_000, help="images per epoch")

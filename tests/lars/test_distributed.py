@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -54,6 +55,12 @@ def _steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seeds: rang
         optimizer.step()
 
 
+def _spawn(work: Callable[[int, str], None], ranks: int) -> None:
+    """Call `work` with rank and a common empty folder in a process for each rank."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(work, args=(folder,), nprocs=ranks)
+
+
 def _join(rank: int, folder: str, ranks: int = 2) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(os.path.join(folder, "store"), ranks)
@@ -101,8 +108,7 @@ def _work(rank: int, folder: str) -> None:
 @needs_fsdp2
 def test_norms_are_those_of_whole_tensors() -> None:
     """Every path gives the same weights under FSDP2, tensor parallelism and in one process."""
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_work, args=(folder,), nprocs=2)
+    _spawn(_work, ranks=2)
 
 
 def _work_in_two_dimensions(rank: int, folder: str) -> None:
@@ -135,8 +141,7 @@ def _work_in_two_dimensions(rank: int, folder: str) -> None:
 @needs_fsdp2
 def test_norms_are_those_of_whole_tensors_under_fsdp2_over_tensor_parallelism() -> None:
     """The placement there is no `Shard` (pytorch/pull/167887). FSDP2 with replicas, too."""
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_work_in_two_dimensions, args=(folder,), nprocs=4)
+    _spawn(_work_in_two_dimensions, ranks=4)
 
 
 class _Offloaded:
@@ -222,8 +227,7 @@ def _tensors(groups: list[dict[str, Any]]) -> list[Any]:
 
 def test_shards_that_are_plain_tensors_are_refused() -> None:
     """With FSDP1, updates would silently differ from those of one process."""
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_work_in_fsdp1, args=(folder,), nprocs=2)
+    _spawn(_work_in_fsdp1, ranks=2)
 
 
 @pytest.mark.parametrize("mark", ["_is_sharded", "tensor_model_parallel", "_is_flat_param"])
@@ -291,5 +295,4 @@ def _work_with_zero_and_checkpoints(rank: int, folder: str) -> None:
 @needs_fsdp2
 def test_zero_and_distributed_checkpoints() -> None:
     """ZeRO assigns whole tensors to ranks. Training under FSDP2 resumes from its checkpoint."""
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_work_with_zero_and_checkpoints, args=(folder,), nprocs=2)
+    _spawn(_work_with_zero_and_checkpoints, ranks=2)
