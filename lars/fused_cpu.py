@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from .norms import full_dtype, host_norm
+from .norms import full_dtype, host_norm, memory_order
 from .rule import Rule, gains, trust_ratio_of_numbers
 
 _LARGEST = torch.finfo(torch.float32).max
+_BLOCK = 1 << 18  # elements; a block of weights, gradients and momentum fits a core's cache
 Columns = tuple[list[float], list[float], list[float], list[float]]
 
 
@@ -94,22 +96,11 @@ def _apply(
     size, remaining = abs(a), list(range(len(weights)))
     # On this path the norm of a gradient below 1e-38 is exact, so its factor may exceed fp32.
     fits = size < _LARGEST and rate < _LARGEST and size * rate < _LARGEST
-    if fits and _kernel_can(rule, size, d, weights[0].dtype):
+    if fits and _kernel_can(rule, size, d, rate, weights[0].dtype):
         linear = [i for i in remaining if same_memory(weights[i], grads[i], buffers[i : i + 1])]
         if linear:
-            plain = rule.momentum == 0
-            torch._fused_sgd_(
-                [weights[i] for i in linear],
-                [grads[i] for i in linear],
-                [buffers[i] for i in linear] if buffers else [],
-                weight_decay=d / size if d else 0.0,
-                momentum=rule.momentum,
-                lr=rate * size if plain else rate,
-                dampening=0.0 if plain else 1.0 - (1.0 - rule.dampening) * size,
-                nesterov=rule.nesterov,
-                maximize=a < 0,
-                is_first_step=False,
-            )
+            lists = [weights, grads, buffers] if buffers else [weights, grads]
+            _kernel_step([[row[i] for i in linear] for row in lists], rule, a, d, rate)
         remaining = sorted(set(remaining) - set(linear))
     for i in remaining:
         dtype = full_dtype(weights[i], grads[i], *buffers[i : i + 1]) if fits else torch.float64
@@ -125,7 +116,68 @@ def _apply(
         weights[i].sub_(step, alpha=rate)
 
 
-def _kernel_can(rule: Rule, size: float, d: float, dtype: torch.dtype) -> bool:
+def _kernel_step(lists: list[list[Tensor]], rule: Rule, a: float, d: float, rate: float) -> None:
+    """Update tensors with torch's fused SGD kernel. `lists`: weights, gradients, momentum buffers.
+
+    The kernel's own Nesterov step adds u without the factor `a`. Another one is taken in two calls,
+    block after block, so that the second finds its block in cache:
+
+        w' <- w - rate * u;  v <- momentum * v + (1 - dampening) * u;  w <- w' - rate * momentum * v
+
+    The second call computes u from w', as (a * g + d * w') / (1 - rate * d).
+    """
+    size, maximize = abs(a), a < 0
+    decay = d / size if d else 0.0
+    if rule.momentum == 0:
+        _kernel(lists[:2], decay, 0.0, rate * size, 0.0, maximize)
+    elif size == 1.0 or not rule.nesterov:
+        dampening = 1.0 - (1.0 - rule.dampening) * size
+        _kernel(lists, decay, rule.momentum, rate, dampening, maximize, rule.nesterov)
+    else:
+        dampening = 1.0 - (1.0 - rule.dampening) * size / (1.0 - rate * d)
+        for block in _blocks(lists):
+            _kernel(block[:2], decay, 0.0, rate * size, 0.0, maximize)
+            _kernel(block, decay, rule.momentum, rate * rule.momentum, dampening, maximize)
+
+
+def _kernel(
+    lists: list[list[Tensor]],
+    weight_decay: float,
+    momentum: float,
+    lr: float,
+    dampening: float,
+    maximize: bool,
+    nesterov: bool = False,
+) -> None:
+    torch._fused_sgd_(
+        lists[0], lists[1], lists[2] if len(lists) > 2 else [], weight_decay=weight_decay,
+        momentum=momentum, lr=lr, dampening=dampening, nesterov=nesterov, maximize=maximize,
+        is_first_step=False,
+    )  # fmt: skip
+
+
+def _blocks(lists: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
+    """Yield the elements of parallel lists of tensors in blocks of about `_BLOCK`, as views."""
+    block: list[list[Tensor]] = [[] for _ in lists]
+    elements = 0
+    for tensors in zip(*lists, strict=True):
+        if tensors[0].numel() <= _BLOCK:
+            pieces = [tensors]
+        else:
+            flat = [memory_order(tensor) for tensor in tensors]
+            pieces = list(zip(*(f.split(_BLOCK) for f in flat if f is not None), strict=True))
+        for piece in pieces:
+            for part, tensor in zip(block, piece, strict=True):
+                part.append(tensor)
+            elements += piece[0].numel()
+            if elements >= _BLOCK:
+                yield block
+                block, elements = [[] for _ in lists], 0
+    if elements:
+        yield block
+
+
+def _kernel_can(rule: Rule, size: float, d: float, rate: float, dtype: torch.dtype) -> bool:
     """Return True if the kernel's hyper-parameters can express the step precisely enough."""
     if not _kernel_updates(dtype):
         return False
@@ -133,9 +185,11 @@ def _kernel_can(rule: Rule, size: float, d: float, dtype: torch.dtype) -> bool:
         return d == 0.0 and not rule.nesterov
     if rule.momentum == 0 or size == 1.0:
         return True
-    # The kernel computes `size` as 1 - dampening, with a relative error of 1e-16 / size. With
-    # Nesterov it adds u without `size`.
-    return not rule.nesterov and dtype is not torch.float64 and size >= 1e-9
+    # The kernel computes `size` as 1 - dampening, with a relative error of 1e-16 / size.
+    if dtype is torch.float64 or size < 1e-9:
+        return False
+    # A Nesterov step stores w between its two calls, and computes u from it.
+    return not rule.nesterov or (dtype is torch.float32 and abs(rate * d) <= 0.5)
 
 
 @functools.cache
