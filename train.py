@@ -46,6 +46,7 @@ def train(config: Config, arguments: list[str]) -> None:
     from engine.system.resources import peak_memory_bytes
     from engine.system.runtime import facts
     from engine.system.signals import pausing
+    from engine.system.terminal import Display
     from engine.training.checkpoint import background_writes, save_checkpoint
     from engine.training.evaluate import chance
     from engine.training.loop import PartialEpoch, Progress, train_epoch
@@ -82,6 +83,9 @@ def train(config: Config, arguments: list[str]) -> None:
         images = setup.make_images()
         run.start(plan.describe(), images.samples(config.seed, 64), resumed=saved is not None)
         step = setup.make_step(state, images)
+        display = Display(
+            config.progress, config.epochs, plan.total_steps, run.history, run.name, runtime.rank
+        )
 
         with background_writes() as write:
             while not progress.over:
@@ -92,7 +96,7 @@ def train(config: Config, arguments: list[str]) -> None:
                     step,
                     state.scheduler,
                     images.draw_epoch(config.seed, epoch),
-                    f"epoch {epoch}/{config.epochs}",
+                    display,
                     config.log_layers_every,
                     part,
                     pauses.due,
@@ -101,7 +105,7 @@ def train(config: Config, arguments: list[str]) -> None:
                 if isinstance(trained, PartialEpoch):
                     progress.part, due = trained, True
                 else:
-                    finish_epoch(run, setup, state, progress, trained, started)
+                    finish_epoch(run, setup, state, progress, trained, started, display)
                     due = ranks.any_rank(pauses.due_after(epoch)) or progress.over
                 if due:
                     if runtime.rank == 0:

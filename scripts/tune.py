@@ -143,7 +143,7 @@ def measure(cells: Sequence[Cell], seeds: Sequence[int], command: CommandLine) -
     plans = make_plans(jobs)
     check_launcher(command.hydra_overrides)
     pending, way = claim_missing(jobs, plans, command.hydra_overrides)
-    train_missing(pending, way, command.hydra_overrides, sweep_job)
+    train_missing(jobs, pending, way, command.hydra_overrides, sweep_job)
     failures = [text for job in jobs if (text := failure(Run(job.config)))]
     if failures:
         advice = "run the same command again to retry the failed trials"

@@ -26,10 +26,13 @@ class OptimizerConfig:
 
     Attributes:
         title: the optimizer's name in tables and plots.
+        cuda_graph: True if a CUDA graph may capture its step: it never reads a value on the host,
+            and reads the learning rate as a tensor.
 
     """
 
     title: ClassVar[str]
+    cuda_graph: ClassVar[bool] = False
 
     name: str
     base_lr: Positive = key("learning rate at base_batch; warm-up starts from it")
@@ -38,7 +41,7 @@ class OptimizerConfig:
     )
     base_batch: Count = key("the batch size that base_lr is for")
     weight_decay: NotNegative = key(
-        "weight decay: an L2 penalty; decoupled from the gradient under adamw"
+        "weight decay: an L2 penalty, or decoupled from the gradient, as the optimizer defines it"
     )
     decay: Which = key("parameters that decay: all, or weights (no biases or normalization)")
     bias_lr_scale: NotNegative = key(
@@ -60,7 +63,7 @@ class OptimizerConfig:
 class SGDConfig(OptimizerConfig):
     """The keys of torch.optim.SGD."""
 
-    title = "SGD"
+    title, cuda_graph = "SGD", True
 
     name: Literal["sgd"]
     momentum: Momentum = key("momentum; 0 for none")
@@ -83,7 +86,7 @@ class SGDConfig(OptimizerConfig):
 class LARSConfig(SGDConfig):
     """The keys of lars.LARS. null takes the variant's value."""
 
-    title = "LARS"
+    title, cuda_graph = "LARS", True
 
     name: Literal["lars"]  # type: ignore[assignment]
     adapt: Which = key("parameters that get a trust ratio: all or weights")
@@ -118,7 +121,7 @@ class LARSConfig(SGDConfig):
 class AdamWConfig(OptimizerConfig):
     """torch.optim.AdamW, whose weight decay is decoupled from the gradient."""
 
-    title = "AdamW"
+    title, cuda_graph = "AdamW", True
 
     name: Literal["adamw"]
     beta1: Momentum = key("decay of the average of gradients")
@@ -133,11 +136,12 @@ class AdamWConfig(OptimizerConfig):
 
 # Each optimizer's class. Its builder is a row of OPTIMIZERS in training/build.py.
 Optimizers = SGDConfig | LARSConfig | AdamWConfig
-TITLES: dict[str, str] = {
-    name: member.title
+MEMBERS: dict[str, type[OptimizerConfig]] = {
+    name: member
     for member in get_args(Optimizers)
     for name in get_args(get_type_hints(member)["name"])
 }
+TITLES = {name: member.title for name, member in MEMBERS.items()}
 
 
 def title_of(name: str) -> str:

@@ -193,6 +193,13 @@ class Config:
         same_result=True,
     )
 
+    progress: Literal["auto", "bar", "lines", "off"] = key(
+        "what is printed during training: lines (one an epoch), bar (lines and a progress bar), "
+        "off, or auto: a bar on a terminal, else lines",
+        default="auto",
+        same_result=True,
+    )
+
     @classmethod
     def from_hydra(cls, raw: Mapping[str, Any]) -> "Config":
         """Build the typed configuration from a plain dictionary; raise UserError on a mistake."""

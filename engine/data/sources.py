@@ -352,6 +352,9 @@ def _read_known(name: str, known: Known, root: Path) -> dict[str, Any]:
         except RuntimeError as error:
             allowed = f"its copy of {name} is incomplete or damaged; remove it to download it again"
             raise key_error("data.root", root, allowed) from error
+        except ImportError as error:
+            allowed = f"reading it needs the package {error.name}: pip install {error.name}"
+            raise key_error("data", name, allowed) from error
         assert read.images.shape == (len(read.labels), SIDE, SIDE, 3), read.images.shape
         decoded["classes"] = list(read.classes)
         decoded[f"{split}_images"], decoded[f"{split}_labels"] = read.images, read.labels

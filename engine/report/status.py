@@ -1,6 +1,5 @@
 """Describe the progress of a group: which runs are done, running or pending, and time left."""
 
-import datetime
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from collections.abc import Sequence
 from engine.report.rows import records_of
 from engine.runs.records import COMPLETED, DIVERGED, FAILED, Record, runs_directory
 from engine.system.lock import holder
+from engine.system.terminal import duration
 
 # Runs that are equal in these choices take roughly the same time per epoch on one machine.
 EPOCH_WORK = ("model.name", "data.name", "data.root", "data.train_size", "data.holdout")
@@ -83,8 +83,3 @@ def seconds_left(record: Record, records: Sequence[Record]) -> float | None:
             remaining = record.summary["epochs"] - len(record.history)
             return statistics.fmean(epochs) * remaining
     return None
-
-
-def duration(seconds: float) -> str:
-    """Return a time as `hours:minutes:seconds`."""
-    return str(datetime.timedelta(seconds=round(seconds)))

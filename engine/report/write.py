@@ -11,6 +11,7 @@ from engine.report.page import page
 from engine.report.plots import write_comparison, write_plots
 from engine.report.rows import Row, Target, make_rows, records_of, target_of
 from engine.report.tables import csv_text, markdown
+from engine.report.text import text_report
 from engine.runs.records import RESULTS, Record, cannot_write
 from engine.system.files import json_line, write_text_atomically
 
@@ -19,7 +20,7 @@ STALE_SECONDS = 3600.0
 
 
 def write_report(group: str, target: float | None = None) -> str:
-    """Write a group's page, tables, plots and runs.jsonl; return the table and the files' paths.
+    """Write a group's page, tables, plots and runs.jsonl; return what the terminal shows of it.
 
     Raises UserError if the group has no runs or its folder cannot be written.
 
@@ -39,8 +40,7 @@ def write_report(group: str, target: float | None = None) -> str:
             records = records_of(group)
     except OSError as error:
         raise cannot_write(folder, error) from error
-    paths = "\n          ".join(str(folder / name) for name in names)
-    return f"{(folder / 'table.md').read_text(encoding='utf-8')}\nwritten   {paths}"
+    return text_report(group, make_rows(records), names)
 
 
 def compare(groups: Sequence[str]) -> Path:

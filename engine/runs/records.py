@@ -75,8 +75,9 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 
 
 def command_of(arguments: Sequence[str]) -> str:
-    """Return the shell command that trains a run."""
-    return shlex.join(["python", "train.py", *arguments])
+    """Return the shell command that trains a run; it leaves out what only the terminal shows."""
+    kept = [a for a in arguments if not a.lstrip("+").startswith("progress=")]
+    return shlex.join(["python", "train.py", *kept])
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:

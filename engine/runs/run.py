@@ -31,6 +31,7 @@ from engine.system.files import (
 from engine.system.lock import locked
 from engine.system.resources import is_out_of_memory
 from engine.system.sharing import Neighbors, combine
+from engine.system.terminal import Display
 from engine.training.checkpoint import Checkpoint, load_latest
 from engine.training.evaluate import Evaluated, evaluate_splits
 from engine.training.loop import Progress, TrainedEpoch, epoch_row
@@ -340,6 +341,7 @@ def finish_epoch(
     progress: Progress,
     trained: TrainedEpoch,
     started: float,
+    display: Display,
 ) -> None:
     """Evaluate after an epoch, if that is due, and record the epoch.
 
@@ -350,16 +352,18 @@ def finish_epoch(
         progress: finished epochs; its `part` and `diverged` are updated.
         trained: the epoch's training metrics.
         started: value of time.perf_counter when the epoch began.
+        display: shows the evaluation and the epoch's line.
 
     """
     config, epoch, measured = setup.config, progress.epoch, None
     last = epoch == config.epochs
     progress.part, progress.diverged = None, trained.diverged
     if not trained.diverged and (last or epoch % config.eval_every == 0):
-        measured = evaluate_splits(setup, state)
+        measured = evaluate_splits(setup, state, display.watch)
         progress.diverged = last and not measured.finite
     row = epoch_row(epoch, trained, measured, time.perf_counter() - started)
     run.record_epoch(row, trained)
+    display.end_epoch(row)
     if last and measured is not None and measured.test is not None:
         run.record_mistakes(setup.data, measured.test)
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import IO
 
@@ -39,11 +39,19 @@ TRACEBACK = "Traceback (most recent call last)"
 INTERRUPTED = (*EXIT_STATUS.values(), 141)
 
 
-def train_in_processes(runs: Sequence[tuple[Run, Job]], at_once: int) -> None:
+def train_in_processes(
+    runs: Sequence[tuple[Run, Job]], at_once: int, ended: Callable[[], None] = lambda: None
+) -> None:
     """Train the runs in the given order, each in a process, at most `at_once` at a time.
 
     Signals are forwarded to the processes. After the first one no process is started, and once all
     have ended, Stopped is raised. A run that another process trains is left out.
+
+    Args:
+        runs: the runs and their jobs.
+        at_once: the largest number of processes at a time.
+        ended: called after each process has ended.
+
     """
     waiting, children = list(reversed(runs)), list[Child]()
     received: list[int] = []
@@ -75,6 +83,7 @@ def train_in_processes(runs: Sequence[tuple[Run, Job]], at_once: int) -> None:
                     child.close(selector)
                     children.remove(child)
                     child.report(stopping=bool(received))
+                    ended()
         finally:
             # Reached with children only if the sweep itself fails, as when its output is closed.
             for child in children:
@@ -143,7 +152,8 @@ class Child:
             if self.in_traceback or line.startswith(HIDDEN):
                 return
         file = sys.stderr if is_error else sys.stdout
-        print(f"{self.run.name}  {line}", file=file, flush=True)
+        name = self.run.name
+        print(line if line.startswith(name) else f"{name}  {line}", file=file, flush=True)
 
     def close(self, selector: selectors.BaseSelector) -> None:
         """Print what the streams of an ended process still hold, and close them."""

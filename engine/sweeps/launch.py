@@ -27,20 +27,32 @@ from engine.system.resources import RUNS_AT_ONCE, available_cpus
 Task = Callable[[DictConfig], None]
 
 
-def launch_jobs(task: Task, jobs: Sequence[Job], hydra_overrides: Sequence[str]) -> None:
+def launch_jobs(
+    task: Task,
+    jobs: Sequence[Job],
+    hydra_overrides: Sequence[str],
+    ended: Callable[[], None] = lambda: None,
+) -> None:
     """Run the jobs with a launcher.
 
     Args:
         task: trains one run from its composed configuration.
         jobs: the runs.
         hydra_overrides: overrides of Hydra's own keys, which choose the launcher.
+        ended: called after each job that runs in this process.
 
     """
     os.environ["PYTHONPATH"] = python_path()
     with made_launcher(task, hydra_overrides) as (launcher, config):
         # The workers on this machine inherit the variable.
         with environment(RUNS_AT_ONCE, runs_at_once(config.hydra.launcher, len(jobs))):
-            launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
+            lists = [job.overrides for job in jobs]
+            if _name(config.hydra.launcher) != "BasicLauncher":
+                launcher.launch(lists, initial_job_idx=0)
+                return
+            for index, overrides in enumerate(lists):
+                launcher.launch([overrides], initial_job_idx=index)
+                ended()
 
 
 def python_path() -> str:

@@ -25,6 +25,7 @@ from engine.runs.run import Run, reason_of
 from engine.sweeps.children import train_in_processes
 from engine.sweeps.launch import Task, check_launcher, launch_jobs
 from engine.sweeps.parallel import Way, choose_way
+from engine.sweeps.progress import SweepProgress
 from engine.system.lock import RunBusy, holder
 from engine.system.signals import leaving
 from engine.training.plan import Plan, check_plan, make_plan
@@ -53,7 +54,7 @@ def run_sweep(command: CommandLine, task: Task) -> int:
     check_launcher(command.hydra_overrides)
     claimed, way = claim_missing(jobs, plans, command.hydra_overrides)
     try:
-        train_missing(claimed, way, command.hydra_overrides, task)
+        train_missing(jobs, claimed, way, command.hydra_overrides, task)
     finally:
         # After Ctrl-C too, the table shows the runs that are finished.
         reported = report(jobs)
@@ -126,19 +127,39 @@ def claim_missing(
 
 @leaving()
 def train_missing(
-    pending: Mapping[Run, Job], way: Way, hydra_overrides: Sequence[str], task: Task
+    jobs: Sequence[Job],
+    pending: Mapping[Run, Job],
+    way: Way,
+    hydra_overrides: Sequence[str],
+    task: Task,
 ) -> None:
     """Launch the jobs of claimed runs until each has an outcome or was launched `LAUNCHES` times.
 
     Waits for runs that other processes train, and takes a run over if its process dies.
 
     Args:
+        jobs: the sweep's runs.
         pending: the job of each claimed run.
         way: how to train them.
         hydra_overrides: overrides of Hydra's own keys, which choose the launcher.
         task: trains one run from its composed configuration.
 
     """
+    if not pending:
+        return
+    runs, mode = [Run(job.config) for job in jobs], jobs[0].config.progress
+    progress = SweepProgress(runs, way.at_once or 1, mode)
+    with progress.shown():
+        _train_missing(pending, way, hydra_overrides, task, progress.run_ended)
+
+
+def _train_missing(
+    pending: Mapping[Run, Job],
+    way: Way,
+    hydra_overrides: Sequence[str],
+    task: Task,
+    ended: Callable[[], None],
+) -> None:
     before = {run: run.settled_at() for run in pending}
     launches: Counter[Run] = Counter()
     announced = False
@@ -151,9 +172,9 @@ def train_missing(
         if free:
             launches.update(free)
             if way.at_once is not None:
-                train_in_processes([(run, pending[run]) for run in free], way.at_once)
+                train_in_processes([(run, pending[run]) for run in free], way.at_once, ended)
             else:
-                launch([pending[run] for run in free], hydra_overrides, task)
+                launch([pending[run] for run in free], hydra_overrides, task, ended)
         elif held:
             if not announced:
                 print(f"waiting   for {len(held)} runs that other processes train", flush=True)
@@ -166,13 +187,22 @@ def train_missing(
         pending = {r: job for r, job in pending.items() if r.settled_at() in (0, before[r])}
 
 
-def launch(jobs: Sequence[Job], hydra_overrides: Sequence[str], task: Task) -> None:
+def launch(
+    jobs: Sequence[Job], hydra_overrides: Sequence[str], task: Task, ended: Callable[[], None]
+) -> None:
     """Train the jobs with Hydra's launcher; print what it raises.
 
     A launcher that lost a worker raises for all jobs. Their files show each outcome.
+
+    Args:
+        jobs: the runs.
+        hydra_overrides: overrides of Hydra's own keys, which choose the launcher.
+        task: trains one run from its composed configuration.
+        ended: called after each run that trains in this process.
+
     """
     try:
-        launch_jobs(task, jobs, hydra_overrides)
+        launch_jobs(task, jobs, hydra_overrides, ended)
     except Exception as error:
         print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr)
 

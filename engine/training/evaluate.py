@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from engine.training.setup import Setup
 from engine.training.state import State
 
 EVALUATION_BATCH = 1000
+# Passes on the first image of each batch.
+Watch = Callable[[Sequence[int]], Iterator[int]]
 
 
 def chance(classes: int) -> float:
@@ -67,31 +70,42 @@ class Evaluations:
         return all(math.isfinite(split.loss) for split in (self.test, self.holdout) if split)
 
 
-def evaluate_splits(setup: Setup, state: State) -> Evaluations:
+def evaluate_splits(setup: Setup, state: State, watch: Watch = iter) -> Evaluations:
     """Evaluate on the test split and the hold-out split, if they exist.
 
     The model is neither compiled nor distributed, so val.py gives bit-identical results. If the run
     keeps a weight average, the average is evaluated, and the weights themselves are in `raw`.
+
+    Args:
+        setup: parts of the run that training does not change.
+        state: parts of the run that training changes.
+        watch: passes on the batches of a split and shows how many are done.
+
     """
-    raw = _evaluate_splits(setup, state.model)
+    raw = _evaluate_splits(setup, state.model, watch)
     if state.ema is None:
         return raw
-    return dataclasses.replace(_evaluate_splits(setup, state.ema.module), raw=raw)
+    return dataclasses.replace(_evaluate_splits(setup, state.ema.module, watch), raw=raw)
 
 
-def _evaluate_splits(setup: Setup, model: nn.Module) -> Evaluations:
+def _evaluate_splits(setup: Setup, model: nn.Module, watch: Watch) -> Evaluations:
     data, classes = setup.data, len(setup.data.classes)
     test = held = None
     if len(data.test):
-        test = evaluate(model, data.test, setup.normalization, classes, setup.runtime)
+        test = evaluate(model, data.test, setup.normalization, classes, setup.runtime, watch)
     if data.holdout is not None:
-        held = evaluate(model, data.holdout, setup.normalization, classes, setup.runtime)
+        held = evaluate(model, data.holdout, setup.normalization, classes, setup.runtime, watch)
     return Evaluations(test, held)
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, split: Split, normalization: Normalization, classes: int, runtime: Runtime
+    model: nn.Module,
+    split: Split,
+    normalization: Normalization,
+    classes: int,
+    runtime: Runtime,
+    watch: Watch = iter,
 ) -> Evaluated:
     """Return loss and accuracy on a whole split, evaluated in batches of `EVALUATION_BATCH`.
 
@@ -104,6 +118,7 @@ def evaluate(
         normalization: mean and standard deviation of the training split.
         classes: number of classes.
         runtime: device, precision and ranks.
+        watch: passes on the batches and shows how many are done.
 
     """
     model.eval()
@@ -113,7 +128,7 @@ def evaluate(
     losses = torch.zeros(len(split), device=runtime.device)
     predictions = torch.zeros(len(split), dtype=torch.int64, device=runtime.device)
     starts = range(0, len(split), EVALUATION_BATCH)
-    for start in starts[runtime.rank :: runtime.world_size]:
+    for start in watch(starts[runtime.rank :: runtime.world_size]):
         here = slice(start, start + EVALUATION_BATCH)
         labels = split.labels[here].to(runtime.device)
         with runtime.autocast():

@@ -7,8 +7,6 @@ run makes the epoch's row and curves.
 """
 
 import dataclasses
-import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from engine.data.augment import EpochDraws
 from engine.system.distributed import add_over_ranks, any_rank
 from engine.system.sharing import lacked_cpu
+from engine.system.terminal import Display
 from engine.training.evaluate import Evaluations
 from engine.training.noise_scale import NoiseEstimate, estimates
 from engine.training.state import is_finite
@@ -226,7 +224,7 @@ def train_epoch(
     step: Step,
     scheduler: WarmupLR,
     draws: EpochDraws,
-    title: str,
+    display: Display | None = None,
     log_layers_every: int | None = None,
     begun: PartialEpoch | None = None,
     pause: Callable[[], bool] = lambda: False,
@@ -243,7 +241,7 @@ def train_epoch(
         step: the run's optimizer step.
         scheduler: the run's learning-rate schedule; `last_epoch` counts the steps done.
         draws: sample order and augmentation of the epoch.
-        title: text in front of the progress bar.
+        display: shows the progress; None shows nothing.
         log_layers_every: keep LARS' per-layer telemetry of every step of the run whose number is a
             multiple of this; None keeps none.
         begun: the steps already done; the epoch resumes after them.
@@ -266,9 +264,10 @@ def train_epoch(
     first_step = scheduler.last_epoch - begun_at
     paused = diverged = False
     check_every = 1 if runtime.device.type == "cpu" else CHECK_EVERY
+    display = display or Display()
     timer = StepTimer(step, draws)
-    with progress_bar(batches, title, begun_at, runtime.rank) as bar:
-        for place, index in enumerate(bar, begun_at):
+    with display.steps(batches, first_step, begun_at) as remaining:
+        for place, index in enumerate(remaining, begun_at):
             # Ranks must stop at the same step, and they exchange losses only at a check.
             if (runtime.world_size == 1 or looked_at == place) and (paused := any_rank(pause())):
                 break
@@ -295,11 +294,12 @@ def train_epoch(
             if logged and isinstance(optimizer, LARS):
                 part.layers.append((number, optimizer.layer_statistics()))
             scheduler.step()
-            # Update the bar only if the losses have just been read. Its accuracy is this rank's.
-            if not bar.disable and ((place + 1) % max(10, check_every) == 0 or last):
+            # Only if the losses have just been read. The accuracy is this rank's.
+            if looked_at == place + 1 and display.due():
                 accuracy = 100.0 * int(correct) / own_images
                 images = (place + 1 - begun_at) * plan.batch
-                show_on_bar(bar, float(part.losses[place]), accuracy, images)
+                loss = float(part.losses[place])
+                display.show(place + 1, len(batches), images, loss, accuracy)
     add_over_ranks(correct)
     part.correct = correct
     timer.add_to(part, others)
@@ -360,36 +360,3 @@ def epoch_row(
             "noise_scale": trained.noise[-1].noise_scale
         }
     return row
-
-
-def progress_bar(
-    batches: Sequence[Tensor], title: str, begun_at: int = 0, rank: int = 0
-) -> "tqdm[Tensor]":
-    """Return a progress bar over an epoch's remaining batches, silent if stderr is not a terminal.
-
-    Args:
-        batches: indices of all batches of the epoch.
-        title: text in front of the bar.
-        begun_at: number of batches already done.
-        rank: ranks above 0 show no bar.
-
-    """
-    return tqdm(
-        batches[begun_at:], desc=title, initial=begun_at, total=len(batches), leave=False,
-        disable=rank > 0 or not sys.stderr.isatty(), unit="step", dynamic_ncols=True,
-    )  # fmt: skip
-
-
-def show_on_bar(bar: "tqdm[Tensor]", loss: float, accuracy: float, images: int) -> None:
-    """Show loss, accuracy and images per second on the bar.
-
-    Args:
-        bar: the bar.
-        loss: mean loss of the last batch.
-        accuracy: in %.
-        images: number of images since the bar was made.
-
-    """
-    elapsed = bar.format_dict["elapsed"] or math.inf
-    speed = f"{images / elapsed:,.0f}"
-    bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1f}%", images_per_s=speed)

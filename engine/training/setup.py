@@ -74,7 +74,7 @@ class Setup:
         return Step(
             distributed.distribute(network), state.optimizer, images, self.plan, self.runtime,
             clip=config.clip, label_smoothing=config.loss.label_smoothing, ema=state.ema,
-            noise=state.noise, compiled=config.compile,
+            noise=state.noise, compiled=config.compile, cuda_graph=config.optimizer.cuda_graph,
         )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ takes one launch per step instead of several hundred.
 """
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -60,6 +61,7 @@ class Step:
         ema: average of the weights and buffers to update.
         noise: noise-scale averages to update.
         compiled: True if the model is compiled, which happens in `warm_up`.
+        cuda_graph: True if a CUDA graph may capture the optimizer's step.
 
     Attributes:
         startup_seconds: duration of compiling, warm-up and capture so far.
@@ -78,6 +80,7 @@ class Step:
         ema: Average | None = None,
         noise: NoiseScale | None = None,
         compiled: bool = False,
+        cuda_graph: bool = True,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -94,7 +97,10 @@ class Step:
         self.startup_seconds = 0.0
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.graph: StepGraph[Figures] | None = None
-        if captures(runtime):
+        if captures(runtime) and not cuda_graph:
+            name = type(optimizer).__name__
+            print(f"steps run eagerly: no CUDA graph captures {name}", file=sys.stderr)
+        elif captures(runtime):
             make_capturable(optimizer, runtime.device)
             self.graph = StepGraph(
                 self.take, plan.batch, lambda: forget_batch_statistics(model), self.starting_up

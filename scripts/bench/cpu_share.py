@@ -46,7 +46,7 @@ def share_of_epoch(harness: Harness) -> float:
     """Train an epoch; print and return its CPU share."""
     draws = harness.images.draw_epoch(0, 0)
     cpu_started = time.process_time()
-    trained = train_epoch(harness.step, harness.state.scheduler, draws, "")
+    trained = train_epoch(harness.step, harness.state.scheduler, draws)
     cpu_seconds = time.process_time() - cpu_started
     share = cpu_share(harness.setup.runtime.threads, cpu_seconds, trained.seconds)
     note = "" if trained.seconds >= SHORTEST_SECONDS else "; too short: give more --images"

@@ -1,9 +1,7 @@
 """This project's training loop on random images, ready to be timed."""
 
-import contextlib
 import dataclasses
 import functools
-import io
 from typing import cast
 
 import torch
@@ -96,8 +94,6 @@ class Harness:
     def epoch(self) -> TrainedEpoch:
         """Train one epoch."""
         draws = self.images.draw_epoch(0, 0)
-        # On a terminal the epoch's bar would take time, and erase the line of the progress.
-        with contextlib.redirect_stderr(io.StringIO()):
-            trained = train_epoch(self.step, self.state.scheduler, draws, "", self.log_layers_every)
+        trained = train_epoch(self.step, self.state.scheduler, draws, None, self.log_layers_every)
         assert isinstance(trained, TrainedEpoch), "nothing pauses the epoch"
         return trained

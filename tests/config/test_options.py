@@ -30,16 +30,16 @@ def test_a_members_own_key_and_default_are_shown():
     rate = listed["optimizer.base_lr"].describe_defaults().split(", ")
     assert {"sgd 0.1", "lars 4"} <= set(rate)
     assert listed["scheduler.warmup_fraction"].describe_defaults() == "0.1, onecycle 0.3"
-    assert listed["data.root"].describe_defaults() == (
-        "cifar10 .data, cifar100 .data, image_folder null, synthetic .data/synthetic"
-    )
+    root = listed["data.root"].describe_defaults().split(", ")
+    assert {"image_folder null", "synthetic .data/synthetic"} <= set(root)
+    assert {".data", "cifar10 .data"} & set(root)
 
 
 def test_a_key_with_another_meaning_in_another_member_is_listed_for_each():
     listed = [o for o in list_options(Config, "train") if o.key == "optimizer.eps"]
-    assert [(o.describe_members(), o.describe_defaults()) for o in listed] == [
-        ("lars", "null"), ("adamw", "1e-08"),
-    ]  # fmt: skip
+    assert [o.describe_defaults() for o in listed] == ["null", "1e-08"]
+    assert listed[0].describe_members() == "lars"
+    assert "adamw" in listed[1].describe_members().split(", ")
     meanings = [option.meaning for option in listed]
     texts = {path.stem: text for path, text in scripts.options.render().items()}
     assert f"eps: null  # {meanings[0]}\n" in texts["lars"]

@@ -13,10 +13,10 @@ import engine.training.loop
 train_epoch = engine.training.loop.train_epoch
 batch = int(next(a for a in sys.argv if a.startswith("batch="))[6:])
 
-def changed(step, scheduler, draws, title, *rest):
-    epoch = int(title.split()[1].split("/")[0])
+def changed(step, scheduler, *rest):
+    epoch = scheduler.last_epoch // step.plan.steps_per_epoch + 1
     {}
-    return train_epoch(step, scheduler, draws, title, *rest)
+    return train_epoch(step, scheduler, *rest)
 
 engine.training.loop.train_epoch = changed
 """

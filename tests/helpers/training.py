@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from engine.config.optimizers import TITLES
+from engine.config.optimizers import MEMBERS
 from engine.config.schema import ModelConfig
 from engine.data.augment import Normalization, TrainingImages
 from engine.data.dataset import Dataset, Split
@@ -17,7 +17,7 @@ from tests.helpers.runs import config
 
 # Overrides for training steps that a CUDA graph can capture, by name.
 SETTINGS = {
-    **{name: [f"optimizer={name}"] for name in TITLES},
+    **{name: [f"optimizer={name}"] for name, member in MEMBERS.items() if member.cuda_graph},
     "lars, nesterov": ["optimizer=lars", "optimizer.nesterov=true"],
     "lars, as timm": ["optimizer=lars", "optimizer.variant=timm"],
     "clipping": ["optimizer=sgd", "clip.norm=0.5", "clip.value=0.1"],
@@ -120,5 +120,5 @@ def trained(
         noise=noise,
     )
     for epoch in range(epochs):
-        outcome = train_epoch(step, scheduler, images.draw_epoch(0, epoch), "epoch", **more)
+        outcome = train_epoch(step, scheduler, images.draw_epoch(0, epoch), **more)
     return model, outcome

@@ -65,9 +65,9 @@ def test_a_row_whose_runs_all_shared_the_machine_has_no_time(workplace, seeds, n
     assert row["train_seconds_mean"] == row["seconds_to_target_mean"] == ""
     assert row["images_per_second_mean"] == "" and row["runs_at_once"] == "2"
     assert f"| epoch 3 | - | {note} | - |" in page_of(workplace)
-    assert drawn() == ([], []) and "time.png" not in text
+    assert drawn() == ([], []) and "time.png" not in write_report("g")
     put_timed(workplace, "batch=256", **ALONE)
-    assert "time.png" in table(workplace)[0] and drawn()[0] == [(256.0, 30.0)]
+    assert "time.png" in write_report("g") and drawn()[0] == [(256.0, 30.0)]
 
 
 def test_a_rows_times_are_those_under_its_most_common_conditions(workplace):
@@ -108,7 +108,6 @@ def test_runs_of_earlier_versions_are_timed_as_before(workplace):
     text, rows = table(workplace)
     assert "| 45.0 s |" in text and "Times are of" not in text
     assert [row["runs_at_once"] for row in rows] == ["", ""]
-    assert [*rows[0]][-1] == "runs_at_once"
     assert drawn()[0] == [(128.0, 45.0), (256.0, 30.0)]
 
 

@@ -66,7 +66,7 @@ def test_a_claim_is_kept_by_a_run_alone_and_by_fewer_runs(
     cpus(6)
     with monkeypatch.context() as patch:
         # The sweep is killed before it trains anything.
-        patch.setattr(engine.sweeps.sweep, "train_in_processes", lambda runs, at_once: None)
+        patch.setattr(engine.sweeps.sweep, "train_in_processes", lambda *rest: None)
         assert command("train.py", "-m", *free, "seed=0,1", "parallel=2").status == 1
     for path in (workplace / "results" / "runs" / "default").iterdir():
         assert json.loads((path / ".hydra" / "claim.json").read_text()) == {"threads": 3}

@@ -65,9 +65,11 @@ def test_a_launchers_workers_know_how_many_jobs_run_at_once(workplace, monkeypat
     monkeypatch.setattr(engine.sweeps.launch.Plugins, "instantiate_launcher", instantiate_launcher)
     monkeypatch.setattr(engine.sweeps.launch, "runs_at_once", lambda launcher, jobs: at_once)
     jobs = [SimpleNamespace(overrides=[f"batch={batch}"]) for batch in (32, 64)]
-    engine.sweeps.launch.launch_jobs(lambda composed: None, jobs, [])
+    ended = []
+    engine.sweeps.launch.launch_jobs(lambda composed: None, jobs, [], lambda: ended.append(1))
     # The threads are in each run's claim, so that its command is the same under every launcher.
-    assert launched == [([["batch=32"], ["batch=64"]], at_once and "3")]
+    number = at_once and "3"
+    assert launched == [([["batch=32"]], number), ([["batch=64"]], number)] and ended == [1, 1]
     assert os.environ[RUNS_AT_ONCE] == "7"
 
 

@@ -253,13 +253,13 @@ def test_runs_are_retried_if_a_launcher_loses_its_workers(
 ):
     launch_jobs, launched = engine.sweeps.sweep.launch_jobs, []
 
-    def lose_workers(task, jobs, hydra_overrides):
+    def lose_workers(task, jobs, hydra_overrides, ended):
         launched.append([job.config.batch for job in jobs])
         if len(jobs) > 1:
-            launch_jobs(task, jobs[:1], hydra_overrides)
+            launch_jobs(task, jobs[:1], hydra_overrides, ended)
             raise RuntimeError("a worker was killed")
         if jobs[0].config.batch != 64:
-            launch_jobs(task, jobs, hydra_overrides)
+            launch_jobs(task, jobs, hydra_overrides, ended)
 
     monkeypatch.setattr(engine.sweeps.sweep, "launch_jobs", lose_workers)
     outcome = command("train.py", "-m", *small, "batch=32,64,96", "epochs=1")

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import engine.training.cuda_graph
 import engine.training.step
+from engine.config.optimizers import SGDConfig
 from engine.config.schema import EMAConfig, ModelConfig
 from engine.data.augment import Normalization, TrainingImages
 from engine.system.runtime import Runtime, start_runtime
@@ -130,6 +131,7 @@ def make_step(overrides, device="cpu", epochs=3):
     step = Step(
         model, optimizer, training_images, plan, runtime, made.clip, made.loss.label_smoothing,
         build_ema(EMAConfig(made.ema.decay), model), noise,
+        cuda_graph=made.optimizer.cuda_graph,
     )  # fmt: skip
     return step, scheduler
 
@@ -137,7 +139,7 @@ def make_step(overrides, device="cpu", epochs=3):
 def train(overrides, log_layers_every=None, epochs=3):
     step, scheduler = make_step(overrides, epochs=epochs)
     outcomes = [
-        train_epoch(step, scheduler, step.images.draw_epoch(0, e), "", log_layers_every)
+        train_epoch(step, scheduler, step.images.draw_epoch(0, e), None, log_layers_every)
         for e in range(epochs)
     ]
     ema = {} if step.ema is None else {f"ema.{k}": v for k, v in step.ema.state_dict().items()}
@@ -147,6 +149,13 @@ def train(overrides, log_layers_every=None, epochs=3):
         for name, value in state.items()
     }
     return step, outcomes, {**step.model.state_dict(), **ema, **buffers}
+
+
+def test_an_optimizer_that_no_graph_captures_steps_eagerly(captured, monkeypatch, capsys):
+    monkeypatch.setattr(SGDConfig, "cuda_graph", False)
+    step, _, _ = train(["optimizer=sgd"])
+    assert captured == [] and step.graph is None
+    assert capsys.readouterr().err == "steps run eagerly: no CUDA graph captures SGD\n"
 
 
 @pytest.mark.parametrize("overrides", SETTINGS.values(), ids=SETTINGS)
@@ -208,7 +217,7 @@ def test_the_seconds_of_a_capture_are_start_up(captured, monkeypatch):
     step, scheduler = make_step(["optimizer=sgd"])
     capture = timed(99.0, engine.training.cuda_graph.capture)
     monkeypatch.setattr(engine.training.cuda_graph, "capture", capture)
-    epochs = [train_epoch(step, scheduler, step.images.draw_epoch(0, e), "") for e in range(2)]
+    epochs = [train_epoch(step, scheduler, step.images.draw_epoch(0, e)) for e in range(2)]
     # Capturing calls `gradients` once more than there are steps.
     assert len(captured) == 1
     assert [epoch.startup_seconds for epoch in epochs] == [100.0, 0.0]
@@ -231,14 +240,14 @@ def test_steps_run_eagerly_after_a_failed_capture(captured, monkeypatch, capsys)
 
     step, scheduler = make_step(["optimizer=lars"])
     monkeypatch.setattr(engine.training.cuda_graph, "capture", fail)
-    first = train_epoch(step, scheduler, step.images.draw_epoch(0, 0), "")
+    first = train_epoch(step, scheduler, step.images.draw_epoch(0, 0))
     assert Step.update_on_device is update and step.graph.failed
     printed = capsys.readouterr().err
     assert printed.startswith("steps run eagerly: ") and printed.count("\n") == 1
     assert "operation not permitted when stream is capturing" in printed
     monkeypatch.setattr(engine.training.step, "captures", lambda runtime: False)
     plain, scheduler = make_step(["optimizer=lars"])
-    again = train_epoch(plain, scheduler, plain.images.draw_epoch(0, 0), "")
+    again = train_epoch(plain, scheduler, plain.images.draw_epoch(0, 0))
     assert first.losses == pytest.approx(again.losses, rel=1e-5)
     for buffer, expected in zip(step.model.buffers(), plain.model.buffers(), strict=True):
         torch.testing.assert_close(buffer, expected, rtol=1e-4, atol=1e-5)

@@ -47,7 +47,7 @@ def test_replayed_steps_equal_eager_steps(monkeypatch, overrides):
         step, scheduler = make_step(overrides)
         losses = []
         for epoch in range(3):
-            losses += train_epoch(step, scheduler, step.images.draw_epoch(0, epoch), "").losses
+            losses += train_epoch(step, scheduler, step.images.draw_epoch(0, epoch)).losses
         if captures:
             assert step.graph.captured is not None and not step.graph.failed
         ends.append((losses, [*step.model.state_dict().values()]))

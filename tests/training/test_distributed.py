@@ -74,7 +74,7 @@ def trained(
     step = Step(network, optimizer, training_images, plan, runtime, ema=ema, noise=noise, **more)
     losses, norms = [], []
     for epoch in range(epochs):
-        outcome = train_epoch(step, scheduler, training_images.draw_epoch(0, epoch), "")
+        outcome = train_epoch(step, scheduler, training_images.draw_epoch(0, epoch))
         losses += outcome.losses
         norms += outcome.gradient_norms
     return {

@@ -166,9 +166,7 @@ def test_bf16_autocast_trains_close_to_fp32(name):
         optimizer = build_optimizer(made.optimizer, NO_CLIP, model, plan.peak_lr)
         scheduler = build_scheduler(made.scheduler, plan, optimizer)
         step = Step(model, optimizer, training_images, plan, runtime)
-        losses[precision] = train_epoch(
-            step, scheduler, training_images.draw_epoch(0, 1), ""
-        ).losses
+        losses[precision] = train_epoch(step, scheduler, training_images.draw_epoch(0, 1)).losses
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
     assert losses["bf16"] != losses["fp32"]
 
@@ -199,7 +197,7 @@ def test_layers_are_logged_by_name_every_n_steps():
     step = Step(model, optimizer, training_images, plan, runtime)
     steps = []
     for epoch in range(2):
-        outcome = train_epoch(step, scheduler, training_images.draw_epoch(0, epoch), "", 3)
+        outcome = train_epoch(step, scheduler, training_images.draw_epoch(0, epoch), None, 3)
         steps += [step for step, _ in outcome.layers]
     assert steps == [3, 6, 9]
     layers = outcome.layers[-1][1]

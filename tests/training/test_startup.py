@@ -112,7 +112,7 @@ def test_every_size_of_pass_is_warmed_up_and_no_other(
     assert_same(dict(state.model.state_dict()), before)
     assert all(p.grad is None for p in step.parameters) and not step.optimizer.state
     assert not any(b.any() for name, b in state.model.named_buffers() if name.endswith("sums"))
-    train_epoch(step, state.scheduler, draws, "")
+    train_epoch(step, state.scheduler, draws)
     assert sorted(model.sizes) == sorted(expected)
     monkeypatch.setattr(Shadow, "forward", lambda *_: pytest.fail("warmed up twice"))
     step.warm_up(draws)
@@ -143,7 +143,7 @@ def test_start_up_counts_in_no_epochs_training_seconds(not_compiled, monkeypatch
     begun = PartialEpoch.of_no_steps(3, torch.device("cpu"))
     begun.startup_seconds = 7.0
     epochs = [
-        train_epoch(step, state.scheduler, step.images.draw_epoch(0, e), "", None, part)
+        train_epoch(step, state.scheduler, step.images.draw_epoch(0, e), None, None, part)
         for e, part in ((0, begun), (1, None))
     ]
     assert [e.startup_seconds for e in epochs] == [207.0, 0.0]
@@ -152,7 +152,7 @@ def test_start_up_counts_in_no_epochs_training_seconds(not_compiled, monkeypatch
 
 def test_what_is_not_compiled_has_no_start_up(monkeypatch):
     step, state = make_step()
-    assert train_epoch(step, state.scheduler, step.images.draw_epoch(0, 0), "").startup_seconds == 0
+    assert train_epoch(step, state.scheduler, step.images.draw_epoch(0, 0)).startup_seconds == 0
 
 
 def test_a_resumed_run_adds_its_start_up(small, workplace, command, monkeypatch, not_compiled):
