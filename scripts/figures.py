@@ -124,7 +124,10 @@ def figure(words: str) -> str | None:
     if minus is not None:
         other_group, others = _read(minus)
         other = find_row(words, other_group or group, options | others)
-        value -= SHOWN[shown](other) if other else float("nan")
+        less = SHOWN[shown](other) if other else None
+        if less is None:
+            raise UserError(f"{words}: minus={minus!r}: no published run fits")
+        value -= less
     return f"{value:,.{0 if shown == 'steps' else digits}f}"
 
 

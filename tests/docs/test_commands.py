@@ -5,6 +5,7 @@ train, download and write nothing. val.py evaluates a small run. The scripts do 
 long. Commands that install, serve, call make or need another machine are listed and checked.
 """
 
+import functools
 import importlib
 import os
 import re
@@ -19,10 +20,15 @@ import pytest
 import torch.distributed.run
 
 import engine.report.write
+import engine.sweeps.sweep
+import engine.training.memory
+import engine.training.setup
 import scripts.lr_range
 import scripts.tune
+import train
 from engine.cli import exit_status
 from engine.config.hydra_rules import LAUNCHERS
+from engine.data.dataset import plan_data
 from engine.runs.records import RESULTS
 from tests.helpers import PROJECT
 from tests.helpers.pages import SHOWING, commands, name
@@ -40,39 +46,43 @@ ELSEWHERE = [
     "pip install -e '.[joblib]'",
 ]
 RUN = [command for command in FOUND if command not in ELSEWHERE]
+# Dividing the images of a plan takes most of its time, so it is done once.
+BLANK = functools.cache(plan_data)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, drawn_tree):
-    """Return the directory of a small run."""
-    import train
-
-    place = tmp_path_factory.mktemp("trained")
+def named(tmp_path_factory, drawn_tree):
+    """Return a folder with all that the commands name: runs, a recipe and a result of bench."""
+    folder = tmp_path_factory.mktemp("named")
+    keys = "model=resnet8 data=image_folder epochs=1 batch=32 threads=1 group=first"
+    runs = folder / "results" / "runs"
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        keys = "model=resnet8 data=image_folder epochs=1 batch=32 threads=1"
+        patch.chdir(folder)
         patch.setattr(sys, "argv", ["train.py", *keys.split(), f"data.root={drawn_tree}"])
         assert exit_status(train.main) == 0
-    (run,) = (place / "results" / "runs" / "default").iterdir()
-    return run
+    (run,) = (runs / "first").iterdir()
+    run.rename(runs / "first" / "RUN")
+    for group in ("ladder", "tuned"):
+        put(folder)
+        (runs / "g").rename(runs / group)
+    recipe = folder / "DIR" / "experiment" / "NAME.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text("# @package _global_\nepochs: 3\n")
+    shutil.copy(PROJECT / "results" / "bench" / "cpu.json", folder / "old.json")
+    return folder
 
 
 @pytest.fixture
-def place(workplace, trained, monkeypatch):
+def place(workplace, named, monkeypatch):
     """Return a working directory with all that the commands name, where nothing takes long."""
-    recipe = workplace / "DIR" / "experiment" / "NAME.yaml"
-    recipe.parent.mkdir(parents=True)
-    recipe.write_text("# @package _global_\nepochs: 3\n")
-    shutil.copy(PROJECT / "results" / "bench" / "cpu.json", workplace / "old.json")
-    runs = workplace / "results" / "runs"
-    for group in ("ladder", "tuned"):
-        put(workplace)
-        (runs / "g").rename(runs / group)
-    shutil.copytree(trained, runs / "first" / "RUN")
+    shutil.copytree(named, workplace, dirs_exist_ok=True)
 
     def nothing(*_: object) -> list[object]:
         return []
 
+    monkeypatch.setattr(engine.training.memory, "describe_memory", nothing)
+    for module in (engine.training.setup, engine.sweeps.sweep):
+        monkeypatch.setattr(module, "plan_data", BLANK)
     for part in ("write_plots", "write_noise_plot"):
         monkeypatch.setattr(engine.report.write, part, nothing)
     monkeypatch.setattr(scripts.lr_range, "search", nothing)
@@ -85,9 +95,9 @@ def place(workplace, trained, monkeypatch):
 
 @pytest.fixture
 def shell(place, monkeypatch, capfd):
-    """Return a function that runs a command of a page, and returns what it prints."""
+    """Return a function that runs a command of a page; it fails if the command does."""
 
-    def run(command: str) -> str:
+    def run(command: str) -> None:
         words = shlex.split(command)
         if words[0] == "srun":
             words = words[1:]
@@ -105,28 +115,40 @@ def shell(place, monkeypatch, capfd):
             arguments = words[3:]
         else:
             module = importlib.import_module(words[1].removesuffix(".py"))
-            arguments = as_plan(words[2:]) if words[1] == "train.py" else words[2:]
-        monkeypatch.setattr(sys, "argv", [words[1], *arguments])
+            arguments = words[2:]
         capfd.readouterr()
-        try:
-            status = exit_status(module.main)
-        except SystemExit as leave:
-            status = int(leave.code or 0)
-        out, error = capfd.readouterr()
-        assert status == 0, error
-        return out
+        for part in as_plans(arguments) if words[1] == "train.py" else [arguments]:
+            monkeypatch.setattr(sys, "argv", [words[1], *part])
+            try:
+                status = exit_status(module.main)
+            except SystemExit as leave:
+                status = int(leave.code or 0)
+            assert status == 0, capfd.readouterr().err
 
     return run
 
 
-def as_plan(words: list[str]) -> list[str]:
-    """Return the arguments of train.py that print the plan with generated images."""
+def as_plans(words: list[str]) -> list[list[str]]:
+    """Return arguments of train.py that print plans with generated images.
+
+    A sweep becomes several of one run each, in which every value occurs, but not every combination.
+    """
     if "--help" in words:
-        return words
+        return [words]
     # The launchers are not installed; ELSEWHERE has the commands that install them.
     left_out = ("data=", "data.root=", "plan=", "hydra")
     kept = [word for word in words if not word.startswith(left_out)]
-    return [*kept, "data=synthetic", "plan=true"]
+    kept += ["data=synthetic", "plan=true"]
+    if "-m" not in words:
+        return [kept]
+    values = [word.partition("=")[2].split(",") for word in kept]
+    return [
+        [
+            f"{word.partition('=')[0]}={own[number % len(own)]}" if "=" in word else word
+            for word, own in zip(kept, values, strict=True)
+        ]
+        for number in range(max(map(len, values)))
+    ]
 
 
 def printed_by_sweep_script(arguments: list[str]) -> list[str]:
@@ -200,6 +222,14 @@ def test_launchers_and_their_options_exist():
 def test_a_broken_command_is_found(shell, command, error):
     with pytest.raises(AssertionError, match=re.escape(error)):
         shell(command)
+
+
+def test_every_value_of_a_sweep_is_used():
+    made = as_plans(["-m", "batch=1,2,3", "optimizer=sgd,lars", "data=x"])
+    assert [words[1:3] for words in made] == [
+        ["batch=1", "optimizer=sgd"], ["batch=2", "optimizer=lars"], ["batch=3", "optimizer=sgd"],
+    ]  # fmt: skip
+    assert all(words[3:] == ["data=synthetic", "plan=true"] for words in made)
 
 
 def test_commands_are_told_from_output():
