@@ -31,6 +31,7 @@ no run fits:
     <!-- /table -->
 """
 
+import contextlib
 import functools
 import json
 import re
@@ -41,11 +42,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from engine.cli import exit_status, read_arguments
 from engine.config.schema import default_choices
-from engine.errors import UserError
+from engine.errors import UserError, closest
 from engine.report.rows import Row, make_rows
 from engine.report.titles import COMMON
 from engine.runs.records import RESULTS, Record, published_runs
@@ -133,8 +132,12 @@ def figure(words: str) -> str | None:
 
 def find_row(words: str, group: str, options: dict[str, str]) -> Row | None:
     """Return the one row of a group that has these choices; None if there is none."""
-    seed = options.get("seed")
-    fitting = [row for row in _rows(group) if _fits(row, options)]
+    seed, rows = options.get("seed"), _rows(group)
+    known = {"setting", "seed", *(_full(key, row) for row in rows for key in _choices(row))}
+    for key in options:
+        if not any(_full(key, row) in known for row in rows):
+            raise UserError(f"{words}: {key}: unknown key; {closest(key, known)}")
+    fitting = [row for row in rows if _fits(row, options)]
     if len(fitting) > 1:
         titles = "; ".join(f"{row.optimizer_title} {row.title}" for row in fitting)
         raise UserError(f"{words}: must name one row, not {len(fitting)}: {titles}")
@@ -153,26 +156,45 @@ def _rows(group: str) -> list[Row]:
     return make_rows([Record(line, line["history"]) for line in lines.values()])
 
 
+def _choices(row: Row) -> dict[str, Any]:
+    """Return a row's choices; a key that its version did not have has its default."""
+    return {**default_choices(row.choices), **row.choices}
+
+
+def _full(key: str, row: Row) -> str:
+    return f"{key}.name" if f"{key}.name" in row.choices else key
+
+
 def _fits(row: Row, options: dict[str, str]) -> bool:
-    choices = {**default_choices(row.choices), **row.choices}
+    choices = _choices(row)
     for key, text in options.items():
         if key == "setting":
-            if text != "common" or row.setting not in ("", COMMON):
+            if row.setting not in ("", COMMON):
                 return False
         elif key != "seed":
-            key = f"{key}.name" if f"{key}.name" in choices else key
-            if key not in choices or choices[key] != yaml.safe_load(text):
+            key, value = _full(key, row), text
+            with contextlib.suppress(ValueError):
+                value = json.loads(text)
+            if key not in choices or choices[key] != value:
                 return False
     return True
 
 
 def _read(words: str) -> tuple[str, dict[str, str]]:
     """Return the group and the options that a mark's words name."""
-    parts = [word.partition("=") for word in shlex.split(words)]
+    try:
+        parts = [word.partition("=") for word in shlex.split(words)]
+    except ValueError as error:
+        raise UserError(f"{words}: a quote is not closed; close it") from error
     groups = [word for word, equals, _ in parts if not equals]
     options = {key: value for key, equals, value in parts if equals}
     if len(groups) > 1 or len(options) + len(groups) != len(parts):
         raise UserError(f"{words}: must be one group, and key=value once for each key")
+    for key in ("digits", "seed"):
+        if not options.get(key, "0").isdecimal():
+            raise UserError(f"{words}: {key}={options[key]}: must be a whole number")
+    if options.get("setting", "common") != "common":
+        raise UserError(f"{words}: setting={options['setting']}: must be common")
     return "".join(groups), options
 
 

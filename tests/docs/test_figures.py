@@ -84,6 +84,10 @@ def test_a_figure_is_that_of_the_table(words, expected):
         ("no-such-group batch=128", "must be a group with runs"),
         ("ladder-resnet8 batch=128 optimizer=sgd show=speed", "must be one of accuracy"),
         ("ladder-resnet8 attempt5 batch=128", "must be one group"),
+        ("ladder-resnet8 optimizer=sgd bacth=128", "bacth: unknown key; .*batch"),
+        ("ladder-resnet8 setting=best", "setting=best: must be common"),
+        ("ladder-resnet8 batch='128", "a quote is not closed"),
+        ("ladder-resnet8 optimizer=sgd batch=128 digits=x", "digits=x: must be a whole number"),
         (
             "ladder-resnet8 batch=128 optimizer=sgd minus='batch=100'",
             "minus='batch=100': no published",
