@@ -10,14 +10,15 @@ from engine.errors import UserError
 from scripts.figures import FIGURE, TABLE, figure, fill, pages
 from tests.helpers import PROJECT
 
-# Decimal numbers that no result has, by page: the number, and its source or what it is. A source
-# that is a file of the project must contain the number.
+# The pages on which every decimal number needs a source are the keys. Below each are the numbers that
+# no result has, with their source or what they are. A source that is a file of the project must
+# contain the number.
 CONSTANTS = {
     "README.md": {
         "3.11": "pyproject.toml",
-        "1708.03888": "CITATION of the paper at arxiv.org",
-        "2.0": "a rate in the loop of one's own",
-        "0.9": "a momentum in the loop of one's own",
+        "1708.03888": "lars/lars.py",
+        "2.0": "a rate in the example of a loop",
+        "0.9": "a momentum in the example of a loop",
         "1.234": "a loss in a run's example line",
         "61.20": "an accuracy in a run's example line",
         "0.1": "a rate in a run's example line",
