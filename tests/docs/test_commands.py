@@ -232,7 +232,7 @@ def test_every_value_of_a_sweep_is_used():
     assert all(words[3:] == ["data=synthetic", "plan=true"] for words in made)
 
 
-def test_commands_are_told_from_output():
+def test_output_is_no_command():
     text = (
         "Text\n\n    steps     195 = 15\n    python a.py \\\n        b=1   # why\n\n"
         "```python\nx = 1\n```\n\n```sh\nmake demo  # now\npyhton c.py\n```\n"

@@ -10,9 +10,9 @@ from engine.errors import UserError
 from scripts.figures import FIGURE, TABLE, figure, fill, pages
 from tests.helpers import PROJECT
 
-# The pages on which every decimal number needs a source are the keys. Below each are the numbers that
-# no result has, with their source or what they are. A source that is a file of the project must
-# contain the number.
+# The keys are the pages on which every decimal number needs a source. Each page lists the numbers
+# that no result has, with their source or what they are. A source that is a file of the project
+# must contain the number.
 CONSTANTS = {
     "README.md": {
         "3.11": "pyproject.toml",
