@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from .norms import full_dtype, host_norm, memory_order
+from .norms import full_dtype, host_norm
 from .rule import Rule, gains, trust_ratio_of_numbers
 
 _LARGEST = torch.finfo(torch.float32).max
-_BLOCK = 1 << 18  # elements; a block of weights, gradients and momentum fits a core's cache
 Columns = tuple[list[float], list[float], list[float], list[float]]
 
 
@@ -119,8 +117,7 @@ def _apply(
 def _kernel_step(lists: list[list[Tensor]], rule: Rule, a: float, d: float, rate: float) -> None:
     """Update tensors with torch's fused SGD kernel. `lists`: weights, gradients, momentum buffers.
 
-    The kernel's own Nesterov step adds u without the factor `a`. Another one is taken in two calls,
-    block after block, so that the second finds its block in cache:
+    The kernel's own Nesterov step adds u without the factor `a`. Another one is taken in two calls:
 
         w' <- w - rate * u;  v <- momentum * v + (1 - dampening) * u;  w <- w' - rate * momentum * v
 
@@ -135,9 +132,8 @@ def _kernel_step(lists: list[list[Tensor]], rule: Rule, a: float, d: float, rate
         _kernel(lists, decay, rule.momentum, rate, dampening, maximize, rule.nesterov)
     else:
         dampening = 1.0 - (1.0 - rule.dampening) * size / (1.0 - rate * d)
-        for block in _blocks(lists):
-            _kernel(block[:2], decay, 0.0, rate * size, 0.0, maximize)
-            _kernel(block, decay, rule.momentum, rate * rule.momentum, dampening, maximize)
+        _kernel(lists[:2], decay, 0.0, rate * size, 0.0, maximize)
+        _kernel(lists, decay, rule.momentum, rate * rule.momentum, dampening, maximize)
 
 
 def _kernel(
@@ -154,27 +150,6 @@ def _kernel(
         momentum=momentum, lr=lr, dampening=dampening, nesterov=nesterov, maximize=maximize,
         is_first_step=False,
     )  # fmt: skip
-
-
-def _blocks(lists: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
-    """Yield the elements of parallel lists of tensors in blocks of about `_BLOCK`, as views."""
-    block: list[list[Tensor]] = [[] for _ in lists]
-    elements = 0
-    for tensors in zip(*lists, strict=True):
-        if tensors[0].numel() <= _BLOCK:
-            pieces = [tensors]
-        else:
-            flat = [memory_order(tensor) for tensor in tensors]
-            pieces = list(zip(*(f.split(_BLOCK) for f in flat if f is not None), strict=True))
-        for piece in pieces:
-            for part, tensor in zip(block, piece, strict=True):
-                part.append(tensor)
-            elements += piece[0].numel()
-            if elements >= _BLOCK:
-                yield block
-                block, elements = [[] for _ in lists], 0
-    if elements:
-        yield block
 
 
 def _kernel_can(rule: Rule, size: float, d: float, rate: float, dtype: torch.dtype) -> bool:
