@@ -102,9 +102,9 @@ def write_comparison(path: Path, groups: Mapping[str, Sequence[Row]]) -> Path:
         panels[0].set_title(f"Final {' or '.join(splits)}, %")
         draw_against(panels[0], "batch", lines, Row.results)
         if timed:
-            panels[1].set(title="Training time, s", ylim=(0, None))
+            panels[1].set_title("Training time, s")
             times = time_figures(every_row)
-            draw_against(panels[1], "batch", lines, times, lambda row: True)
+            draw_against(panels[1], "batch", lines, times, lambda row: True, low=0)
         show_lines(figure, "batch", lines)
 
     return save(path, draw, (WIDTH, 4.2 + 3.4 * timed + 0.24 * recipes))
@@ -130,11 +130,11 @@ def draw_times(group: str, rows: Sequence[Row], target: Target, lines: Lines, fi
     """Draw training time and time to the target against the batch."""
     above, below = figure.subplots(2, 1, sharex=True)
     goal = "" if target.accuracy is None else f" ({target.accuracy:.2f} %)"
-    above.set(title=label_of(f"{group}: training time, s"), ylim=(0, None))
-    below.set(title=f"time to the target{goal}, s", ylim=(0, None))
-    draw_against(above, "batch", lines, time_figures(rows), lambda row: True)
-    to_target = time_figures(rows, target)
-    draw_against(below, "batch", lines, to_target, lambda row: row.reaches(target.of(row)))
+    above.set_title(label_of(f"{group}: training time, s"))
+    below.set_title(f"time to the target{goal}, s")
+    draw_against(above, "batch", lines, time_figures(rows), lambda row: True, low=0)
+    to_target, reaches = time_figures(rows, target), lambda row: row.reaches(target.of(row))
+    draw_against(below, "batch", lines, to_target, reaches, low=0)
     above.set_xlabel("")
     show_lines(figure, "batch", lines)
 
@@ -210,6 +210,7 @@ def draw_against(
     lines: Lines,
     figures: Figures,
     has_mean: Callable[[Row], bool] | None = None,
+    low: float | None = None,
 ) -> None:
     """Draw each line's means and standard deviations; each run is a dot, a diverged one a cross.
 
@@ -220,6 +221,7 @@ def draw_against(
         figures: returns a (status, value) pair for each run of a row.
         has_mean: returns True if a row's mean is drawn; None draws it if each finished run of the
             row has a value.
+        low: the lower limit of the y axis; None fits it to the values.
 
     """
     if has_mean is None:
@@ -247,9 +249,12 @@ def draw_against(
     axes.set_xticks(places, [str(place) for place in places])
     axes.minorticks_off()
     axes.set_xlim(places[0] / 1.3, places[-1] * 1.3)
-    crosses = any(row.of(DIVERGED) for rows in lines.values() for row in rows)
-    note = " (cross: diverged, counted as chance)" if crosses else ""
-    axes.set_xlabel(axis.capitalize() + note)
+    if low is not None:
+        axes.set_ylim(low, 1.05 * axes.get_ylim()[1])
+    diverged = any(
+        status == DIVERGED for rows in lines.values() for r in rows for status, _ in figures(r)
+    )
+    axes.set_xlabel(axis.capitalize() + " (cross: diverged)" * diverged)
     if len(lines) <= MOST_LABELS:
         label_ends(axes, last_of(ends))
 

@@ -141,9 +141,11 @@ def label_ends(axes: Any, labels: Sequence[EndLabel]) -> None:
 
     The limits of the axes must be final.
     """
+    # An estimate of the panel's height in inches, because the layout is not known yet.
     height = axes.figure.get_figheight() * axes.get_subplotspec().get_position(axes.figure).height
-    # The panel without title and axis labels; an estimate, because the layout is not known yet.
-    gap = 1.15 * SMALL_TEXT / 72 / max(0.8, height - 0.6)
+    gap = 1.15 * SMALL_TEXT / 72 / height
+    # matplotlib fits the limits to the data only when they are read.
+    axes.get_xlim(), axes.get_ylim()
     place = axes.transScale + axes.transLimits
     by_x: dict[float, list[EndLabel]] = {}
     for label in labels:
@@ -194,12 +196,15 @@ def show_recipes(figure: Any, styles: dict[str, tuple[Any, str]], *others: Any) 
     from matplotlib.lines import Line2D
 
     entries = [
-        Line2D([], [], color="black", linestyle=style, marker=marker, label=label_of(short(recipe)))
+        Line2D(
+            [], [], color="black", linewidth=1.5, linestyle=style, marker=marker, markersize=5,
+            label=label_of(short(recipe)),
+        )
         for recipe, (style, marker) in styles.items()
         if recipe
-    ]
+    ]  # fmt: skip
     entries += others
     if entries:
         longest = max(len(entry.get_label()) for entry in entries)
         columns = 2 if longest < 26 and len(entries) > 1 else 1
-        figure.legend(handles=entries, loc="outside lower center", ncols=columns, handlelength=3)
+        figure.legend(handles=entries, loc="outside lower center", ncols=columns, handlelength=4)

@@ -12,8 +12,8 @@ from engine.report.write import write_report
 from engine.runs.records import load_records
 from tests.helpers.report import HISTORY, page_of, put, table
 
-ALEARLIER = {"runs_at_once": None, "shared_machine": None}
-ONE = {"runs_at_once": 2, "threads": 1, "shared_machine": False}
+ALONE = {"runs_at_once": 2, "threads": 1, "shared_machine": False}
+EARLIER: dict[str, object] = {"runs_at_once": None, "shared_machine": None}
 SHARED = ALONE | {"shared_machine": True}
 ONE = {"runs_at_once": 1, "threads": 2, "shared_machine": False}
 
@@ -102,7 +102,7 @@ def test_a_row_of_other_conditions_is_marked_and_not_plotted(workplace):
     assert [batch for batch, _ in drawn()[0]] == [128.0, 256.0]
 
 
-def test_times_of_earlier_versions_are_not_recorded_and_in_no_plot(workplace):
+def test_times_of_earlier_versions_are_not_recorded_and_in_no_plot(workplace, monkeypatch):
     put_timed(workplace, "seed=0", **EARLIER)
     put_timed(workplace, "seed=1", seconds=60.0, **EARLIER)
     put_timed(workplace, "batch=256", **ONE | {"shared_machine": None})
@@ -120,10 +120,8 @@ def test_times_of_earlier_versions_are_not_recorded_and_in_no_plot(workplace):
     draw_curves("g", gather_lines(rows, "batch"), figure)
     assert [axes.get_title() for axes in figure.axes] == ["batch 128", "batch 256"]
     panels = []
-    monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr("engine.report.plots.save", lambda path, draw, size: panels.append(draw))
     write_comparison(workplace, {"g": rows})
-    monkeypatch.undo()
     figure = Figure()
     panels[0](figure)
     assert [axes.get_title() for axes in figure.axes] == ["Final test accuracy, %"]
