@@ -49,8 +49,8 @@ def noise_section(rows: Sequence[Row]) -> str:
     if not measured(rows):
         return ""
     lines = [
-        "| Optimizer | Batch | Noise scale, first epoch | median | last epoch | Epochs without "
-        "| Batch / median | Steps, x fewest | Examples, x fewest | |",
+        "| Optimizer | Batch | Noise scale, first epoch | median | last epoch "
+        "| Epochs without estimate | Batch / median | Steps / fewest | Examples / fewest | |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in measured(rows):
@@ -72,11 +72,11 @@ def noise_section(rows: Sequence[Row]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "The scale is tr(Sigma) / |G|^2 in examples, averaged over about 50 steps. At a batch of "
-        "that size a run needs twice the fewest steps and twice the fewest examples (McCandlish et "
-        "al. 2018); it is a rule of thumb, and the accuracies above are the measurement. If the "
-        "estimate is not above 0, for example because a large batch averages out the noise, the "
-        "epoch has none.",
+        "The noise scale is tr(Sigma) / |G|^2 in examples, averaged over about 50 steps. With a "
+        "batch of that size a run needs twice the fewest possible steps and twice the fewest "
+        "possible examples (McCandlish et al. 2018). This is a rule of thumb; the accuracies are "
+        "the measurement. If the estimate is not above 0, the epoch has none. A large batch, which "
+        "averages out the noise, is one cause.",
     ]
     return "\n".join(lines)
 
@@ -89,7 +89,7 @@ def _examples(scales: Sequence[float | None]) -> str:
 
 def _ratio_cells(ratio: float) -> list[str]:
     """Return the cells for the ratio of batch size and noise scale."""
-    verdict = "a larger batch still saves steps" if ratio < 1 else "larger steps stop paying"
+    verdict = "a larger batch saves steps" if ratio < 1 else "a larger batch saves few steps"
     return [f"{ratio:.2g}", f"{1 + 1 / ratio:.2f}", f"{1 + ratio:.2f}", verdict]
 
 
@@ -123,7 +123,9 @@ def write_noise_plot(path: Path, group: str, rows: Sequence[Row]) -> list[Path]:
                 0.01, batch, f"batch {batch}", color=GREY, fontsize=SMALL_TEXT, va="bottom",
                 transform=axes.get_yaxis_transform(),
             )  # fmt: skip
-        axes.set(xlabel="Epoch", ylabel="Examples", title=f"{label_of(group)}: noise scale")
+        axes.set(
+            xlabel="Epoch", ylabel="Examples", title=f"{label_of(group)}: gradient noise scale"
+        )
         label_ends(axes, ends)
         show_recipes(figure, styles)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.optimizers import TITLES
+from engine.runs.records import DIVERGED
 from engine.system.files import write_atomically
 
 # Six colors that remain distinct with color-vision deficiencies (Okabe and Ito 2008).
@@ -75,6 +76,14 @@ def styles_of(recipes: Iterable[str]) -> dict[str, tuple[Any, str]]:
     """Return line style and marker by recipe; they repeat after six recipes."""
     distinct = dict.fromkeys(recipes)
     return {recipe: STYLES[place % len(STYLES)] for place, recipe in enumerate(distinct)}
+
+
+def draw_run(axes: Any, x: float, y: float, status: str, color: str, marker: str) -> None:
+    """Draw a run as a marker, or as a cross if it diverged."""
+    if status == DIVERGED:
+        axes.scatter(x, y, 34, color=color, marker="x", linewidth=2, zorder=3)
+    else:
+        axes.scatter(x, y, 34, color=color, marker=marker, edgecolor="white", zorder=3)
 
 
 def label_of(name: str) -> str:

@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 
 from engine.config.optimizers import TITLES
 from engine.report.curves import draw_curves
-from engine.report.plots import draw_against, draw_settings
+from engine.report.plots import draw_against
 from engine.report.rows import Row, gather_lines, make_rows
+from engine.report.settings import draw_settings
 from engine.report.style import COLORS, PALETTE, STYLES, color_of, save, spread, styles_of
 from engine.report.write import write_report
 from engine.runs.records import load_records
