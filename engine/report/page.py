@@ -4,7 +4,6 @@ Its order is: the answer in one sentence, the tables, the plot, the commands, ha
 details. The notes are the file notes.md of the group's folder, which no report changes.
 """
 
-import math
 import re
 import shlex
 import statistics
@@ -237,22 +236,29 @@ def fenced(*lines: str) -> list[str]:
 
 
 def merge_commands(commands: Sequence[str]) -> list[str]:
-    """Return commands that together are all combinations of some values as one sweep."""
-    by_keys: dict[tuple[str, ...], list[list[str]]] = {}
+    """Return commands that train the same runs, with as many runs as possible in one sweep each.
+
+    >>> merge_commands([f"python train.py batch={b} seed={s}" for b in (128, 256) for s in (0, 1)])
+    ['python train.py -m batch=128,256 seed=0,1']
+    """
+    by_keys: dict[tuple[str, ...], list[tuple[tuple[str, ...], ...]]] = {}
     for command in dict.fromkeys(commands):
-        overrides = shlex.split(command)[2:]
-        by_keys.setdefault(tuple(o.partition("=")[0] for o in overrides), []).append(overrides)
+        pairs = [override.partition("=") for override in shlex.split(command)[2:]]
+        values = tuple((value,) for _, _, value in pairs)
+        by_keys.setdefault(tuple(key for key, _, _ in pairs), []).append(values)
     merged = []
-    for keys, lists in by_keys.items():
-        values = [list(dict.fromkeys(column)) for column in zip(*lists, strict=True)]
-        if len(lists) == 1 or math.prod(map(len, values)) != len(lists):
-            merged += [shlex.join(["python", "train.py", *overrides]) for overrides in lists]
-            continue
-        joined = [
-            f"{key}={','.join(override.partition('=')[2] for override in column)}"
-            for key, column in zip(keys, values, strict=True)
-        ]
-        merged.append(shlex.join(["python", "train.py", "-m", *joined]))
+    for keys, sweeps in by_keys.items():
+        # Sweeps that differ in one key are merged, key by key, beginning with the last: the seed.
+        for place in reversed(range(len(keys))):
+            joined: dict[tuple[tuple[str, ...], ...], tuple[str, ...]] = {}
+            for sweep in sweeps:
+                rest = sweep[:place] + sweep[place + 1 :]
+                joined[rest] = joined.get(rest, ()) + sweep[place]
+            sweeps = [(*r[:place], values, *r[place:]) for r, values in joined.items()]
+        for sweep in sweeps:
+            overrides = [f"{k}={','.join(v)}" for k, v in zip(keys, sweep, strict=True)]
+            many = ["-m"] * any(len(values) > 1 for values in sweep)
+            merged.append(shlex.join(["python", "train.py", *many, *overrides]))
     return merged
 
 

@@ -21,7 +21,7 @@ from engine.report.style import (
     WIDTH,
     EndLabel,
     color_of,
-    draw_run,
+    draw_runs,
     label_ends,
     label_of,
     remove,
@@ -220,8 +220,8 @@ def draw_against(
             if pairs and has_mean(row)
         ]
         means = draw_means(axes, points, label=label_of(name), color=color, linestyle=style)
-        for place, status, value in [(p, *pair) for _, p, pairs in found for pair in pairs]:
-            draw_run(axes, place, value, status, color, marker)
+        runs = [(place, value, status) for _, place, pairs in found for status, value in pairs]
+        draw_runs(axes, runs, color, marker)
         if means:
             text = f"{rows[0].optimizer_title} {means[-1]:.1f}"
             ends.append(EndLabel(points[-1][0], means[-1], text, color))

@@ -10,7 +10,7 @@ from engine.report.style import (
     SMALL_TEXT,
     WIDTH,
     color_of,
-    draw_run,
+    draw_runs,
     label_of,
     short,
     styles_of,
@@ -47,8 +47,8 @@ def draw_settings(group: str, rows: Sequence[Row], figure: Any) -> None:
     styles = styles_of(row.scope for row in rows)
     for row, place in zip(ranked, places, strict=True):
         color, mean = color_of(row.optimizer_title), row.accuracy()
-        for status, value in row.results():
-            draw_run(axes, value, place, status, color, styles[row.scope][1])
+        runs = [(value, place, status) for status, value in row.results()]
+        draw_runs(axes, runs, color, styles[row.scope][1])
         if mean is not None:
             axes.plot(mean, place, "|", color=color, markersize=13)
             text = {"fontsize": SMALL_TEXT, "color": color, "va": "center"}

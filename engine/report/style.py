@@ -78,12 +78,23 @@ def styles_of(recipes: Iterable[str]) -> dict[str, tuple[Any, str]]:
     return {recipe: STYLES[place % len(STYLES)] for place, recipe in enumerate(distinct)}
 
 
-def draw_run(axes: Any, x: float, y: float, status: str, color: str, marker: str) -> None:
-    """Draw a run as a marker, or as a cross if it diverged."""
-    if status == DIVERGED:
-        axes.scatter(x, y, 34, color=color, marker="x", linewidth=2, zorder=3)
-    else:
-        axes.scatter(x, y, 34, color=color, marker=marker, edgecolor="white", zorder=3)
+def draw_runs(axes: Any, runs: Sequence[tuple[float, float, str]], color: str, marker: str) -> None:
+    """Draw each run as a marker, or as a cross if it diverged.
+
+    Args:
+        axes: matplotlib's axes.
+        runs: place on the x axis, place on the y axis and status of each run.
+        color: the optimizer's color.
+        marker: the recipe's marker.
+
+    """
+    whole = [(x, y) for x, y, status in runs if status != DIVERGED]
+    lost = [(x, y) for x, y, status in runs if status == DIVERGED]
+    look: dict[str, Any] = {"s": 34, "color": color, "zorder": 3}
+    if whole:
+        axes.scatter(*zip(*whole, strict=True), marker=marker, edgecolor="white", lw=0.5, **look)
+    if lost:
+        axes.scatter(*zip(*lost, strict=True), marker="x", lw=2, **look)
 
 
 def label_of(name: str) -> str:
@@ -133,10 +144,16 @@ def save(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> 
         )
         for (file, buffer), left_out in zip(files.items(), metadata, strict=True):
             figure.savefig(buffer, format=file.suffix[1:], metadata=left_out)
+            # The second file has the same layout, which takes long to compute.
+            figure.set_layout_engine("none")
     for file, buffer in files.items():
-        content = buffer.getvalue()
-        write_atomically(file, lambda opened, content=content: opened.write(content))
+        write_bytes(file, buffer.getvalue())
     return path
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    write_atomically(path, lambda file: file.write(content))
 
 
 def remove(path: Path) -> None:
@@ -214,6 +231,6 @@ def show_recipes(figure: Any, styles: dict[str, tuple[Any, str]], *others: Any) 
     ]  # fmt: skip
     entries += others
     if entries:
-        longest = max(len(entry.get_label()) for entry in entries)
+        longest = max(len(str(entry.get_label())) for entry in entries)
         columns = 2 if longest < 26 and len(entries) > 1 else 1
         figure.legend(handles=entries, loc="outside lower center", ncols=columns, handlelength=4)

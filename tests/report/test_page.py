@@ -85,7 +85,10 @@ def test_commands_are_merged_into_one_sweep():
     assert merge_commands(made) == [
         "python train.py -m batch=128,256 optimizer=sgd,lars 'group=a b'"
     ]
-    assert merge_commands(made[:3]) == made[:3]
+    assert merge_commands(made[:3]) == [
+        "python train.py -m batch=128 optimizer=sgd,lars 'group=a b'",
+        "python train.py batch=256 optimizer=sgd 'group=a b'",
+    ]
     assert merge_commands([*made, "python train.py seed=1"])[1] == "python train.py seed=1"
     assert merge_commands(made[:1] * 2) == made[:1]
 

@@ -65,7 +65,7 @@ def test_a_plot_of_several_groups_omits_settings_at_one_batch(workplace, monkeyp
     monkeypatch.setattr(
         engine.report.plots,
         "draw_against",
-        lambda axes, axis, lines, *figures: drawn.append(set(lines)),
+        lambda axes, axis, lines, *figures, **options: drawn.append(set(lines)),
     )
     monkeypatch.setattr(engine.report.plots, "save", lambda path, draw, size: draw(Figure()))
     for number in range(5):

@@ -173,7 +173,7 @@ def test_a_plot_of_several_groups_shows_the_most_common_conditions(workplace, mo
     figures = []
     monkeypatch.setattr(
         "engine.report.plots.draw_against",
-        lambda axes, axis, lines, found, *rest: figures.append(found),
+        lambda axes, axis, lines, found, *rest, **options: figures.append(found),
     )
     monkeypatch.setattr("engine.report.plots.save", lambda path, draw, size: draw(Figure()))
     rows = make_rows(load_records("g"))
