@@ -35,7 +35,7 @@ def test_the_page_answers_and_says_how_it_was_made(workplace):
     assert (
         "| SGD | 256 | 79.75 ± 1.00 | 77.50 | 81.00 (epoch 2) | 3 | 30.0 s | 30.0 s | 1,000 |"
     ) in text
-    assert "python train.py -m optimizer=sgd batch=128,256,512 seed=0,1,2" not in text
+    assert "\npython train.py -m optimizer=sgd batch=128,256,512 seed=0,1,2\n" in text
     for fact in ("- Seeds: 0, 1, 2", "- Hardware: cpu", "- torch: 2", "- Commit: abc",
                  "- Model: resnet18", "- Data: cifar10"):  # fmt: skip
         assert fact in text
