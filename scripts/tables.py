@@ -1,8 +1,9 @@
 """Rebuild groups' pages, tables and plots from their runs: `python -m scripts.tables group=NAME`.
 
-With group=A,B it also draws both groups in one plot, results/A+B.png. With target_accuracy=85 the
-reports show the time to reach 85 %, whatever target the runs had. It only reads the runs, so it can
-be used while a sweep runs.
+Each plot is a PNG and an SVG file. With group=A,B both groups are also drawn in one plot,
+results/A+B.png. With target_accuracy=85 the reports show the time to reach 85 %, whatever target
+the runs had. The runs are only read, so the command can be used while a sweep runs. A page includes
+results/<group>/notes.md, which is written by hand.
 """
 
 import sys

@@ -30,7 +30,7 @@ from engine.config.compose import Job, make_jobs
 from engine.config.parse import Range
 from engine.config.schema import Config, Count
 from engine.errors import UserError, key_error
-from engine.report.write import runs_lines
+from engine.report.write import read_notes, runs_lines
 from engine.runs.records import FINISHED, RESULTS, cannot_write, load_records
 from engine.runs.run import Run
 from engine.sweeps.launch import check_launcher
@@ -195,7 +195,9 @@ def write(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         records = load_records(config.group)
-        text = tuning_page(config.group, cells, records, searched, final, scored)
+        text = tuning_page(
+            config.group, cells, records, searched, final, scored, read_notes(folder)
+        )
         write_text_atomically(path, experiment(cells, searched, scored, recipe))
         write_text_atomically(folder / "README.md", text)
         write_text_atomically(folder / "runs.jsonl", runs_lines(records))

@@ -11,8 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.report.plots import label_of, save
 from engine.report.rows import Row
+from engine.report.style import (
+    GREY,
+    SMALL_TEXT,
+    WIDTH,
+    EndLabel,
+    color_of,
+    label_ends,
+    label_of,
+    remove,
+    save,
+    show_recipes,
+    styles_of,
+)
 from engine.report.tables import escaped
 from engine.runs.records import Record
 
@@ -37,8 +49,8 @@ def noise_section(rows: Sequence[Row]) -> str:
     if not measured(rows):
         return ""
     lines = [
-        "| Optimizer | Batch | Noise scale, first epoch | median | last epoch | Epochs without "
-        "| Batch / median | Steps, x fewest | Examples, x fewest | |",
+        "| Optimizer | Batch | Noise scale, first epoch | median | last epoch "
+        "| Epochs without estimate | Batch / median | Steps / fewest | Examples / fewest | |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in measured(rows):
@@ -60,11 +72,11 @@ def noise_section(rows: Sequence[Row]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "The scale is tr(Sigma) / |G|^2 in examples, averaged over about 50 steps. At a batch of "
-        "that size a run needs twice the fewest steps and twice the fewest examples (McCandlish et "
-        "al. 2018); it is a rule of thumb, and the accuracies above are the measurement. If the "
-        "estimate is not above 0, for example because a large batch averages out the noise, the "
-        "epoch has none.",
+        "The noise scale is tr(Sigma) / |G|^2 in examples, averaged over about 50 steps. With a "
+        "batch of that size a run needs twice the fewest possible steps and twice the fewest "
+        "possible examples (McCandlish et al. 2018). This is a rule of thumb; the accuracies are "
+        "the measurement. If the estimate is not above 0, the epoch has none. A large batch, which "
+        "averages out the noise, is one cause.",
     ]
     return "\n".join(lines)
 
@@ -77,32 +89,44 @@ def _examples(scales: Sequence[float | None]) -> str:
 
 def _ratio_cells(ratio: float) -> list[str]:
     """Return the cells for the ratio of batch size and noise scale."""
-    verdict = "a larger batch still saves steps" if ratio < 1 else "larger steps stop paying"
+    verdict = "a larger batch saves steps" if ratio < 1 else "a larger batch saves few steps"
     return [f"{ratio:.2g}", f"{1 + 1 / ratio:.2f}", f"{1 + ratio:.2f}", verdict]
 
 
 def write_noise_plot(path: Path, group: str, rows: Sequence[Row]) -> list[Path]:
-    """Draw every run's noise scale over the epochs; return the path of the file.
+    """Draw every run's noise scale over the epochs; return the path of the PNG file.
 
     If no run has estimates, remove the file and return no path.
     """
-    if not measured(rows):
-        path.unlink(missing_ok=True)
+    found = measured(rows)
+    if not found:
+        remove(path)
         return []
+    styles = styles_of(f"batch {row.title}" for row in found)
 
     def draw(figure: Any) -> None:
-        axes = figure.subplots()
-        for number, row in enumerate(measured(rows)):
-            label: str | None = label_of(f"{row.optimizer_title} {row.title}")
+        axes, ends = figure.subplots(), []
+        for row in found:
+            color = color_of(row.optimizer_title)
+            style, marker = styles[f"batch {row.title}"]
             for record in row.records:
                 epochs, scales = noise_scales(record)
                 # An epoch without an estimate is a gap in the line.
                 drawn = [math.nan if scale is None else scale for scale in scales]
-                axes.plot(epochs, drawn, marker=".", color=f"C{number}", label=label)
-                label = None
-            axes.axhline(row.batch, color=f"C{number}", linestyle=":", linewidth=1)
+                axes.plot(epochs, drawn, linestyle=style, marker=marker, color=color)
+                if scales and scales[-1] is not None:
+                    ends.append(EndLabel(epochs[-1], scales[-1], row.optimizer_title, color))
         axes.set_yscale("log")
-        title = f"{group}: gradient noise scale (dotted: the batch)"
-        axes.set(xlabel="Epoch", ylabel="Examples", title=title)
+        for batch in sorted({row.batch for row in found}):
+            axes.axhline(batch, color=GREY, linewidth=1)
+            axes.text(
+                0.01, batch, f"batch {batch}", color=GREY, fontsize=SMALL_TEXT, va="bottom",
+                transform=axes.get_yaxis_transform(),
+            )  # fmt: skip
+        axes.set(
+            xlabel="Epoch", ylabel="Examples", title=f"{label_of(group)}: gradient noise scale"
+        )
+        label_ends(axes, ends)
+        show_recipes(figure, styles)
 
-    return [save(path, draw, (7.2, 4.2))]
+    return [save(path, draw, (WIDTH, 4.8))]

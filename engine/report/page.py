@@ -1,12 +1,16 @@
-"""Write a group's page, results/<group>/README.md: question, results, commands, missing runs."""
+"""Write a group's page, results/<group>/README.md.
 
-import math
+Its order is: the answer in one sentence, the tables, the plot, the commands, hand-written notes,
+details. The notes are the file notes.md of the group's folder, which no report changes.
+"""
+
 import re
 import shlex
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from engine.report import tables
+from engine.report.answer import opening
 from engine.report.noise import noise_section
 from engine.report.rows import Row, Target, baseline_row, gather_lines
 from engine.report.times import Known, common_conditions
@@ -25,49 +29,44 @@ PROVENANCE = {
 }
 
 
-def page(group: str, rows: Sequence[Row], target: Target, plots: Iterable[str]) -> str:
+def page(
+    group: str, rows: Sequence[Row], target: Target, plots: Sequence[str], notes: str = ""
+) -> str:
     """Return a group's page as Markdown; the same runs give the same page.
 
     Args:
         group: name of the group.
         rows: all rows of the group.
         target: the accuracy that rows are compared with.
-        plots: file names of the plots to include.
+        plots: file names of the plots to include; the first one is next to the tables.
+        notes: hand-written Markdown to include.
 
     """
     records = [record for row in rows for record in row.records]
+    note = f"{tables.accuracy_note(rows)} A diverged run counts as chance and is marked nan."
+    images = [f"![{name.removesuffix('.png')}]({name})" for name in plots]
+    noise = noise_section(rows)
     parts = [
         f"# {group}",
-        question(rows),
-        answer(rows, target),
+        tables.escaped(opening(rows)),
         tables.markdown_tables(rows).strip(),
-        f"{tables.accuracy_note(rows)} A diverged run counts as chance and is marked nan.",
-        *(f"![{name.removesuffix('.png')}]({name})" for name in plots),
-        "## On the way",
-        on_the_way(rows, target),
-        *(["## Gradient noise scale", noise] if (noise := noise_section(rows)) else []),
-        "## How it was made",
+        f"{note} {tables.times_note(rows)}".rstrip(),
+        *images[:1],
+        "## How to repeat it",
         how_made(records),
+        notes.strip(),
+        "## Details",
+        target_list(rows, target),
+        details(rows, target),
+        *images[1:],
+        *(["## Gradient noise scale", noise] if noise else []),
         "## What is missing",
         missing(records),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def question(rows: Sequence[Row]) -> str:
-    """Return the question that these rows answer."""
-    batches = sorted({row.batch for row in rows})
-    names = dict.fromkeys(row.optimizer_title for row in rows)
-    optimizers = tables.escaped(" and with ".join(names))
-    if len(batches) == 1:
-        return f"**What is the final accuracy at batch {batches[0]} with {optimizers}?**"
-    return (
-        f"**Does accuracy hold as the batch grows from {batches[0]} to {batches[-1]}, "
-        f"with {optimizers}?**"
-    )
-
-
-def answer(rows: Sequence[Row], target: Target) -> str:
+def target_list(rows: Sequence[Row], target: Target) -> str:
     """Return up to which batch size each line's mean accuracy reaches the target; may be empty."""
     if target.baseline is not None and target.baseline.setting:
         # With several settings at the smallest batch size, none of them is the baseline.
@@ -79,18 +78,18 @@ def answer(rows: Sequence[Row], target: Target) -> str:
         )
     goal = target.accuracy
     if goal is not None:
-        lines.append(f"- The target is {goal:.2f} %; a row holds if its mean is not below it.")
+        lines.append(f"- The target is {goal:.2f} %; a row reaches it if its mean is not below it.")
         judged = gather_lines([row for row in rows if target.of(row) is not None], "batch")
         lines += [
-            f"- {tables.escaped(title)} holds {held(members, rows, goal)}."
+            f"- {tables.escaped(title)} reaches it {reached(members, rows, goal)}."
             for title, members in judged.items()
-            # The tables show how each of many settings at one batch size did.
+            # The tables show each of many settings at one batch size.
             if len(members) > 1 or not members[0].setting
         ]
     return "\n".join(lines)
 
 
-def held(line: Sequence[Row], rows: Sequence[Row], target: float) -> str:
+def reached(line: Sequence[Row], rows: Sequence[Row], target: float) -> str:
     """Return as text at which batch sizes a line reaches the target, up to the first that does not.
 
     Args:
@@ -102,20 +101,20 @@ def held(line: Sequence[Row], rows: Sequence[Row], target: float) -> str:
     first = line[0]
     peers = [row for row in rows if row.optimizer == first.optimizer and row.scope == first.scope]
     batches = sorted({row.batch for row in peers})
-    well: list[int] = []
+    found: list[int] = []
     for row, batch in zip(line, batches[batches.index(first.batch) :], strict=False):
         # The line ends before a batch size at which only other settings were tried.
         if row.batch != batch or (row.accuracy() or 0.0) < target:
             break
-        well.append(batch)
-    if not well:
+        found.append(batch)
+    if not found:
         return "at no batch"
     if first.batch == batches[0] and len(batches) > 1:
-        return f"up to batch {well[-1]}"
-    return f"at batch {well[0]}" if len(well) == 1 else f"from batch {well[0]} to {well[-1]}"
+        return f"up to batch {found[-1]}"
+    return f"at batch {found[0]}" if len(found) == 1 else f"from batch {found[0]} to {found[-1]}"
 
 
-def on_the_way(rows: Sequence[Row], target: Target) -> str:
+def details(rows: Sequence[Row], target: Target) -> str:
     """Return a table of training accuracy, best epoch and times, with a note, as Markdown."""
     tested = rows[0].split == "test"
     both = tested and any(row.figures("holdout_accuracy") for row in rows)
@@ -125,11 +124,11 @@ def on_the_way(rows: Sequence[Row], target: Target) -> str:
     lines += [f"| {' | '.join(cells.values())} |" for cells in table]
     lines += [
         "",
-        "Means over seeds. Training accuracy is the last epoch's, on augmented images, while the "
-        "weights still moved. "
-        + ("The best epoch was found on the test split, so it is history and no result. " * tested)
-        + "A row is at the target only if each of its seeds gets there; times are training steps "
-        f"alone. {tables.times_note(rows)}".rstrip(),
+        "All figures are means over seeds. Training accuracy is that of the last epoch, on "
+        "augmented images, while the weights were changing. "
+        + ("The best epoch was chosen on the test split, so it is not a result. " * tested)
+        + "A row reaches the target only if each of its seeds does."
+        + (" Times include training steps only." * (common is not None)),
     ]
     return "\n".join(lines)
 
@@ -141,7 +140,7 @@ def history_cells(row: Row, target: Target, both: bool, common: Known) -> dict[s
         row: the row.
         target: the accuracy that rows are compared with.
         both: True if the group has accuracies on both hold-out and test split.
-        common: the most common conditions of the group's times.
+        common: the most common conditions of the group's times; None leaves out all times.
 
     """
     train, speed = row.train_accuracy(), row.mean_time("images_per_second")
@@ -159,8 +158,10 @@ def history_cells(row: Row, target: Target, both: bool, common: Known) -> dict[s
         known = best is not None and epoch is not None
         cells["Best epoch, %"] = f"{best:.2f} (epoch {epoch:.4g})" if known else "-"
     goal = "the target" if target.accuracy is None else f"{target.accuracy:.2f} %"
-    cells[f"First at {goal}"] = f"epoch {first[0]:.4g}" if first else "-"
-    cells["Time to it"] = tables.seconds_cell(first[1] if first else None)
+    cells[f"First epoch at {goal}"] = f"{first[0]:.4g}" if first else "-"
+    if common is None:
+        return cells
+    cells["Time to target"] = tables.seconds_cell(first[1] if first else None)
     cells["Time to train"] = tables.time_cell(row, common)
     cells["Images/s"] = "-" if speed is None else f"{speed:,.0f}"
     return cells
@@ -176,23 +177,25 @@ def holdout_cell(row: Row) -> str:
 
 
 def how_made(records: Sequence[Record]) -> str:
-    """Return the commands, grouped by provenance if it differs, and the facts to cite."""
+    """Return the commands, each with its commit, and the facts to cite."""
     summaries = [r.summary for r in records if r.summary.get("command")]
     differing = {
         name: key
         for name, key in PROVENANCE.items()
-        if len({s[key] for s in summaries if s.get(key) is not None}) > 1
+        if key != "commit" and len({s[key] for s in summaries if s.get(key) is not None}) > 1
     }
+    commits = {s["commit"] for s in summaries if s.get("commit")}
+    # A run without a summary is meant to be trained at the commit of the others.
+    only = commits.pop() if len(commits) == 1 else "not recorded"
     commands: dict[str, list[str]] = {}
     for s in summaries:
-        heading = ", ".join(
-            f"{name} {s.get(key) or 'not known'}" for name, key in differing.items()
-        )
-        commands.setdefault(heading, []).append(s["command"])
+        named = [f"at commit {s.get('commit') or only}"]
+        named += [f"{name} {s.get(key) or 'not recorded'}" for name, key in differing.items()]
+        commands.setdefault(", ".join(named), []).append(s["command"])
     lines = []
     for heading, given in commands.items():
-        lines += [f"{tables.escaped(heading)}:", ""] if heading else []
-        lines += [*fenced(*merge_commands(given)), ""]
+        lines += [f"Run {tables.escaped(heading)}:", "", *fenced(*merge_commands(given)), ""]
+    lines += ["Other commits may have other defaults, which give other runs.", ""] * bool(lines)
     return "\n".join([*lines, facts(records)])
 
 
@@ -221,7 +224,7 @@ def facts(records: Sequence[Record]) -> str:
     lines = []
     for name, found in values.items():
         known = dict.fromkeys(tables.escaped(value) for value in found if value is not None)
-        lines.append(f"- {name}: {', '.join(known) or 'not known'}")
+        lines.append(f"- {name}: {', '.join(known) or 'not recorded'}")
     return "\n".join(lines)
 
 
@@ -233,22 +236,29 @@ def fenced(*lines: str) -> list[str]:
 
 
 def merge_commands(commands: Sequence[str]) -> list[str]:
-    """Return commands that together are all combinations of some values as one sweep."""
-    by_keys: dict[tuple[str, ...], list[list[str]]] = {}
+    """Return commands that train the same runs, with as many runs as possible in one sweep each.
+
+    >>> merge_commands([f"python train.py batch={b} seed={s}" for b in (128, 256) for s in (0, 1)])
+    ['python train.py -m batch=128,256 seed=0,1']
+    """
+    by_keys: dict[tuple[str, ...], list[tuple[tuple[str, ...], ...]]] = {}
     for command in dict.fromkeys(commands):
-        overrides = shlex.split(command)[2:]
-        by_keys.setdefault(tuple(o.partition("=")[0] for o in overrides), []).append(overrides)
+        pairs = [override.partition("=") for override in shlex.split(command)[2:]]
+        values = tuple((value,) for _, _, value in pairs)
+        by_keys.setdefault(tuple(key for key, _, _ in pairs), []).append(values)
     merged = []
-    for keys, lists in by_keys.items():
-        values = [list(dict.fromkeys(column)) for column in zip(*lists, strict=True)]
-        if len(lists) == 1 or math.prod(map(len, values)) != len(lists):
-            merged += [shlex.join(["python", "train.py", *overrides]) for overrides in lists]
-            continue
-        joined = [
-            f"{key}={','.join(override.partition('=')[2] for override in column)}"
-            for key, column in zip(keys, values, strict=True)
-        ]
-        merged.append(shlex.join(["python", "train.py", "-m", *joined]))
+    for keys, sweeps in by_keys.items():
+        # Sweeps that differ in one key are merged, key by key, beginning with the last: the seed.
+        for place in reversed(range(len(keys))):
+            joined: dict[tuple[tuple[str, ...], ...], tuple[str, ...]] = {}
+            for sweep in sweeps:
+                rest = sweep[:place] + sweep[place + 1 :]
+                joined[rest] = joined.get(rest, ()) + sweep[place]
+            sweeps = [(*r[:place], values, *r[place:]) for r, values in joined.items()]
+        for sweep in sweeps:
+            overrides = [f"{k}={','.join(v)}" for k, v in zip(keys, sweep, strict=True)]
+            many = ["-m"] * any(len(values) > 1 for values in sweep)
+            merged.append(shlex.join(["python", "train.py", *many, *overrides]))
     return merged
 
 
@@ -256,7 +266,7 @@ def missing(records: Sequence[Record]) -> str:
     """Return a list of the runs that have no accuracy, with the reasons, as Markdown."""
     without = [record for record in records if not record.counted]
     if not without:
-        return "Nothing: every run that was asked for has an outcome."
+        return "Nothing: every requested run has finished."
     lines = []
     for record in without[:NAMED_MISSING]:
         run, error = record.summary["run"], record.summary.get("error")

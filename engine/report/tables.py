@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from engine.config.optimizers import title_of
 from engine.report.rows import Row, Target, baseline_row
-from engine.report.times import Known, common_conditions, describe_conditions
+from engine.report.times import NOT_RECORDED, Known, common_conditions, describe_conditions
 from engine.runs.records import DIVERGED, FAILED, INTERRUPTED, MISSING
 
 # The columns of table.csv in order: the function that returns a row's value, by name.
@@ -98,13 +98,15 @@ def accuracy_note(rows: Sequence[Row]) -> str:
 
 
 def times_note(rows: Sequence[Row]) -> str:
-    """Return a note on the conditions of a group's times; empty if they are not recorded."""
+    """Return a note on the conditions of a group's times; may be empty."""
     return escaped(describe_conditions([row.timed for row in rows]))
 
 
 def time_cell(row: Row, common: Known) -> str:
     """Return a row's training time as text, with a note if some runs or `common` do not apply."""
     cell, notes = seconds_cell(row.mean_time("train_seconds")), row.timed.notes(common)
+    if notes == [NOT_RECORDED]:
+        return NOT_RECORDED
     return f"{cell} ({escaped(', '.join(notes))})" if notes else cell
 
 

@@ -1,8 +1,8 @@
 """Select the runs whose times count in a report, and note the others.
 
 Only times measured under equal conditions are averaged or drawn together. The times of a run that
-shared its machine do not count. Summaries of earlier versions lack the conditions; all of these
-are treated as equal.
+shared its machine do not count. Neither do those of an earlier version's run, whose conditions are
+not recorded; runs.jsonl keeps its seconds.
 """
 
 import functools
@@ -38,22 +38,25 @@ class Conditions(NamedTuple):
         return ", ".join(parts)
 
 
-# None if the conditions are not recorded.
+# None if no run has recorded conditions.
 Known = Conditions | None
-NOT_RECORDED = "conditions not recorded"
+NOT_RECORDED = "not recorded"
 
 
 def conditions_of(record: Record) -> Known:
-    """Return the conditions of a run; None if an earlier version trained it."""
+    """Return the conditions of a run; None if they are not recorded.
+
+    They include whether the run shared its machine, which earlier versions did not record.
+    """
     summary = record.summary
     at_once = summary.get("runs_at_once")
-    if at_once is None:
+    if at_once is None or summary.get("shared_machine") is None:
         return None
     return Conditions(at_once, summary.get("threads"), summary.get("device"))
 
 
 def shared_machine(record: Record) -> bool:
-    """Return True if other processes took CPU from a run; False also if that is not recorded."""
+    """Return True if other processes took CPU from a run."""
     return record.summary.get("shared_machine") is True
 
 
@@ -62,27 +65,27 @@ class Timed:
     """The runs of a row whose times count, and the others.
 
     Attributes:
-        candidates: the runs that are considered; their times count unless they shared the machine
-            or had other conditions.
+        candidates: the runs that are considered; their times count unless their conditions are not
+            recorded, they shared the machine, or they had other conditions.
 
     """
 
     candidates: Sequence[Record]
 
     @functools.cached_property
-    def shared(self) -> list[Record]:
-        """Return the runs from which other processes took CPU."""
-        return list(filter(shared_machine, self.candidates))
+    def recorded(self) -> list[Record]:
+        """Return the runs whose conditions are recorded."""
+        return [record for record in self.candidates if conditions_of(record) is not None]
 
     @functools.cached_property
     def alone(self) -> list[Record]:
-        """Return the other runs."""
-        return [record for record in self.candidates if not shared_machine(record)]
+        """Return those of them from which no other process took CPU."""
+        return [record for record in self.recorded if not shared_machine(record)]
 
     @functools.cached_property
     def conditions(self) -> Known:
         """Return the most common conditions of the runs that did not share, else of all runs."""
-        return most_common(conditions_of(record) for record in self.alone or self.candidates)
+        return most_common(conditions_of(record) for record in self.alone or self.recorded)
 
     @functools.cached_property
     def records(self) -> list[Record]:
@@ -96,13 +99,15 @@ class Timed:
     def notes(self, common: Known) -> list[str]:
         """Return notes on how the conditions of the row's times differ from `common`."""
         notes, total = [], len(self.candidates)
-        if self.shared:
-            notes.append(f"{_count(len(self.shared), total)} shared the machine")
-        if others := total - len(self.shared) - len(self.records):
+        if unknown := total - len(self.recorded):
+            only = unknown == total
+            notes.append(NOT_RECORDED if only else f"{_count(unknown, total)} {NOT_RECORDED}")
+        if shared := len(self.recorded) - len(self.alone):
+            notes.append(f"{_count(shared, total)} shared the machine")
+        if others := len(self.alone) - len(self.records):
             notes.append(f"{_count(others, total)} under other conditions")
-        if self.records and self.conditions != common:
-            known = self.conditions
-            notes.append(NOT_RECORDED if known is None else known.describe(common))
+        if self.records and self.conditions is not None and self.conditions != common:
+            notes.append(self.conditions.describe(common))
         return notes
 
 
@@ -118,15 +123,18 @@ def common_conditions(rows: Iterable[Timed]) -> Known:
 
 
 def describe_conditions(rows: Sequence[Timed]) -> str:
-    """Return the conditions of a group's times as text; empty if they were never recorded."""
-    common = common_conditions(rows)
-    agreed = all(timed.conditions == common for timed in rows if timed.records)
-    if common is None and agreed:
-        return ""
-    text = f"of {NOT_RECORDED}" if common is None else f"of {common.describe(common)}"
-    if not agreed:
-        text += " if the row says nothing else; plots have no others"
-    return f"Times are {text}."
+    """Return the conditions of a group's times as text; empty if there are no finished runs."""
+    common, sentences = common_conditions(rows), []
+    if common is not None:
+        agreed = all(timed.conditions == common for timed in rows if timed.records)
+        exception = "" if agreed else " if the row says nothing else; plots have no others"
+        sentences.append(f"Times are of {common.describe(common)}{exception}.")
+    if any(len(timed.recorded) < len(timed.candidates) for timed in rows):
+        sentences.append(
+            f'A time is "{NOT_RECORDED}" if an earlier version trained the run: it did not record '
+            "how many runs trained at once and whether other processes took CPU from them."
+        )
+    return " ".join(sentences)
 
 
 def _plural(count: int, noun: str) -> str:

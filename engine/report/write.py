@@ -66,6 +66,12 @@ def load_rows(group: str) -> list[Row]:
     return make_rows(records_of(group))
 
 
+def read_notes(folder: Path) -> str:
+    """Return the hand-written notes of a group, Markdown that its page includes; may be empty."""
+    path = folder / "notes.md"
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
 def _write_files(
     folder: Path, group: str, records: Sequence[Record], target: float | None
 ) -> list[str]:
@@ -86,7 +92,8 @@ def _write_files(
     # The tuner writes the page of a search for learning rates.
     if (folder / "experiment").is_dir():
         return ["table.md", "table.csv", *plots]
-    write_text_atomically(folder / "README.md", page(group, rows, goal, plots))
+    notes = read_notes(folder)
+    write_text_atomically(folder / "README.md", page(group, rows, goal, plots, notes))
     return ["README.md", "table.md", "table.csv", *plots]
 
 

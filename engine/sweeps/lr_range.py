@@ -18,8 +18,9 @@ from typing import Any
 
 from torch import Tensor
 
+from engine.config.optimizers import title_of
 from engine.data.augment import EpochDraws, TrainingImages
-from engine.report.plots import save
+from engine.report.style import GREY, WIDTH, color_of, save
 from engine.system.files import plain, write_text_atomically
 from engine.training.step import Step
 
@@ -150,15 +151,17 @@ def write_range(stem: Path, made: RangeTest, found: dict[str, Any]) -> list[Path
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        axes.plot(made.rates, made.losses, color="grey", alpha=0.4, linewidth=1, label="loss")
-        axes.plot(made.rates, made.smoothed(), color="#1f6f8b", label="smoothed")
+        axes.plot(made.rates, made.losses, color=GREY, alpha=0.4, linewidth=1, label="loss")
+        color = color_of(title_of(found["optimizer"]))
+        axes.plot(made.rates, made.smoothed(), color=color, label="smoothed")
         label = f"suggested: {found['suggested_peak_lr']:.3g}"
-        axes.axvline(found["suggested_peak_lr"], color="#d1495b", linestyle="--", label=label)
+        axes.axvline(found["suggested_peak_lr"], color="black", linestyle="--", label=label)
         axes.set_xscale("log")
         low, high = min(made.smoothed()), max(made.losses[: made.lowest() + 1])
         axes.set_ylim(low - 0.1 * (high - low), high + 0.5 * (high - low))
-        title = f"{found['model']}, {found['optimizer']}, batch {found['batch']}: {made.stopped}"
+        title = f"{found['model']}, {found['optimizer']}, batch {found['batch']}\n{made.stopped}"
         axes.set(xlabel="Learning rate", ylabel="Training loss", title=title)
+        axes.legend()
 
     numbers = found | {
         "stopped": made.stopped,
@@ -169,4 +172,4 @@ def write_range(stem: Path, made: RangeTest, found: dict[str, Any]) -> list[Path
     }
     path = stem.with_name(f"{stem.name}.json")
     write_text_atomically(path, json.dumps(plain(numbers), indent=2, allow_nan=False) + "\n")
-    return [save(stem.with_name(f"{stem.name}.png"), draw, (7.2, 4.2)), path]
+    return [save(stem.with_name(f"{stem.name}.png"), draw, (WIDTH, 4.4)), path]

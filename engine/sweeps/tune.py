@@ -17,8 +17,11 @@ from typing import Any
 
 from engine.config.optimizers import title_of
 from engine.errors import key_error
+from engine.report.answer import opening
 from engine.report.page import facts, fenced
-from engine.report.plots import COLOURS, save
+from engine.report.rows import make_rows
+from engine.report.style import SMALL_TEXT, WIDTH, color_of, save, show_recipes, styles_of
+from engine.report.tables import escaped
 from engine.runs.records import Record
 
 Point = tuple[float, ...]
@@ -208,6 +211,7 @@ def tuning_page(
     command: str,
     final: str,
     scored: str,
+    notes: str = "",
 ) -> str:
     """Return the Markdown page of a search: the chosen values, how they were found, every trial.
 
@@ -218,20 +222,23 @@ def tuning_page(
         command: the command of the search.
         final: the command of the final sweep.
         scored: what the trials were scored on, in words.
+        notes: hand-written Markdown to include.
 
     """
     keys = list(cells[0].axes)
     names = [key.removeprefix("optimizer.") for key in keys]
     chosen = (
-        "a grid for each optimizer and batch, all extended together while any best value lay on an "
-        "edge"
+        "a grid for each optimizer and batch; all grids grew together while any best value was "
+        "on an edge"
     )
     if cells[0].asked:
         chosen = "Optuna's trials, as many for each optimizer and batch"
     lines = [
         f"# {group}",
         "",
-        f"Chosen on {scored}: {chosen}. The test split was not evaluated.",
+        escaped(opening(make_rows(records))),
+        "",
+        f"The values were chosen on {scored}: {chosen}. The test split was not evaluated.",
         "",
         f"| Optimizer | Batch | {' | '.join(names)} | Hold-out accuracy, % | Trials | Note |",
         "|---|---|" + "---|" * (len(keys) + 3),
@@ -245,8 +252,12 @@ def tuning_page(
             shown(cell.scores[best]), str(len(cell.points())), note,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells_text)} |")
-    lines += ["", "![rates](rates.png)", "", "Searched with, and to train on all images with:", ""]
-    lines += [*fenced(command, final), "", facts(records), "", "## Trials", ""]
+    commits = dict.fromkeys(record.summary.get("commit") or "not recorded" for record in records)
+    lines += ["", "![rates](rates.png)", "", "## How to repeat it", ""]
+    lines += [f"The search ran at commit {' and '.join(map(str, commits))}:", "", *fenced(command)]
+    lines += ["", "This trains with the chosen values on all images:", "", *fenced(final), ""]
+    lines += ["Other commits may have other defaults, which give other runs.", "", facts(records)]
+    lines += ["", *([notes.strip(), ""] if notes.strip() else []), "## Trials", ""]
     lines += [f"| Optimizer | Batch | {' | '.join(names)} | Hold-out accuracy, % |"]
     lines += ["|---|---|" + "---|" * (len(keys) + 1)]
     for cell in cells:
@@ -257,48 +268,62 @@ def tuning_page(
     return "\n".join(lines) + "\n"
 
 
-def shown(score: float | None) -> str:
+def shown(score: float | None, digits: int = 2) -> str:
     """Return a score as text; `nan` if a seed diverged."""
-    return "nan" if score is None else f"{score:.2f}"
+    return "nan" if score is None else f"{score:.{digits}f}"
 
 
 def draw_rates(path: Path, cells: Sequence[Cell]) -> Path:
     """Plot accuracy over learning rate, one panel per batch, with the chosen value circled.
 
-    Returns the path of the plot.
+    Returns the path of the PNG file.
     """
     batches = sorted({cell.batch for cell in cells})
+    columns = min(2, len(batches))
+    rows = math.ceil(len(batches) / columns)
+    styles = styles_of(recipe for cell in cells for recipe in points_by_recipe(cell))
 
     def draw(figure: Any) -> None:
-        panels = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
-        for axes, batch in zip(panels, batches, strict=True):
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for unused in grid.flat[len(batches) :]:
+            unused.set_visible(False)
+        for axes, batch in zip(grid.flat, batches, strict=False):
+            axes.set_xscale("log")
+            axes.set_title(f"batch {batch}", fontsize="medium")
             for cell in cells:
                 if cell.batch == batch:
-                    draw_cell(axes, cell)
-            axes.set_xscale("log")
-            axes.set(title=f"batch {batch}", xlabel="base_lr")
-        panels[0].set_ylabel("Hold-out accuracy, %")
+                    draw_cell(axes, cell, styles)
+            axes.margins(y=0.15)
+        for axes in grid.flat[: len(batches)][-columns:]:
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("base_lr")
+        figure.suptitle("Hold-out accuracy, %")
+        show_recipes(figure, styles)
 
-    return save(path, draw, (max(5.6, 3.6 * len(batches)), 3.8))
+    return save(path, draw, (WIDTH, 1.2 + 2.4 * rows))
 
 
-def draw_cell(axes: Any, cell: Cell) -> None:
-    """Plot a cell's accuracy over its learning rate, one line for each value of the other keys."""
-    name = title_of(cell.optimizer)
-    color = COLOURS.get(name)
-    # Optuna's points are on no grid, so there are no lines by value of the other keys.
-    others = [()] if cell.asked else sorted({point[1:] for point in cell.points()})
-    for number, other in enumerate(others):
-        drawn = [
-            (p[0], cell.scores[p]) for p in sorted(cell.points()) if p[1:] == other or not other
-        ]
-        known = [(rate, score) for rate, score in drawn if score is not None]
-        label = name if not other else f"{name} weight decay {other[0]:g}"
-        alpha = 1.0 - 0.6 * number / len(others)
+def points_by_recipe(cell: Cell) -> dict[str, list[Point]]:
+    """Return a cell's points in ascending order, by the value of the second tuned key if any."""
+    found: dict[str, list[Point]] = {}
+    # Optuna's points are on no grid, so there are no lines by value of the other key.
+    for point in sorted(cell.points()):
+        named = len(point) > 1 and not cell.asked
+        found.setdefault(f"weight decay {point[1]:g}" if named else "", []).append(point)
+    return found
+
+
+def draw_cell(axes: Any, cell: Cell, styles: dict[str, tuple[Any, str]]) -> None:
+    """Plot a cell's accuracy over its learning rate, one line for each value of the other key."""
+    color = color_of(title_of(cell.optimizer))
+    for recipe, points in points_by_recipe(cell).items():
+        style, marker = styles[recipe]
+        known = [(point[0], cell.scores[point]) for point in points]
+        known = [(rate, score) for rate, score in known if score is not None]
         if known:
-            style = {"linestyle": "" if cell.asked else "-", "color": color, "alpha": alpha}
-            axes.plot(*zip(*known, strict=True), marker=".", label=label, **style)
-        lost = [rate for rate, score in drawn if score is None]
+            look = {"linestyle": "" if cell.asked else style, "linewidth": 1.5, "color": color}
+            axes.plot(*zip(*known, strict=True), marker=marker, markersize=4, **look)
+        lost = [point[0] for point in points if cell.scores[point] is None]
         if lost:
             # A diverged trial has no accuracy, so it is marked at the bottom of the panel.
             axes.plot(
@@ -307,3 +332,8 @@ def draw_cell(axes: Any, cell: Cell) -> None:
     best = cell.best()
     if cell.scores[best] is not None:
         axes.plot(best[0], cell.scores[best], "o", markersize=11, fillstyle="none", color=color)
+        text = f"{title_of(cell.optimizer)} {shown(cell.scores[best], 1)}"
+        look = {"color": color, "fontsize": SMALL_TEXT, "ha": "center", "annotation_clip": False}
+        axes.annotate(
+            text, (best[0], cell.scores[best]), (0, 9), textcoords="offset points", **look
+        )

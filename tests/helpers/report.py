@@ -52,6 +52,7 @@ def put(work, *overrides, status="completed", accuracy=80.0, history=HISTORY, **
         "best_epoch": 2, "command": "python train.py " + " ".join(overrides),
         "train_seconds": 30.0, "images_per_second": 1000.0, "target_accuracy": None,
         "commit": "abc", "device": "cpu", "torch": "2", "choices": made.choices(),
+        "runs_at_once": 1, "shared_machine": False,
     } | changes  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))

@@ -15,8 +15,8 @@ def test_the_noise_scale_is_compared_with_the_batch(workplace):
     write_report("g")
     page = (folder / "README.md").read_text()
     kept = "| - | 640 | 1,024 | 1 of 3 |"
-    assert f"| SGD | 128 {kept} 0.2 | 6.00 | 1.20 | a larger batch still saves steps |" in page
-    assert f"| SGD | 2048 {kept} 3.2 | 1.31 | 4.20 | larger steps stop paying |" in page
+    assert f"| SGD | 128 {kept} 0.2 | 6.00 | 1.20 | a larger batch saves steps |" in page
+    assert f"| SGD | 2048 {kept} 3.2 | 1.31 | 4.20 | a larger batch saves few steps |" in page
     assert "![noise](noise.png)" in page and (folder / "noise.png").stat().st_size > 1000
 
 

@@ -1,11 +1,16 @@
-"""The page of a group: its question, answer, commands and missing runs."""
+"""The page of a group: its answer, commands, notes and missing runs."""
 
 import re
 
+import pytest
+
 import engine.report.status
-from engine.report.page import merge_commands
-from engine.report.write import write_report
-from engine.runs.records import load_records
+from engine.report.page import merge_commands, page
+from engine.report.rows import make_rows, target_of
+from engine.report.tables import csv_text, markdown
+from engine.report.write import read_notes, write_report
+from engine.runs.records import load_records, published_runs
+from tests.helpers import PROJECT
 from tests.helpers.report import EPOCH, page_of, put, table
 
 
@@ -16,21 +21,29 @@ def test_the_page_answers_and_says_how_it_was_made(workplace):
         put(workplace, "optimizer=sgd", "batch=512", f"seed={seed}", accuracy=accuracy - 3)
         put(workplace, "optimizer=lars", "batch=512", f"seed={seed}", accuracy=accuracy - 0.5)
     text = page_of(workplace)
-    assert "as the batch grows from 128 to 512, with SGD and with LARS?" in text
+    opening = text.splitlines()[2]
+    assert opening == (
+        "At batch 512 LARS reaches 79.5 %, 2.5 points more than SGD; "
+        "SGD stays within 1 point of batch 128 up to batch 256."
+    )
     assert "base line, SGD at batch 128: 80.00 ± 1.00 %" in text
     assert "The target is 79.50 %" in text
-    assert "- SGD holds up to batch 256." in text and "- LARS holds at batch 512." in text
+    assert "- SGD reaches it up to batch 256." in text and "- LARS reaches it at batch 512." in text
     for name in ("accuracy.png", "time.png", "curves.png"):
         assert f"]({name})" in text and (workplace / "results" / "g" / name).stat().st_size > 0
     # 79.7 % at the third epoch is the first at or above the target; the second was not evaluated.
     assert (
-        "| SGD | 256 | 79.75 ± 1.00 | 77.50 | 81.00 (epoch 2) | epoch 3 | 30.0 s | 30.0 s | 1,000 |"
+        "| SGD | 256 | 79.75 ± 1.00 | 77.50 | 81.00 (epoch 2) | 3 | 30.0 s | 30.0 s | 1,000 |"
     ) in text
-    assert "python train.py -m optimizer=sgd batch=128,256,512 seed=0,1,2" not in text
+    assert "\npython train.py -m optimizer=sgd batch=128,256,512 seed=0,1,2\n" in text
     for fact in ("- Seeds: 0, 1, 2", "- Hardware: cpu", "- torch: 2", "- Commit: abc",
                  "- Model: resnet18", "- Data: cifar10"):  # fmt: skip
         assert fact in text
-    assert "Nothing: every run that was asked for has an outcome." in text
+    assert "Nothing: every requested run has finished." in text
+    # Answer, tables, plot, commands, details.
+    order = ("## LARS", "![accuracy]", "## How to repeat it", "## Details", "![curves]")
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
 
 
 def test_the_baselines_target_is_for_rows_of_the_same_model_and_epochs_only(workplace):
@@ -38,7 +51,7 @@ def test_the_baselines_target_is_for_rows_of_the_same_model_and_epochs_only(work
     put(workplace, "optimizer=lars", "batch=128", accuracy=81.0)
     put(workplace, "optimizer=lars", "batch=128", "epochs=300", accuracy=90.0)
     put(workplace, "optimizer=lars", "batch=128", "model=resnet8", accuracy=90.0)
-    compared = re.compile(r"^- ((?:SGD|LARS).*) holds ", re.MULTILINE)
+    compared = re.compile(r"^- ((?:SGD|LARS).*) reaches it ", re.MULTILINE)
     ours = "model.name=resnet18 epochs=200"
     assert compared.findall(page_of(workplace)) == [f"SGD {ours}", f"LARS {ours}"]
     write_report("g", 85.0)
@@ -72,7 +85,10 @@ def test_commands_are_merged_into_one_sweep():
     assert merge_commands(made) == [
         "python train.py -m batch=128,256 optimizer=sgd,lars 'group=a b'"
     ]
-    assert merge_commands(made[:3]) == made[:3]
+    assert merge_commands(made[:3]) == [
+        "python train.py -m batch=128 optimizer=sgd,lars 'group=a b'",
+        "python train.py batch=256 optimizer=sgd 'group=a b'",
+    ]
     assert merge_commands([*made, "python train.py seed=1"])[1] == "python train.py seed=1"
     assert merge_commands(made[:1] * 2) == made[:1]
 
@@ -113,12 +129,14 @@ def test_a_group_without_test_accuracies_reports_those_on_the_hold_out_split(wor
     assert {row["accuracy_mean"] for row in rows} == {""}
     page = (workplace / "results" / "g" / "README.md").read_text()
     assert "on held-out training images; no run evaluated the test split" in page
-    assert "| Final, % | Training, % | First at 69.50 % |" in page and "epoch 1 | 10.0 s |" in page
-    assert "- SGD holds up to batch 256." in page and "Best epoch" not in page
+    assert (
+        "| Final, % | Training, % | First epoch at 69.50 % |" in page and "| 1 | 10.0 s |" in page
+    )
+    assert "- SGD reaches it up to batch 256." in page and "Best epoch" not in page
     assert engine.report.status.accuracy(load_records("g")[0]) == "70.00"
 
 
-def test_a_line_holds_only_up_to_a_missing_batch(workplace):
+def test_a_line_reaches_the_target_only_up_to_a_missing_batch(workplace):
     put(workplace, "batch=128", accuracy=80.0)
     put(workplace, "batch=512", accuracy=79.8)
     put(workplace, "batch=256", "optimizer.base_lr=0.2", accuracy=70.0)
@@ -128,26 +146,26 @@ def test_a_line_holds_only_up_to_a_missing_batch(workplace):
     put(workplace, "optimizer=lars", "batch=256", accuracy=81.0)
     put(workplace, "optimizer=lars", "batch=512", accuracy=81.0)
     page = page_of(workplace)
-    assert "- SGD holds up to batch 128." in page
-    assert "- LARS holds from batch 256 to 512." in page
-    assert page.count(" holds ") == 2 + len(["a row holds if"])
+    assert "- SGD reaches it up to batch 128." in page
+    assert "- LARS reaches it from batch 256 to 512." in page
+    assert page.count(" reaches it ") == 2 + len(["a row reaches it if"])
 
 
 def test_commands_are_listed_for_each_commit(workplace):
     put(workplace, "batch=128", commit="aaa")
     put(workplace, "batch=256", commit="aaa")
     page = page_of(workplace)
-    assert "Commit aaa:" not in page and page.count("\npython train.py") == 1
+    assert page.count("at commit aaa:") == page.count("\npython train.py") == 1
     put(workplace, "batch=512", commit="bbb")
-    first, second = page_of(workplace).split("Commit aaa:")[1].split("Commit bbb:")
+    first, second = page_of(workplace).split("at commit aaa:")[1].split("at commit bbb:")
     assert "batch=128,256" in first and "batch=512" in second
 
 
 def test_commands_name_the_provenance_in_which_they_differ(workplace):
     put(workplace, "batch=128", device="A", precision="bf16", threads=1)
     put(workplace, "batch=256", device="B", precision="fp32", threads=1)
-    _, first = page_of(workplace).split("\nHardware A, Precision bf16:\n")
-    first, second = first.split("\nHardware B, Precision fp32:\n")
+    _, first = page_of(workplace).split(", Hardware A, Precision bf16:\n")
+    first, second = first.split(", Hardware B, Precision fp32:\n")
     assert "batch=128" in first and "batch=256" in second
 
 
@@ -157,17 +175,17 @@ def test_the_page_reports_several_ranks(workplace):
     put(workplace, "batch=256", world_size=8, threads=1)
     page = page_of(workplace)
     assert "\n- Ranks: 1, 8\n" in page
-    _, first = page.split("\nRanks 1:\n")
-    first, second = first.split("\nRanks 8:\n")
+    _, first = page.split(", Ranks 1:\n")
+    first, second = first.split(", Ranks 8:\n")
     assert "batch=128" in first and "batch=256" in second
 
 
-def test_a_lone_batch_holds_or_not(workplace):
+def test_a_lone_batch_reaches_the_target_or_not(workplace):
     put(workplace, "batch=128", accuracy=80.0)
     put(workplace, "optimizer=lars", "batch=512", accuracy=79.6)
-    assert "- LARS holds at batch 512." in page_of(workplace)
+    assert "- LARS reaches it at batch 512." in page_of(workplace)
     put(workplace, "optimizer=lars", "batch=512", "seed=1", accuracy=79.0)
-    assert "- LARS holds at no batch." in page_of(workplace)
+    assert "- LARS reaches it at no batch." in page_of(workplace)
 
 
 def test_the_baseline_gives_the_target_if_runs_were_given_several(workplace):
@@ -175,3 +193,34 @@ def test_the_baseline_gives_the_target_if_runs_were_given_several(workplace):
     assert "The target is 60.00 %" in page_of(workplace)
     put(workplace, "batch=256", target_accuracy=70.0)
     assert "The target is 79.50 %" in page_of(workplace)
+
+
+def test_hand_written_notes_are_kept_on_the_page(workplace):
+    put(workplace)
+    folder = workplace / "results" / "g"
+    folder.mkdir()
+    (folder / "notes.md").write_text("## Notes\n\nBatch 128 is *small*.\n")
+    page = page_of(workplace)
+    assert "\n\n## Notes\n\nBatch 128 is *small*.\n\n## Details\n" in page
+    assert (folder / "notes.md").read_text() == "## Notes\n\nBatch 128 is *small*.\n"
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        path.parent.name
+        for path in sorted(PROJECT.glob("results/*/runs.jsonl"))
+        if not (path.parent / "experiment").exists()
+    ],
+)
+def test_a_published_page_is_what_its_runs_give(group, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    folder = PROJECT / "results" / group
+    rows = make_rows([r for r in load_records(group) if r.summary["run"] in published_runs(group)])
+    target, text = target_of(rows), (folder / "README.md").read_text()
+    plots = re.findall(r"^!\[[^]]*\]\(([^)]*)\)$", text, re.MULTILINE)
+    assert text == page(group, rows, target, plots, read_notes(folder))
+    assert (folder / "table.md").read_text() == markdown(group, rows)
+    assert (folder / "table.csv").read_text() == csv_text(rows, target)
+    for name in plots:
+        assert (folder / name).exists() and (folder / name).with_suffix(".svg").exists()

@@ -65,13 +65,15 @@ def test_a_plot_of_several_groups_omits_settings_at_one_batch(workplace, monkeyp
     monkeypatch.setattr(
         engine.report.plots,
         "draw_against",
-        lambda axes, axis, lines, *figures: drawn.append(set(lines)),
+        lambda axes, axis, lines, *figures, **options: drawn.append(set(lines)),
     )
     monkeypatch.setattr(engine.report.plots, "save", lambda path, draw, size: draw(Figure()))
     for number in range(5):
         put(workplace, f"optimizer.base_lr=0.{number + 1}")
     rows = engine.report.write.load_rows("g")
-    settings = {f"h {label}" for label in gather_lines(rows, "batch")}
+    settings = {
+        f"SGD h, 200 epochs {label.removeprefix('SGD ')}" for label in gather_lines(rows, "batch")
+    }
     assert len(settings) == 5
     # A group without lines has only its settings to draw.
     engine.report.plots.write_comparison(workplace, {"h": rows})
@@ -80,7 +82,7 @@ def test_a_plot_of_several_groups_omits_settings_at_one_batch(workplace, monkeyp
     engine.report.plots.write_comparison(
         workplace, {"g": engine.report.write.load_rows("g"), "h": rows}
     )
-    assert drawn[::2] == [settings, {"g LARS"} | settings]
+    assert drawn[::2] == [settings, {"LARS g, 200 epochs"} | settings]
 
 
 def test_many_settings_at_one_batch_get_a_separate_plot(workplace):
@@ -94,7 +96,9 @@ def test_many_settings_at_one_batch_get_a_separate_plot(workplace):
     assert "settings.png" in text and "accuracy.png" not in text and "time.png" not in text
     assert (folder / "settings.png").exists() and not (folder / "accuracy.png").exists()
     page = (folder / "README.md").read_text()
-    assert "![settings](settings.png)" in page and "holds" not in page.replace("a row holds", "")
+    assert "![settings](settings.png)" in page and " reaches it " not in page.replace(
+        "a row reaches", ""
+    )
     # Lines of several batches are still drawn against the batch, in addition to the settings.
     for batch in (256, 512):
         put(workplace, "optimizer=lars", f"batch={batch}")
@@ -121,7 +125,7 @@ def test_the_setting_that_an_ablation_changes_stays_on_its_line(workplace):
     ] == [80.0]
     through_epochs = gather_lines(rows, "epochs")
     assert [row.epochs for row in through_epochs["SGD 512"]] == [3, 200]
-    assert "- SGD epochs=200 holds up to batch 512." in page_of(workplace)
+    assert "- SGD epochs=200 reaches it up to batch 512." in page_of(workplace)
 
 
 def test_settings_are_ranked_with_the_row_that_they_are_compared_with(workplace):

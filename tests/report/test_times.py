@@ -13,6 +13,7 @@ from engine.runs.records import load_records
 from tests.helpers.report import HISTORY, page_of, put, table
 
 ALONE = {"runs_at_once": 2, "threads": 1, "shared_machine": False}
+EARLIER: dict[str, object] = {"runs_at_once": None, "shared_machine": None}
 SHARED = ALONE | {"shared_machine": True}
 ONE = {"runs_at_once": 1, "threads": 2, "shared_machine": False}
 
@@ -47,7 +48,7 @@ def test_a_run_that_shared_the_machine_does_not_count_in_times(workplace):
     assert (row["train_seconds_mean"], row["images_per_second_mean"]) == ("45.0", "75.0")
     assert (row["seconds_to_target_mean"], row["runs_at_once"], row["runs"]) == ("45.0", "2", "3")
     page = page_of(workplace)
-    assert "| epoch 3 | 45.0 s | 45.0 s (1 of 3 runs shared the machine) | 75 |" in page
+    assert "| 3 | 45.0 s | 45.0 s (1 of 3 runs shared the machine) | 75 |" in page
     assert page.count("Times are of 2 runs at once, 1 thread each.") == 1
     for target in (None, 79.5):
         assert drawn(target) == ([(128.0, 45.0)], [(128.0, 30.0), (128.0, 60.0)])
@@ -64,7 +65,7 @@ def test_a_row_whose_runs_all_shared_the_machine_has_no_time(workplace, seeds, n
     assert f"| {note} |" in text and "Times are of" not in text
     assert row["train_seconds_mean"] == row["seconds_to_target_mean"] == ""
     assert row["images_per_second_mean"] == "" and row["runs_at_once"] == "2"
-    assert f"| epoch 3 | - | {note} | - |" in page_of(workplace)
+    assert f"| {note} |" in page_of(workplace)
     assert drawn() == ([], []) and "time.png" not in write_report("g")
     put_timed(workplace, "batch=256", **ALONE)
     assert "time.png" in write_report("g") and drawn()[0] == [(256.0, 30.0)]
@@ -101,25 +102,40 @@ def test_a_row_of_other_conditions_is_marked_and_not_plotted(workplace):
     assert [batch for batch, _ in drawn()[0]] == [128.0, 256.0]
 
 
-def test_runs_of_earlier_versions_are_timed_as_before(workplace):
-    put_timed(workplace, "seed=0", threads=1)
-    put_timed(workplace, "seed=1", seconds=60.0, threads=2, device="another")
-    put_timed(workplace, "batch=256", runs_at_once=None, shared_machine=None)
+def test_times_of_earlier_versions_are_not_recorded_and_in_no_plot(workplace, monkeypatch):
+    put_timed(workplace, "seed=0", **EARLIER)
+    put_timed(workplace, "seed=1", seconds=60.0, **EARLIER)
+    put_timed(workplace, "batch=256", **ONE | {"shared_machine": None})
     text, rows = table(workplace)
-    assert "| 45.0 s |" in text and "Times are of" not in text
+    assert text.count("| not recorded |") == 2 and "Times are of" not in text
+    assert 'A time is "not recorded" if an earlier version trained the run' in text
+    assert [row["train_seconds_mean"] for row in rows] == ["", ""]
     assert [row["runs_at_once"] for row in rows] == ["", ""]
-    assert drawn()[0] == [(128.0, 45.0), (256.0, 30.0)]
+    assert [*rows[0]][-1] == "runs_at_once"
+    page = page_of(workplace)
+    assert page.count("| not recorded |") == 2 and "| Images/s |" not in page
+    assert drawn() == ([], []) and "time.png" not in write_report("g")
+    rows = make_rows(load_records("g"))
+    figure = Figure()
+    draw_curves("g", gather_lines(rows, "batch"), figure)
+    assert [axes.get_title() for axes in figure.axes] == ["batch 128", "batch 256"]
+    panels = []
+    monkeypatch.setattr("engine.report.plots.save", lambda path, draw, size: panels.append(draw))
+    write_comparison(workplace, {"g": rows})
+    figure = Figure()
+    panels[0](figure)
+    assert [axes.get_title() for axes in figure.axes] == ["Final test accuracy, %"]
 
 
 def test_new_runs_are_distinguished_from_those_of_earlier_versions(workplace):
-    for seed in (0, 1):
-        put_timed(workplace, f"seed={seed}")
+    put_timed(workplace, "seed=0", **EARLIER)
+    put_timed(workplace, "seed=1", **ALONE)
     put_timed(workplace, "batch=256", **ALONE)
-    put_timed(workplace, "batch=512")
+    put_timed(workplace, "batch=512", **EARLIER)
     text, _ = table(workplace)
-    assert "| 30.0 s (2 runs at once, 1 thread each) |" in text
-    assert "Times are of conditions not recorded if the row says nothing else" in text
-    assert [batch for batch, _ in drawn()[0]] == [128.0, 512.0]
+    assert "| 30.0 s (1 of 2 runs not recorded) |" in text and "| not recorded |" in text
+    assert "Times are of 2 runs at once, 1 thread each." in text
+    assert [batch for batch, _ in drawn()[0]] == [128.0, 256.0]
 
 
 def test_a_target_that_a_run_misses_has_no_time_even_if_that_run_is_not_timed(workplace):
@@ -157,7 +173,7 @@ def test_a_plot_of_several_groups_shows_the_most_common_conditions(workplace, mo
     figures = []
     monkeypatch.setattr(
         "engine.report.plots.draw_against",
-        lambda axes, axis, lines, found, *rest: figures.append(found),
+        lambda axes, axis, lines, found, *rest, **options: figures.append(found),
     )
     monkeypatch.setattr("engine.report.plots.save", lambda path, draw, size: draw(Figure()))
     rows = make_rows(load_records("g"))

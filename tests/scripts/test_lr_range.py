@@ -39,7 +39,7 @@ def test_the_command_writes_and_prints_a_rate(small, workplace, lr_range_command
     assert outcome.status == 0, outcome.err
     (path,) = workplace.glob("results/lr_range/*.json")
     assert path.with_suffix(".png").stat().st_size > 0
-    assert len(files_below(workplace)) == 4  # two folders, two files
+    assert len(files_below(workplace)) == 5  # two folders, three files
     found = json.loads(path.read_text())
     assert found["learning_rate"] == sorted(found["learning_rate"])
     lowest = found["smoothed_loss"].index(min(found["smoothed_loss"]))
