@@ -5,7 +5,8 @@ It passes over memory about twice. The update is torch's fused SGD kernel, which
     u = +-g + weight_decay * w;  v <- momentum * v + (1 - dampening) * u;  w <- w - lr * v
 
 With its weight_decay = d / a and its dampening = 1 - a * (1 - dampening), this is a LARS step (for
-a and d see rule.py) under every momentum_scaling. No temporary tensor is needed.
+a and d see rule.py) under every momentum_scaling. A Nesterov step takes two calls of the kernel. No
+temporary tensor is needed.
 """
 
 from __future__ import annotations

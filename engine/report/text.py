@@ -1,9 +1,11 @@
 """The table that a terminal shows: aligned columns, with the best value of each one marked."""
 
 import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.report.answer import opening
 from engine.report.rows import Row
 from engine.report.tables import accuracy_cell, accuracy_note, seconds_cell, times_note
 from engine.report.times import common_conditions
@@ -11,7 +13,7 @@ from engine.runs.records import COMPLETED, RESULTS, runs_directory
 from engine.system.text import shown
 
 HEADINGS = ("batch", "optimizer", "base LR", "accuracy, %", "time to train")
-BEST = "*"
+BEST, WIDTH = "*", 100
 
 
 def text_table(rows: Sequence[Row]) -> str:
@@ -59,7 +61,8 @@ def text_report(group: str, rows: Sequence[Row], names: Sequence[str]) -> str:
     }
     lines = ["", *(shown(f"{group}: {m} on {d}, {e} epochs") for m, d, e in sorted(scope)), ""]
     lines += [text_table(rows), "", f"{BEST} best of its column. {accuracy_note(rows)}"]
-    lines += [note for note in [times_note(rows)] if note] + [""]
+    lines += [note for note in [times_note(rows)] if note]
+    lines += ["", *textwrap.wrap(shown(opening(rows)), WIDTH), ""]
     lines += [f"written   {RESULTS / group}: {' '.join(names)}", *_next(group, rows)]
     return "\n".join(lines)
 

@@ -17,8 +17,8 @@ from engine.system.runtime import Runtime
 # The locks of a large folder of runs take a while to read, so they are read this often at most.
 LOOK_SECONDS = 10.0
 # The least share of its CPUs that an undisturbed run uses during its steps. On two idle cores,
-# `python -m scripts.bench.cpu_share` prints 0.974 or more for ResNet-8 at batch 128 and 8192 and for
-# ResNet-18, on one thread and on two. Next to one busy process it prints 0.53 to 0.56 on two threads.
+# `python -m scripts.bench.cpu_share` prints 0.974 or more for ResNet-8 at batch 128 and 8192 and
+# for ResNet-18, on one thread and on two. Next to one busy process it prints 0.53 to 0.56 on two.
 LEAST_CPU_SHARE = 0.9
 # More threads are idle for longer between parallel loops. No such machine has been measured yet.
 LEAST_OF_MANY_THREADS = 0.5

@@ -18,6 +18,13 @@ def test_the_terminal_shows_an_aligned_table_with_the_best_of_each_column(workpl
     assert {row.index("0.1 ") for row in rows} == {heading.index("base LR")}
 
 
+def test_the_terminal_says_in_words_what_the_table_shows(workplace):
+    put(workplace, "batch=128", accuracy=80.0)
+    put(workplace, "batch=4096", accuracy=61.5)
+    put(workplace, "batch=4096", "optimizer=lars", accuracy=64.5)
+    assert "\n\nAt batch 4096 LARS reaches 64.5 %, 3.0 points more than SGD" in write_report("g")
+
+
 def test_the_terminal_says_what_to_try_next(workplace):
     put(workplace, "batch=128", accuracy=70.0)
     put(workplace, "batch=256", accuracy=75.0)

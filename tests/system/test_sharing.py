@@ -79,6 +79,13 @@ def test_a_run_lacked_cpu_if_its_share_is_below_that_of_a_run_left_alone(cpus, m
         assert not lacked_cpu(other, 1.0, 10.0)
 
 
+def test_many_threads_are_idle_more_often(cpus, monkeypatch):
+    monkeypatch.setattr(engine.system.sharing, "LEAST_CPU_SHARE", 0.9)
+    two, four = Runtime(CPU, "fp32", threads=2), Runtime(CPU, "fp32", threads=4)
+    assert lacked_cpu(two, 17.9, 10.0) and not lacked_cpu(two, 18.1, 10.0)
+    assert lacked_cpu(four, 19.9, 10.0) and not lacked_cpu(four, 20.1, 10.0)
+
+
 def test_a_run_is_shared_if_an_epoch_is_and_unknown_if_one_is_not_known():
     assert combine([False, True, None]) is True
     assert combine([False, None]) is None and combine([]) is None
