@@ -188,10 +188,17 @@ def drop_lost_terminal(number: int) -> None:
         return
     for name in ("stdout", "stderr"):
         try:
-            os.write(getattr(sys, name).fileno(), b"")
-        except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno == errno.EIO:
-                setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+            descriptor = getattr(sys, name).fileno()
+        except (OSError, ValueError):
+            continue
+        try:
+            os.write(descriptor, b"")
+        except OSError as error:
+            if error.errno == errno.EIO:
+                # Not only sys.stdout and sys.stderr: progress bars keep the stream they write to.
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, descriptor)
+                os.close(null)
 
 
 def _print_to_stderr(line: str) -> None:

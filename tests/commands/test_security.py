@@ -293,6 +293,7 @@ def test_commands_for_one_process_refuse_ranks(script, workplace, capsys, monkey
 def test_every_entry_point_is_tested():
     entries = {p for p in sources() if "__main__" in p.read_text()} - {PROJECT / "train.py"}
     asked = {"val", "tables", "status", "tune", "lr_range", "options", "bench", "cpu_share"}
+    asked |= {"figures"}
     # The benchmarks start the other two in separate processes.
     asked |= {"probe", "reference"}
     # A sweep starts it, and writes its input.

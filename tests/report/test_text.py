@@ -44,4 +44,4 @@ def test_settings_and_notes_on_times_end_a_line(workplace):
     put(workplace, "clip.norm=1", train_seconds=10.0)
     lines = [" ".join(line.split()) for line in write_report("g").splitlines()]
     assert "128 SGD 0.1 80.00 * - clip.norm=null; the run shared the machine" in lines
-    assert "128 SGD 0.1 80.00 * 10.0 s * clip.norm=1" in lines
+    assert lines[6] == "128 SGD 0.1 80.00 * 10.0 s * clip.norm=1.0"
