@@ -43,7 +43,7 @@ audit: setup  ## check the installed packages for known vulnerabilities
 	$(BIN)/pip-audit --skip-editable
 
 demo: setup  ## sweep three batch sizes with both optimizers on synthetic data and print the table
-	$(BIN)/python train.py -m +experiment=demo batch=128,512,2048 optimizer=sgd,lars
+	$(BIN)/python train.py -m +experiment=demo batch=64,256,1024 optimizer=sgd,lars
 
 bench: setup  ## measure speed, compared with a reference loop
 	$(BIN)/python -m scripts.bench

@@ -72,7 +72,7 @@ def test_a_sweep_its_tables_and_the_evaluation_of_its_runs(small, workplace, com
     group = workplace / "results" / "pair"
     assert re.search(r"^batch +optimizer +base LR +accuracy, % +time to train$", outcome.out, re.M)
     for name in ("table.md", "table.csv", "accuracy.png", "time.png", "curves.png"):
-        assert str(Path("results") / "pair" / name) in outcome.out
+        assert f" {name}" in outcome.out
         assert (group / name).stat().st_size > 0
     rows = rows_of(group / "table.csv")
     assert [(row["optimizer"], row["batch"]) for row in rows] == [

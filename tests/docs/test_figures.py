@@ -19,6 +19,11 @@ STUDY = (
     "90.40", "90.69", "90.22", "90.32", "89.50", "90.41", "89.41", "90.50", "89.29", "90.19",
     "86.87", "88.49", "77.72", "86.56",
 )  # fmt: skip
+# Rates, accuracies, a difference and times of `make demo`.
+DEMO = (
+    "0.07071", "5.657", "29.40", "20.40", "10.90", "27.70", "16.40", "14.00", "14.0", "3.1", "7.8",
+    "6.0", "6.1", "8.7", "5.2", "5.7",
+)  # fmt: skip
 # The keys are the pages on which every decimal number needs a source. Each page lists the numbers
 # that no result has, with their source or what they are. A source that is a file of the project
 # must contain the number.
@@ -31,6 +36,7 @@ CONSTANTS = {
         "1.234": "a loss in a run's example line",
         "61.20": "an accuracy in a run's example line",
         "0.1": "a rate in a run's example line",
+        **dict.fromkeys(DEMO, "what make demo printed on two Xeon cores with AMX"),
     },
     "results/README.md": dict.fromkeys(HYSTS, "README of hysts/pytorch_image_classification")
     | dict.fromkeys(STUDY, "README of cmpark0126/pytorch-LARS"),

@@ -34,7 +34,7 @@ def code_blocks(text: str) -> Iterator[tuple[str, str]]:
 def commands(text: str) -> Iterator[str]:
     """Yield each command in the shell blocks of a page, without its comment, on one line."""
     for language, content in code_blocks(text):
-        if language == "python":
+        if language in ("python", "text"):
             continue
         for line in re.sub(r" *\\\n *", " ", content).splitlines():
             command = re.sub(r"(^|\s+)#(?!SBATCH).*", "", line)
