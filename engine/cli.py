@@ -32,10 +32,10 @@ from engine.config.compose import (
     Job,
     as_text,
     check_overrides,
-    is_parallel,
     plain_config,
     read_overrides,
     search_path,
+    sets,
 )
 from engine.config.hydra_rules import (
     check_hydra_overrides,
@@ -191,7 +191,7 @@ def read_command_line(
 
 def check_parallel(overrides: Sequence[str], jobs: Sequence[Job], multirun: bool) -> None:
     """Check `parallel`; raise UserError if it has several values, no sweep, or a launcher."""
-    given = next(filter(is_parallel, overrides), None)
+    given = next((o for o in overrides if sets("parallel", o)), None)
     if given is not None and not multirun:
         raise UserError(f"{given}: is for sweeps, python train.py -m ...; one run needs no number")
     if multirun and len({getattr(job.config, "parallel", None) for job in jobs}) > 1:

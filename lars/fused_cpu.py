@@ -174,10 +174,7 @@ def _kernel_updates(dtype: torch.dtype) -> bool:
     if dtype not in (torch.float16, torch.bfloat16):
         return True
     weight, grad = (torch.ones(64, dtype=dtype, device="cpu") for _ in range(2))
-    torch._fused_sgd_(
-        [weight], [grad], [], weight_decay=0.0, momentum=0.0, lr=0.5, dampening=0.0,
-        nesterov=False, maximize=False, is_first_step=False,
-    )  # fmt: skip
+    _kernel([[weight], [grad]], 0.0, 0.0, 0.5, 0.0, maximize=False)
     return bool((weight == 0.5).all())
 
 

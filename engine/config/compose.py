@@ -162,14 +162,14 @@ def _make_job(
     if "experiment" in composed:
         given = next(o for o in overrides if "experiment" in o)
         raise UserError(f"{given}: the first line of its file must be '# @package _global_'")
-    chosen = [o for o in overrides if not (hydra_rules.is_hydras(o) or is_parallel(o))]
+    chosen = [o for o in overrides if not (hydra_rules.is_hydras(o) or sets("parallel", o))]
     config = config_type.from_hydra(plain_config(composed))
     return Job(config, chosen, config_dir_flags(overrides))
 
 
-def is_parallel(override: str) -> bool:
-    """Return True if an override sets `parallel`."""
-    return re.match(r"[+~]*parallel(=|$)", override) is not None
+def sets(key: str, override: str) -> bool:
+    """Return True if an override sets, adds or deletes a key."""
+    return re.match(rf"[+~]*{re.escape(key)}(=|$)", override) is not None
 
 
 def config_dir_flags(overrides: Sequence[str]) -> list[str]:
@@ -191,7 +191,7 @@ def search_path(folders: Sequence[str]) -> str:
 
 def _added_folders(overrides: Sequence[str]) -> list[Path]:
     own = [o for o in overrides if o.startswith("hydra.searchpath=")]
-    values: list[Any] = [o.value() for o in OverridesParser.create().parse_overrides(own)]
+    values: list[Any] = [_parsed(o).value() for o in own]
     places = [str(getattr(place, "text", place)) for listed in values for place in listed]
     return [Path(place.removeprefix("file://")) for place in places]
 
@@ -222,7 +222,7 @@ def as_text(overrides: Sequence[str], keys: set[str]) -> list[str]:
 
 def _is_text(element: str) -> bool:
     """Return True if Hydra reads a plain value as text or as null."""
-    parsed = OverridesParser.create().parse_override(f"key={element}").value()
+    parsed = _parsed(f"key={element}").value()
     return parsed is None or isinstance(parsed, str)
 
 
@@ -297,7 +297,7 @@ def _check_grammar(overrides: list[str]) -> None:
         key, _, value = override.partition("=")
         check_utf8(key, value)
         try:
-            OverridesParser.create().parse_overrides([override])
+            _parsed(override)
         except HydraException as error:
             raise UserError(
                 f"{override}: must be key=value; put special characters in quotes: 'key=\"a ~b\"'"

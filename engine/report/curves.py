@@ -63,12 +63,7 @@ def make_panels(figure: Any, batches: Sequence[int], timed: bool) -> dict[int, t
         panels = {batch: (axes[0], axes[1]) for batch, axes in zip(batches, grid, strict=True)}
         grid[-1][1].set_xlabel("Wall time, s")
     else:
-        columns = min(2, len(batches))
-        count = math.ceil(len(batches) / columns)
-        grid = figure.subplots(count, columns, sharex=True, sharey=True, squeeze=False)
-        panels = {batch: (axes, None) for batch, axes in zip(batches, grid.flat, strict=False)}
-        for unused in grid.flat[len(batches) :]:
-            unused.set_visible(False)
+        panels = {batch: (axes, None) for batch, axes in batch_panels(figure, batches).items()}
     for batch, (axes, _) in panels.items():
         axes.set_title(f"batch {batch}", fontsize="medium")
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
@@ -76,6 +71,16 @@ def make_panels(figure: Any, batches: Sequence[int], timed: bool) -> dict[int, t
         axes.tick_params(labelbottom=True)
         axes.set_xlabel("Epoch")
     return panels
+
+
+def batch_panels(figure: Any, batches: Sequence[int]) -> dict[int, Any]:
+    """Return axes for each batch, two side by side, with shared scales."""
+    columns = min(2, len(batches))
+    count = math.ceil(len(batches) / columns)
+    grid = figure.subplots(count, columns, sharex=True, sharey=True, squeeze=False)
+    for unused in grid.flat[len(batches) :]:
+        unused.set_visible(False)
+    return dict(zip(batches, grid.flat, strict=False))
 
 
 def color_entries(titles: Sequence[str] | Mapping[str, Any]) -> list[Any]:

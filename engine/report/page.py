@@ -18,6 +18,7 @@ from engine.runs.records import Record
 
 # A page names at most this many missing runs and counts the others.
 NAMED_MISSING = 20
+OTHER_COMMITS = "Other commits may have other defaults, which give other runs."
 # Key in summary.json of each fact about how a run was made, by its name on the page.
 PROVENANCE = {
     "Hardware": "device",
@@ -195,7 +196,7 @@ def how_made(records: Sequence[Record]) -> str:
     lines = []
     for heading, given in commands.items():
         lines += [f"Run {tables.escaped(heading)}:", "", *fenced(*merge_commands(given)), ""]
-    lines += ["Other commits may have other defaults, which give other runs.", ""] * bool(lines)
+    lines += [OTHER_COMMITS, ""] * bool(lines)
     return "\n".join([*lines, facts(records)])
 
 

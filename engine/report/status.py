@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from engine.report.rows import records_of
 from engine.runs.records import COMPLETED, DIVERGED, FAILED, Record, runs_directory
 from engine.system.lock import holder
-from engine.system.terminal import duration
+from engine.system.terminal import accuracy_of, duration
 
 # Runs that are equal in these choices take roughly the same time per epoch on one machine.
 EPOCH_WORK = ("model.name", "data.name", "data.root", "data.train_size", "data.holdout")
@@ -56,9 +56,8 @@ def accuracy(record: Record) -> str:
     if record.status == DIVERGED:
         return "nan"
     for row in reversed(record.history):
-        for split in ("test", "holdout"):
-            if row[f"{split}_accuracy"] is not None:
-                return f"{row[f'{split}_accuracy']:.2f}"
+        if measured := accuracy_of(row):
+            return f"{measured[1]:.2f}"
     return "-"
 
 

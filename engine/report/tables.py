@@ -54,15 +54,8 @@ def escaped(text: object) -> str:
 
 def markdown(group: str, rows: Sequence[Row]) -> str:
     """Return table.md: one table per optimizer, in which every run of the group counts."""
-    scope = {
-        (r.summary["model"], r.summary["data"], r.summary["epochs"])
-        for row in rows
-        for r in row.records
-    }
     lines = [f"# {group}", ""]
-    lines += [
-        escaped(f"{model} on {data}, {epochs} epochs.") for model, data, epochs in sorted(scope)
-    ]
+    lines += [escaped(f"{scope}.") for scope in scopes(rows)]
     lines += [markdown_tables(rows), "", f"{accuracy_note(rows)} {times_note(rows)}".rstrip()]
     return "\n".join(lines) + "\n"
 
@@ -78,15 +71,27 @@ def markdown_tables(rows: Sequence[Row]) -> str:
         for row in rows:
             if row.optimizer != optimizer:
                 continue
-            rates = {r.summary["base_lr"] for r in row.records if r.summary.get("base_lr")}
             cells = [
                 escaped(row.title),
-                ", ".join(f"{rate:.4g}" for rate in sorted(rates)) or "-",
+                rates_cell(row),
                 accuracy_cell(row) + (" (base line)" if row is baseline else ""),
                 time_cell(row, common),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def scopes(rows: Sequence[Row]) -> list[str]:
+    """Return each combination of model, data and epochs of a group's runs as text."""
+    keys = ("model", "data", "epochs")
+    found = {tuple(r.summary[key] for key in keys) for row in rows for r in row.records}
+    return [f"{model} on {data}, {epochs} epochs" for model, data, epochs in sorted(found)]
+
+
+def rates_cell(row: Row) -> str:
+    """Return a row's base learning rates as text; `-` if they are not known."""
+    rates = {r.summary["base_lr"] for r in row.records if r.summary.get("base_lr")}
+    return ", ".join(f"{rate:.4g}" for rate in sorted(rates)) or "-"
 
 
 def accuracy_note(rows: Sequence[Row]) -> str:

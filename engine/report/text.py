@@ -7,9 +7,16 @@ from pathlib import Path
 
 from engine.report.answer import opening
 from engine.report.rows import Row
-from engine.report.tables import accuracy_cell, accuracy_note, seconds_cell, times_note
+from engine.report.tables import (
+    accuracy_cell,
+    accuracy_note,
+    rates_cell,
+    scopes,
+    seconds_cell,
+    times_note,
+)
 from engine.report.times import common_conditions
-from engine.runs.records import COMPLETED, RESULTS, runs_directory
+from engine.runs.records import CHECKPOINT, COMPLETED, RESULTS, runs_directory
 from engine.system.text import shown
 
 HEADINGS = ("batch", "optimizer", "base LR", "accuracy, %", "time to train")
@@ -25,12 +32,11 @@ def text_table(rows: Sequence[Row]) -> str:
     lines = [HEADINGS]
     endings = [""]
     for row in rows:
-        rates = {r.summary["base_lr"] for r in row.records if r.summary.get("base_lr")}
         notes, seconds = row.timed.notes(common), row.mean_time("train_seconds")
         lines.append((
             str(row.batch),
             row.optimizer_title,
-            ", ".join(f"{rate:.4g}" for rate in sorted(rates)) or "-",
+            rates_cell(row),
             accuracy_cell(row) + f" {BEST}" * _is(row.accuracy(), best_accuracy),
             seconds_cell(seconds) + f" {BEST}" * (not notes and _is(seconds, best_time)),
         ))  # fmt: skip
@@ -54,12 +60,7 @@ def text_report(group: str, rows: Sequence[Row], names: Sequence[str]) -> str:
         names: names of the written files in the group's folder.
 
     """
-    scope = {
-        (r.summary["model"], r.summary["data"], r.summary["epochs"])
-        for row in rows
-        for r in row.records
-    }
-    lines = ["", *(shown(f"{group}: {m} on {d}, {e} epochs") for m, d, e in sorted(scope)), ""]
+    lines = ["", *(shown(f"{group}: {scope}") for scope in scopes(rows)), ""]
     lines += [text_table(rows), "", f"{BEST} best of its column. {accuracy_note(rows)}"]
     lines += [note for note in [times_note(rows)] if note]
     lines += ["", *textwrap.wrap(shown(opening(rows)), WIDTH), ""]
@@ -94,6 +95,6 @@ def _best_run(group: str, rows: Sequence[Row]) -> Path | None:
     ]
     for _, name in sorted(runs, reverse=True):
         directory = runs_directory(group) / name
-        if (directory / "checkpoint.pt").exists():
+        if (directory / CHECKPOINT).exists():
             return directory
     return None

@@ -36,11 +36,12 @@ def write_report(group: str, target: float | None = None) -> str:
         # If several sweeps end together, any of them may write last, so each rereads the runs after
         # it has written. A lock on the folder would work, but network file systems refuse it.
         while _outcomes(records) != written:
-            names, written = _write_files(folder, group, records, target), _outcomes(records)
+            rows, names = _write_files(folder, group, records, target)
+            written = _outcomes(records)
             records = records_of(group)
     except OSError as error:
         raise cannot_write(folder, error) from error
-    return text_report(group, make_rows(records), names)
+    return text_report(group, rows, names)
 
 
 def compare(groups: Sequence[str]) -> Path:
@@ -74,8 +75,8 @@ def read_notes(folder: Path) -> str:
 
 def _write_files(
     folder: Path, group: str, records: Sequence[Record], target: float | None
-) -> list[str]:
-    """Write the report of these runs; return the names of its files, except runs.jsonl."""
+) -> tuple[list[Row], list[str]]:
+    """Write the report of these runs; return its rows and its files' names, except runs.jsonl."""
     rows = make_rows(records)
     goal = Target(target) if target is not None else target_of(rows)
     for path in folder.glob(".*.*"):
@@ -91,10 +92,10 @@ def _write_files(
     plots = [path.name for path in drawn]
     # The tuner writes the page of a search for learning rates.
     if (folder / "experiment").is_dir():
-        return ["table.md", "table.csv", *plots]
+        return rows, ["table.md", "table.csv", *plots]
     notes = read_notes(folder)
     write_text_atomically(folder / "README.md", page(group, rows, goal, plots, notes))
-    return ["README.md", "table.md", "table.csv", *plots]
+    return rows, ["README.md", "table.md", "table.csv", *plots]
 
 
 def _outcomes(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from engine.config.compose import sets
 from engine.config.optimizers import TITLES
 from engine.config.schema import Config, check_group_name
 from engine.errors import UserError, key_error
@@ -76,7 +77,7 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 
 def command_of(arguments: Sequence[str]) -> str:
     """Return the shell command that trains a run; it leaves out what only the terminal shows."""
-    kept = [a for a in arguments if not a.lstrip("+").startswith("progress=")]
+    kept = [argument for argument in arguments if not sets("progress", argument)]
     return shlex.join(["python", "train.py", *kept])
 
 

@@ -18,7 +18,8 @@ from typing import Any
 from engine.config.optimizers import title_of
 from engine.errors import key_error
 from engine.report.answer import opening
-from engine.report.page import facts, fenced
+from engine.report.curves import batch_panels
+from engine.report.page import OTHER_COMMITS, facts, fenced
 from engine.report.rows import make_rows
 from engine.report.style import SMALL_TEXT, WIDTH, color_of, save, show_recipes, styles_of
 from engine.report.tables import escaped
@@ -256,7 +257,7 @@ def tuning_page(
     lines += ["", "![rates](rates.png)", "", "## How to repeat it", ""]
     lines += [f"The search ran at commit {' and '.join(map(str, commits))}:", "", *fenced(command)]
     lines += ["", "This trains with the chosen values on all images:", "", *fenced(final), ""]
-    lines += ["Other commits may have other defaults, which give other runs.", "", facts(records)]
+    lines += [OTHER_COMMITS, "", facts(records)]
     lines += ["", *([notes.strip(), ""] if notes.strip() else []), "## Trials", ""]
     lines += [f"| Optimizer | Batch | {' | '.join(names)} | Hold-out accuracy, % |"]
     lines += ["|---|---|" + "---|" * (len(keys) + 1)]
@@ -279,28 +280,24 @@ def draw_rates(path: Path, cells: Sequence[Cell]) -> Path:
     Returns the path of the PNG file.
     """
     batches = sorted({cell.batch for cell in cells})
-    columns = min(2, len(batches))
-    rows = math.ceil(len(batches) / columns)
     styles = styles_of(recipe for cell in cells for recipe in points_by_recipe(cell))
 
     def draw(figure: Any) -> None:
-        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        for unused in grid.flat[len(batches) :]:
-            unused.set_visible(False)
-        for axes, batch in zip(grid.flat, batches, strict=False):
+        panels = batch_panels(figure, batches)
+        for batch, axes in panels.items():
             axes.set_xscale("log")
             axes.set_title(f"batch {batch}", fontsize="medium")
             for cell in cells:
                 if cell.batch == batch:
                     draw_cell(axes, cell, styles)
             axes.margins(y=0.15)
-        for axes in grid.flat[: len(batches)][-columns:]:
+        for axes in list(panels.values())[-2:]:
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("base_lr")
         figure.suptitle("Hold-out accuracy, %")
         show_recipes(figure, styles)
 
-    return save(path, draw, (WIDTH, 1.2 + 2.4 * rows))
+    return save(path, draw, (WIDTH, 1.2 + 2.4 * math.ceil(len(batches) / 2)))
 
 
 def points_by_recipe(cell: Cell) -> dict[str, list[Point]]:

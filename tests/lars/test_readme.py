@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from tests.helpers import PROJECT
+from tests.helpers.pages import code_blocks
 
 
 def snippet() -> str:
     """Return the Python block of the README that imports lars."""
-    for block in (PROJECT / "README.md").read_text().split("```python\n")[1:]:
-        code = block.partition("```")[0]
-        if "from lars import" in code:
+    for language, code in code_blocks((PROJECT / "README.md").read_text()):
+        if language == "python" and "from lars import" in code:
             return code
     pytest.fail("README.md has no Python block that imports lars")
 

@@ -1,13 +1,7 @@
-import io
-
 import pytest
 
 from engine.sweeps.progress import SweepProgress
-
-
-class Screen(io.StringIO):
-    def isatty(self):
-        return True
+from tests.helpers.screen import Screen
 
 
 class FakeRun:

@@ -6,16 +6,12 @@ import pytest
 from engine.system import terminal
 from engine.system.resources import RUNS_AT_ONCE
 from engine.system.terminal import Display, epoch_line, shows_bar
+from tests.helpers.screen import Screen
 
 ROW = {
     "epoch": 3, "step": 30, "train_loss": 1.2341, "test_accuracy": 61.204, "holdout_accuracy": 5.0,
     "learning_rate": 0.1, "images_per_second": 850.4,
 }  # fmt: skip
-
-
-class Screen(io.StringIO):
-    def isatty(self):
-        return True
 
 
 @pytest.fixture
