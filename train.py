@@ -74,6 +74,7 @@ def train(config: Config, arguments: list[str]) -> None:
         ranks.check_equal("data.root", (classes, setup.normalization))
         state, progress = setup.make_state(), Progress(config.epochs)
         run.found |= plan.rates() | facts(runtime)
+        run.found["chance_accuracy"] = chance(len(classes))
         run.found["parameters"] = sum(p.numel() for p in state.model.parameters())
         saved = ranks.first_does(run.latest)
         if saved is not None:
@@ -114,7 +115,7 @@ def train(config: Config, arguments: list[str]) -> None:
                     if not progress.over:
                         pauses.saved()
         run.found["peak_memory_bytes"] = peak_memory_bytes(runtime.device)
-        run.finish(DIVERGED if progress.diverged else COMPLETED, chance=chance(len(classes)))
+        run.finish(DIVERGED if progress.diverged else COMPLETED, chance=run.found["chance_accuracy"])
     print(run.describe())
 
 

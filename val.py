@@ -16,6 +16,9 @@ from engine.runs.records import CHECKPOINT
 from engine.system.files import json_line
 from engine.system.text import shown
 
+# Runs that are listed if a checkpoint does not exist.
+NEAR = 3
+
 
 def validate(config: EvaluationConfig) -> dict[str, Any]:
     """Evaluate a checkpoint as its run did; return the values that `json=true` prints.
@@ -33,9 +36,12 @@ def validate(config: EvaluationConfig) -> dict[str, Any]:
 
     path = Path(config.checkpoint or "")
     try:
+        near = "" if path.exists() else checkpoints_near(path)
         path = path / CHECKPOINT if path.is_dir() else path
     except OSError as error:
         raise key_error("checkpoint", path, f"cannot be read ({error.strerror})") from error
+    if near:
+        raise key_error("checkpoint", path, f"there is no such file; {near}")
     saved = load_checkpoint(path, choose_device(config.device))
     place = {key: value for key, value in dataclasses.asdict(config.data).items() if value}
     run = dataclasses.replace(
@@ -76,6 +82,16 @@ def validate(config: EvaluationConfig) -> dict[str, Any]:
             zip(data.classes, measured.per_class_accuracy, strict=True)
         )
     return result
+
+
+def checkpoints_near(path: Path) -> str:
+    """Return which run directories could be meant by a path that does not exist; may be empty."""
+    folder = next(parent for parent in path.parents if parent.is_dir())
+    runs = sorted(found.parent for found in folder.glob(f"*/{CHECKPOINT}"))
+    if not runs:
+        return ""
+    more = f" and {len(runs) - NEAR} more" if len(runs) > NEAR else ""
+    return f"runs with a checkpoint there: {', '.join(map(str, runs[:NEAR]))}{more}"
 
 
 def best_epochs(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

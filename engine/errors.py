@@ -37,6 +37,9 @@ def closest(key: str, known: Iterable[str]) -> str:
     """Return the advice for a mistyped key: the most similar known keys, or all if none is."""
     known = sorted(known)
     matches = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    # Only those that are about as similar as the best one, which comes first.
+    likeness = [difflib.SequenceMatcher(None, key, match).ratio() for match in matches]
+    matches = [m for m, ratio in zip(matches, likeness, strict=True) if ratio > likeness[0] - 0.1]
     leaf = key.rpartition(".")[2]
     matches = matches or [name for name in known if name.rpartition(".")[2] == leaf]
     return f"did you mean {' or '.join(matches)}?" if matches else f"one of {', '.join(known)}"

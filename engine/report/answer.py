@@ -13,6 +13,8 @@ from engine.runs.records import DIVERGED
 
 # Accuracy in points that a line may lose and still count as equal.
 POINTS = 1.0
+# An accuracy of at most this many times that of a random guess is called near chance.
+NEAR_CHANCE = 1.2
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ def compare(entries: Sequence[Entry]) -> str:
         text += ", " + ", ".join(f"{entry.name} {entry.accuracy:.1f} %" for entry in others)
     notes = [entry.note for entry in entries if entry.note]
     notes += [note for entry in entries if (note := diverged_note(entry))]
+    notes += [chance_note(entries)] if chance_note(entries) else []
     notes += [seeds_note(entries)] if seeds_note(entries) else []
     return f"{text} ({'; '.join(notes)})" if notes else text
 
@@ -151,6 +154,22 @@ def diverged_note(entry: Entry) -> str:
         f"{lost} of {total} runs"
     )  # fmt: skip
     return f"{entry.name.rstrip(',')} diverged in {which}, which counts as chance"
+
+
+def chance_note(entries: Sequence[Entry]) -> str:
+    """Return which entries learned hardly more than a random guess; empty if none is known to."""
+    near = [
+        entry
+        for entry in entries
+        if (chance := entry.row.first("chance_accuracy")) is not None
+        and entry.accuracy <= NEAR_CHANCE * chance
+        and not entry.row.of(DIVERGED)
+    ]
+    if not near:
+        return ""
+    names = " and ".join(entry.name.rstrip(",") for entry in near)
+    verb = "is" if len(near) == 1 else "are"
+    return f"{names} {verb} near chance, {near[0].row.first('chance_accuracy'):g} %"
 
 
 def seeds_note(entries: Sequence[Entry]) -> str:

@@ -13,9 +13,8 @@ from engine.report.tables import (
     rates_cell,
     scopes,
     seconds_cell,
-    times_note,
 )
-from engine.report.times import common_conditions
+from engine.report.times import common_conditions, describe_conditions
 from engine.runs.records import CHECKPOINT, COMPLETED, RESULTS, runs_directory
 from engine.system.text import shown
 
@@ -62,9 +61,10 @@ def text_report(group: str, rows: Sequence[Row], names: Sequence[str]) -> str:
     """
     lines = ["", *(shown(f"{group}: {scope}") for scope in scopes(rows)), ""]
     lines += [text_table(rows), "", f"{BEST} best of its column. {accuracy_note(rows)}"]
-    lines += [note for note in [times_note(rows)] if note]
+    lines += [shown(note) for note in [describe_conditions([row.timed for row in rows])] if note]
     lines += ["", *textwrap.wrap(shown(opening(rows)), WIDTH), ""]
-    lines += [f"written   {RESULTS / group}: {' '.join(names)}", *_next(group, rows)]
+    svg = " (each plot also as .svg)" if any(name.endswith(".png") for name in names) else ""
+    lines += [f"written   {RESULTS / group}: {' '.join(names)}{svg}", *_next(group, rows)]
     return "\n".join(lines)
 
 

@@ -76,7 +76,7 @@ def read_notes(folder: Path) -> str:
 def _write_files(
     folder: Path, group: str, records: Sequence[Record], target: float | None
 ) -> tuple[list[Row], list[str]]:
-    """Write the report of these runs; return its rows and its files' names, except runs.jsonl."""
+    """Write the report of these runs; return its rows and its files' names."""
     rows = make_rows(records)
     goal = Target(target) if target is not None else target_of(rows)
     for path in folder.glob(".*.*"):
@@ -92,10 +92,10 @@ def _write_files(
     plots = [path.name for path in drawn]
     # The tuner writes the page of a search for learning rates.
     if (folder / "experiment").is_dir():
-        return rows, ["table.md", "table.csv", *plots]
+        return rows, ["table.md", "table.csv", "runs.jsonl", *plots]
     notes = read_notes(folder)
     write_text_atomically(folder / "README.md", page(group, rows, goal, plots, notes))
-    return rows, ["README.md", "table.md", "table.csv", *plots]
+    return rows, ["README.md", "table.md", "table.csv", "runs.jsonl", *plots]
 
 
 def _outcomes(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ def launch_jobs(
     os.environ["PYTHONPATH"] = python_path()
     with made_launcher(task, hydra_overrides) as (launcher, config):
         # The workers on this machine inherit the variable.
-        with environment(RUNS_AT_ONCE, runs_at_once(config.hydra.launcher, len(jobs))):
+        with environment(RUNS_AT_ONCE, launched_at_once(config.hydra.launcher, len(jobs))):
             lists = [job.overrides for job in jobs]
             if _name(config.hydra.launcher) != "BasicLauncher":
                 launcher.launch(lists, initial_job_idx=0)
@@ -115,11 +115,11 @@ def threads_each(launcher: Any, jobs: int) -> int | None:
     """Return the CPU threads of each job; None if a scheduler assigns its CPUs."""
     if _name(launcher) == "RayLauncher":
         return _ray_cpus(launcher)
-    at_once = runs_at_once(launcher, jobs)
+    at_once = launched_at_once(launcher, jobs)
     return None if at_once is None else max(1, available_cpus() // at_once)
 
 
-def runs_at_once(launcher: Any, jobs: int) -> int | None:
+def launched_at_once(launcher: Any, jobs: int) -> int | None:
     """Return how many jobs a launcher runs on this machine at once; None if a scheduler decides."""
     name, cpus = _name(launcher), available_cpus()
     if name == "BasicLauncher":

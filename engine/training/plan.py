@@ -40,6 +40,7 @@ class Plan:
         final_lr: learning rate of the last step.
         schedule: further arguments of the schedule's class.
         decay: the learning rate after warm-up as a formula.
+        scaling: how the peak rate follows from optimizer.base_lr, as text.
         bias_lr_scale: factor on the learning rate of biases and normalization parameters.
         min_passes: least number of forward passes of a rank per step, if it has enough examples.
         world_size: number of ranks that share each batch.
@@ -59,6 +60,7 @@ class Plan:
     final_lr: float
     schedule: Mapping[str, float] = field(default_factory=dict)
     decay: str = ""
+    scaling: str = ""
     bias_lr_scale: float = 1.0
     min_passes: int = 1
     world_size: int = 1
@@ -118,7 +120,7 @@ class Plan:
         return {"base_lr": self.base_lr, "peak_lr": self.peak_lr, "final_lr": self.final_lr}
 
     def describe(self) -> str:
-        """Return the plan as four or five lines, from which every learning rate can be computed."""
+        """Return the plan as five or six lines, from which every learning rate can be computed."""
         parts = Counter(map(describe_sizes, self.rank_passes(self.batch)))
         shown = ", ".join(
             passes if self.world_size == 1 else f"{ranks} rank{'s' * (ranks > 1)} of {passes}"
@@ -137,6 +139,7 @@ class Plan:
             f"rates     first {self.base_lr:.6g}, peak {self.peak_lr:.6g} at step "
             f"{self.warmup_steps}{reached}, final {self.final_lr:.6g} at step "
             f"{self.total_steps - 1}\n"
+            f"scaling   {self.scaling}\n"
             f"decay     {self.decay}{biases}"
         )
 
@@ -198,6 +201,7 @@ def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Pla
         peak_lr=peak_lr,
         final_lr=peak_lr,
         schedule=SCHEDULES[scheduler.name].options(scheduler, length),
+        scaling=describe_scaling(config, peak_lr),
         bias_lr_scale=config.optimizer.bias_lr_scale,
         # The noise scale compares the gradients of the first pass and of the whole batch.
         min_passes=2 if config.noise_scale else 1,
@@ -268,6 +272,19 @@ def first_and_peak_rate(config: c.Config) -> tuple[float, float]:
     if isinstance(scheduler, OneCycleConfig) and scheduler.start_fraction is not None:
         first = scheduler.start_fraction * peak
     return first, peak
+
+
+def describe_scaling(config: c.Config, peak_lr: float) -> str:
+    """Return how the peak rate follows from optimizer.base_lr and the batch, as a formula."""
+    optimizer = config.optimizer
+    base, ratio = f"{optimizer.base_lr:.6g}", f"{config.batch} / {optimizer.base_batch}"
+    factor = {
+        "none": f"{config.scheduler.warmup_multiplier or 1.0:.6g}",
+        "linear": f"{ratio}",
+        "sqrt": f"sqrt({ratio})",
+    }[optimizer.lr_scaling]
+    rule = f"optimizer.lr_scaling={optimizer.lr_scaling}"
+    return f"peak {peak_lr:.6g} = optimizer.base_lr {base} x {factor}, {rule}"
 
 
 def base_lr_for(config: c.Config, peak_lr: float) -> float:

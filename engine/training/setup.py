@@ -69,8 +69,11 @@ class Setup:
 
     def make_step(self, state: State, images: TrainingImages) -> Step:
         """Return the optimizer step over a state, into which any checkpoint is already loaded."""
-        config = self.config
-        network = self.runtime.compile(state.model) if config.compile else state.model
+        config, network = self.config, state.model
+        if config.compile:
+            network = self.runtime.compile(network)
+            if self.runtime.rank == 0:
+                print("compiling the network, in the first steps", flush=True)
         return Step(
             distributed.distribute(network), state.optimizer, images, self.plan, self.runtime,
             clip=config.clip, label_smoothing=config.loss.label_smoothing, ema=state.ema,

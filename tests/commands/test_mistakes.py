@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ MISTAKES = [
     ("scheduler=linear", "scheduler=linear: must be one of"),
     ("+experiment=attempt99", "experiment=attempt99: must be one of"),
     ("experiment=demo", "experiment=demo: write +experiment=demo"),
-    ("optimzer=lars", "optimzer=lars: unknown key; did you mean optimizer"),
+    ("optimzer=lars", "optimzer=lars: unknown key; did you mean optimizer?\n"),
     ("bacth=128", "bacth=128: unknown key; did you mean batch"),
     ("optimizer.momentun=0.9", "optimizer.momentun=0.9: unknown key; did you mean"),
     ("+foo=1", "foo=1: unknown key"),
@@ -229,6 +230,20 @@ def test_a_run_that_another_process_trains(small, workplace, command):
 )
 def test_mistakes_in_an_evaluation(workplace, command, arguments, message):
     assert_refused(command("val.py", *arguments), message, workplace, set())
+
+
+def test_a_missing_checkpoint_names_the_runs_that_are_there(workplace, command):
+    group = Path("results/runs/first")
+    for run in ("a", "b", "c", "d", "unfinished"):
+        (group / run).mkdir(parents=True)
+    for run in "abcd":
+        (group / run / "checkpoint.pt").touch()
+    named = f"{group / 'a'}, {group / 'b'}, {group / 'c'} and 1 more\n"
+    for missing in (group / "RUN", group / "RUN" / "checkpoint.pt"):
+        outcome = command("val.py", f"checkpoint={missing}")
+        assert outcome.status == 2
+        expected = f"{missing}: there is no such file; runs with a checkpoint there: {named}"
+        assert outcome.err.endswith(expected)
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,10 @@ CONSTANTS = {
         "1708.03888": "lars/lars.py",
         "2.0": "a rate in the example of a loop",
         "0.9": "a momentum in the example of a loop",
-        "1.234": "a loss in a run's example line",
-        "61.20": "an accuracy in a run's example line",
-        "0.1": "a rate in a run's example line",
+        "1.290": "a loss that the run of the example printed",
+        "46.08": "an accuracy that it printed",
+        "10.08": "a rate that it printed",
+        "0.1": "bias_lr_scale in conf/optimizer/lars.yaml",
         **dict.fromkeys(DEMO, "what make demo printed on two Xeon cores with AMX"),
     },
     "results/README.md": dict.fromkeys(HYSTS, "README of hysts/pytorch_image_classification")

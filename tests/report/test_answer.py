@@ -42,6 +42,16 @@ def test_a_difference_of_single_seeds_or_overlapping_ones_is_named(workplace):
     assert opened() == expected
 
 
+def test_accuracies_of_a_random_guess_are_named(workplace):
+    put(workplace, "batch=128", accuracy=11.5, chance_accuracy=10.0)
+    assert opened() == "At batch 128 SGD reaches 11.5 % (SGD is near chance, 10 %; one seed)."
+    put(workplace, "batch=128", "optimizer=lars", accuracy=12.0, chance_accuracy=10.0)
+    note = "(LARS and SGD are near chance, 10 %; one seed each)"
+    assert opened() == f"At batch 128 LARS reaches 12.0 %, 0.5 points more than SGD {note}."
+    put(workplace, "batch=128", "optimizer=lars", "seed=1", accuracy=14.0, chance_accuracy=10.0)
+    assert "(SGD is near chance, 10 %; SGD: one seed)" in opened()
+
+
 def test_diverged_runs_are_named(workplace):
     put_seeds(workplace, (79.0, 80.0), "batch=128")
     put_seeds(workplace, (60.0, 61.0), "batch=512")

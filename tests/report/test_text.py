@@ -25,6 +25,14 @@ def test_the_terminal_says_in_words_what_the_table_shows(workplace):
     assert "\n\nAt batch 4096 LARS reaches 64.5 %, 3.0 points more than SGD" in write_report("g")
 
 
+def test_the_terminal_names_the_written_files(workplace):
+    put(workplace, "batch=128")
+    (line,) = [line for line in write_report("g").splitlines() if line.startswith("written")]
+    named = line.removeprefix("written   results/g: ").removesuffix(" (each plot also as .svg)")
+    written = {path.name for path in (workplace / "results" / "g").iterdir()}
+    assert set(named.split()) == {name for name in written if not name.endswith(".svg")}
+
+
 def test_the_terminal_says_what_to_try_next(workplace):
     put(workplace, "batch=128", accuracy=70.0)
     put(workplace, "batch=256", accuracy=75.0)

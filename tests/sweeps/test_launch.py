@@ -7,7 +7,7 @@ import pytest
 
 import engine.sweeps.launch
 import engine.sweeps.parallel
-from engine.sweeps.launch import runs_at_once, threads_each
+from engine.sweeps.launch import launched_at_once, threads_each
 from engine.sweeps.parallel import choose_way
 from engine.system.resources import RUNS_AT_ONCE
 
@@ -47,7 +47,7 @@ def test_threads_are_divided_among_parallel_jobs(monkeypatch, target, settings, 
 )
 def test_the_number_of_jobs_at_once(monkeypatch, target, settings, jobs, expected):
     monkeypatch.setattr(engine.sweeps.launch, "available_cpus", lambda: 16)
-    assert runs_at_once({"_target_": f"some.module.{target}"} | settings, jobs) == expected
+    assert launched_at_once({"_target_": f"some.module.{target}"} | settings, jobs) == expected
 
 
 @pytest.mark.parametrize("at_once", [3, None])
@@ -63,7 +63,7 @@ def test_a_launchers_workers_know_how_many_jobs_run_at_once(workplace, monkeypat
 
     monkeypatch.setenv(RUNS_AT_ONCE, "7")
     monkeypatch.setattr(engine.sweeps.launch.Plugins, "instantiate_launcher", instantiate_launcher)
-    monkeypatch.setattr(engine.sweeps.launch, "runs_at_once", lambda launcher, jobs: at_once)
+    monkeypatch.setattr(engine.sweeps.launch, "launched_at_once", lambda launcher, jobs: at_once)
     jobs = [SimpleNamespace(overrides=[f"batch={batch}"]) for batch in (32, 64)]
     ended = []
     engine.sweeps.launch.launch_jobs(lambda composed: None, jobs, [], lambda: ended.append(1))
@@ -78,6 +78,6 @@ def test_a_launcher_decides_the_threads_of_its_jobs(workplace, monkeypatch):
     monkeypatch.setattr(engine.sweeps.launch, "available_cpus", lambda: 16)
     way = choose_way([SimpleNamespace()] * 4, [], ["hydra/launcher=basic"], 4)
     assert (way.at_once, way.threads, way.replaces) == (None, 16, True)
-    monkeypatch.setattr(engine.sweeps.launch, "runs_at_once", lambda launcher, jobs: jobs)
+    monkeypatch.setattr(engine.sweeps.launch, "launched_at_once", lambda launcher, jobs: jobs)
     way = choose_way([SimpleNamespace()] * 4, [], ["hydra/launcher=basic"], 4)
     assert (way.at_once, way.threads, way.replaces) == (None, 4, True)

@@ -70,6 +70,23 @@ def test_warmup_steps_override_warmup_epochs():
     assert recipe.warmup_steps == 7
 
 
+@pytest.mark.parametrize(
+    ("overrides", "scaling"),
+    [
+        (["optimizer.lr_scaling=sqrt"], "peak 0.565685 = optimizer.base_lr 0.1 x sqrt(4096 / 128)"),
+        (["optimizer.lr_scaling=linear"], "peak 3.2 = optimizer.base_lr 0.1 x 4096 / 128"),
+        (["optimizer.lr_scaling=none"], "peak 0.1 = optimizer.base_lr 0.1 x 1"),
+        (
+            ["optimizer.lr_scaling=none", "scheduler.warmup_multiplier=5"],
+            "peak 0.5 = optimizer.base_lr 0.1 x 5",
+        ),
+    ],
+)
+def test_the_plan_shows_how_the_peak_follows_from_the_batch(overrides, scaling):
+    lines = plan("batch=4096", *overrides).describe().splitlines()
+    assert f"scaling   {scaling}, {overrides[0]}" in lines
+
+
 def test_the_plan_shows_a_separate_rate_of_biases():
     assert "biases" not in plan().describe()
     line = plan("optimizer.bias_lr_scale=0.05").describe().splitlines()[-1]
