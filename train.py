@@ -115,7 +115,8 @@ def train(config: Config, arguments: list[str]) -> None:
                     if not progress.over:
                         pauses.saved()
         run.found["peak_memory_bytes"] = peak_memory_bytes(runtime.device)
-        run.finish(DIVERGED if progress.diverged else COMPLETED, chance=run.found["chance_accuracy"])
+        status = DIVERGED if progress.diverged else COMPLETED
+        run.finish(status, chance=run.found["chance_accuracy"])
     print(run.describe())
 
 
