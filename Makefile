@@ -1,10 +1,10 @@
 # Everything runs in .venv, which `make setup` creates. The targets need only Python, pip and make.
 PYTHON ?= python3
-# To use a torch version other than the newest: make check TORCH=2.6
+# To use a torch version other than the newest: make test TORCH=2.6
 TORCH ?=
 BIN := .venv/bin
 
-.PHONY: help setup check test stress package audit demo bench clean
+.PHONY: help setup lint check test stress package audit demo bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -17,12 +17,18 @@ setup: .venv/installed  ## install everything into .venv
 	$(BIN)/python -m pip install --quiet --editable '.[harness,dev]' $(if $(TORCH),'torch==$(TORCH).*')
 	touch $@
 
-check: setup  ## lint, formatting and types
+lint: setup  ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: check  ## lint, types and tests
+# Rooms whose tests start no training; the mark `drawn` is for plots, which take long.
+QUICK := tests/test_rooms.py tests/config tests/models tests/report tests/runs tests/schedulers
+
+check: lint  ## lint, types and the quick tests, in a minute
+	$(BIN)/python -m pytest -q -n auto -m "not drawn" $(QUICK)
+
+test: lint  ## lint, types and all tests
 	$(BIN)/python -m pytest -n auto
 
 stress: setup  ## kill, stop and damage runs for ten minutes

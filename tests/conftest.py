@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import engine.system.sharing
@@ -39,6 +40,16 @@ def _plain_torch():
 def _busy_machine(monkeypatch):
     """Count no run as short of CPU, even on a busy machine, so that tables have its times."""
     monkeypatch.setattr(engine.system.sharing, "LEAST_CPU_SHARE", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _blank_plots(request, monkeypatch):
+    """Write plots without content, since to render them takes most of a report's time.
+
+    A test with the mark `drawn` renders them.
+    """
+    if request.node.get_closest_marker("drawn") is None:
+        monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: file.write(b"blank"))
 
 
 @pytest.fixture(scope="session")

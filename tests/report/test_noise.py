@@ -1,9 +1,12 @@
 """Reports of the gradient noise scale."""
 
+import pytest
+
 from engine.report.write import write_report
 from tests.helpers.report import HISTORY, page_of, put
 
 
+@pytest.mark.drawn
 def test_the_noise_scale_is_compared_with_the_batch(workplace):
     rising = [
         row | {"noise_scale": scale} for row, scale in zip(HISTORY, (None, 256, 1024), strict=True)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -141,6 +142,7 @@ def test_settings_are_ranked_with_the_row_that_they_are_compared_with(workplace)
     assert {row.batch for row in settings} == {512}
 
 
+@pytest.mark.drawn
 def test_a_folder_with_dollars_in_its_name_is_drawn(workplace):
     """Text between dollar signs is a formula.
 
@@ -169,6 +171,7 @@ def test_a_label_shows_the_name_literally():
         assert text._preprocess_math(text.get_text()) == (name, False)
 
 
+@pytest.mark.drawn
 def test_plots_do_not_depend_on_matplotlibs_configuration(workplace):
     """A notebook sets the backend of its commands, and a matplotlibrc may require missing LaTeX.
 

@@ -53,6 +53,7 @@ def test_the_color_is_the_optimizer_and_the_style_the_recipe_in_every_plot(workp
     assert dots == {BLUE, VERMILION}
 
 
+@pytest.mark.drawn
 def test_the_same_runs_give_the_same_svg_bytes_without_date_or_version(workplace):
     put(workplace, "seed=0")
     put(workplace, "optimizer=lars", "batch=256", status="diverged", accuracy=10.0)
@@ -98,6 +99,7 @@ def test_labels_are_moved_apart(places, expected):
     assert spread(places, 0.2) == pytest.approx(expected)
 
 
+@pytest.mark.drawn
 def test_a_plot_is_narrow_enough_for_a_phone(workplace):
     """At 360 pixels of width the smallest text is at least 8 pixels high."""
     from engine.report.style import SMALL_TEXT, WIDTH

@@ -18,6 +18,7 @@ def test_a_group_without_runs_is_an_error(workplace, group):
         write_report(group)
 
 
+@pytest.mark.drawn
 def test_a_report_of_two_hundred_runs_takes_seconds(workplace):
     import time
 

@@ -27,6 +27,7 @@ def lr_range_command(capsys, monkeypatch):
     return run
 
 
+@pytest.mark.drawn
 def test_the_command_writes_and_prints_a_rate(small, workplace, lr_range_command, monkeypatch):
     load = engine.data.dataset.load_data
 

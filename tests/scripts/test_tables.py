@@ -3,6 +3,8 @@
 import csv
 import sys
 
+import pytest
+
 import scripts.tables
 from engine.cli import exit_status
 from tests.helpers.report import put
@@ -20,6 +22,7 @@ def test_a_target_can_be_given_after_the_runs(workplace, monkeypatch):
     assert exit_status(scripts.tables.main) == 2
 
 
+@pytest.mark.drawn
 def test_several_groups_in_one_plot(workplace, monkeypatch, capsys):
     put(workplace)
     (workplace / "results" / "runs" / "g").rename(workplace / "results" / "runs" / "h")
