@@ -55,7 +55,7 @@ def initialize_he(model: nn.Module) -> None:
 
 
 def build_optimizer(
-    config: o.OptimizerConfig, clip: c.ClipConfig, model: nn.Module, peak_lr: float
+    config: o.OptimizerConfig, clip: c.ClipConfig, model: nn.Module, lr: float
 ) -> Optimizer:
     """Return the optimizer over the model's parameter groups.
 
@@ -63,7 +63,7 @@ def build_optimizer(
         config: the optimizer's configuration.
         clip: bounds on the gradient, which LARS applies itself.
         model: the model, already on its device.
-        peak_lr: learning rate of the groups, the peak of the schedule.
+        lr: learning rate of the groups, from which the schedule computes that of each step.
 
     """
     groups = parameter_groups(
@@ -75,7 +75,7 @@ def build_optimizer(
     )
     # torch has fused optimizer kernels on these devices only.
     fused = next(model.parameters()).device.type in ("cpu", "cuda", "mps")
-    return OPTIMIZERS[config.name](groups, config, peak_lr, clip, fused)
+    return OPTIMIZERS[config.name](groups, config, lr, clip, fused)
 
 
 def build_sgd(

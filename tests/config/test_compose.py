@@ -13,7 +13,7 @@ from engine.errors import UserError
 FILES = {
     "optimizer": ["sgd", "lars", "adamw"],
     "model": ["resnet8", "resnet18"],
-    "scheduler": ["polynomial", "onecycle", "multistep"],
+    "scheduler": ["polynomial", "onecycle", "multistep", "tvlars"],
     "data": ["synthetic", "cifar10"],
     "+experiment": ["attempt2", "attempt5", "demo"],
 }

@@ -121,7 +121,7 @@ def make_step(overrides, device="cpu", epochs=3):
         runtime, model = MetaRuntime(torch.device(device), "fp32", 1), model.to(device)
     training_images = TrainingImages(split, Normalization.of(split.images), runtime.device)
     plan = make_plan(made, len(split))
-    optimizer = build_optimizer(made.optimizer, made.clip, model, plan.peak_lr)
+    optimizer = build_optimizer(made.optimizer, made.clip, model, plan.optimizer_lr)
     for group in optimizer.param_groups:
         if made.optimizer.name == "lars" or device != "cpu":
             # Like the CUDA path, this one keeps no numbers on the host.

@@ -19,7 +19,7 @@ def built(name, *overrides, model=None):
     made = config(f"optimizer={name}", "batch=10", "epochs=4", *overrides)
     model = torch.nn.Linear(3, 2).double() if model is None else model
     plan = make_plan(made, 40)
-    optimizer = build_optimizer(made.optimizer, made.clip, model, plan.peak_lr)
+    optimizer = build_optimizer(made.optimizer, made.clip, model, plan.optimizer_lr)
     return made, model, optimizer, build_scheduler(made.scheduler, plan, optimizer)
 
 
