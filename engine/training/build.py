@@ -14,7 +14,7 @@ import models
 from engine.config import optimizers as o
 from engine.config import schema as c
 from engine.training.ema import Average
-from lars import LARS, parameter_groups
+from lars import LAMB, LARS, parameter_groups
 
 # Each name is a function of `models`.
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -100,12 +100,20 @@ def build_adamw(
     return AdamW(groups, lr, (config.beta1, config.beta2), config.eps, fused=fused)
 
 
+def build_lamb(
+    groups: list[dict[str, Any]], config: o.LAMBConfig, lr: float, clip: c.ClipConfig, fused: bool
+) -> Optimizer:
+    """Return LAMB; `clip` is not used, because the training step clips, nor is `fused`."""
+    return LAMB(groups, lr, (config.beta1, config.beta2), config.eps)
+
+
 # Each builder takes the parameter groups, the optimizer's configuration, the peak learning rate,
 # the bounds on the gradient and whether torch has fused kernels on the device.
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": build_sgd,
     "lars": build_lars,
     "adamw": build_adamw,
+    "lamb": build_lamb,
 }
 
 

@@ -11,7 +11,7 @@ from engine.config.schema import Config
 from engine.errors import UserError
 
 FILES = {
-    "optimizer": ["sgd", "lars", "adamw"],
+    "optimizer": ["sgd", "lars", "adamw", "lamb"],
     "model": ["resnet8", "resnet18"],
     "scheduler": ["polynomial", "onecycle", "multistep", "tvlars"],
     "data": ["synthetic", "cifar10"],

@@ -193,8 +193,9 @@ def test_the_learning_rate_is_a_tensor_before_the_capture_too(captured):
         assert group["lr"].dtype is torch.float32
 
 
-def test_steps_whose_layers_are_logged_are_not_replayed(captured):
-    _, outcomes, _ = train(["optimizer=lars"], log_layers_every=4)
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+def test_steps_whose_layers_are_logged_are_not_replayed(captured, name):
+    _, outcomes, _ = train([f"optimizer={name}"], log_layers_every=4)
     assert len(captured) == 1
     assert [n for o in outcomes for n, _ in o.layers] == [4, 8, 12]
 
