@@ -1,4 +1,4 @@
-"""LARS for PyTorch: one update rule, its published variants by name, and a fast path per device.
+"""LARS and LAMB for PyTorch: LARS with its published variants by name and a fast path per device.
 
 Example:
     from lars import LARS, parameter_groups
@@ -7,8 +7,9 @@ Example:
 """
 
 from .groups import parameter_groups
+from .lamb import LAMB
 from .lars import LARS
 from .presets import PRESETS
 from .wrapper import LARSWrapper
 
-__all__ = ["LARS", "PRESETS", "LARSWrapper", "parameter_groups"]
+__all__ = ["LAMB", "LARS", "PRESETS", "LARSWrapper", "parameter_groups"]

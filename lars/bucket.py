@@ -85,7 +85,7 @@ class Bucket:
         """
         tensors = [param, grad] if buffer is None else [param, grad, buffer]
         if is_dtensor(param):
-            tensors = [_local(t, param) for t in tensors]
+            tensors = [local(t, param) for t in tensors]
         if param.is_complex():
             # Autograd may return a lazily conjugated gradient.
             tensors = [torch.view_as_real(t.resolve_conj()) for t in tensors]
@@ -231,7 +231,7 @@ def gradient_of(param: Tensor) -> Tensor:
     grad = param.grad
     assert grad is not None
     if grad.layout != torch.strided:
-        raise RuntimeError("LARS does not support sparse gradients: use dense ones")
+        raise RuntimeError("A step does not support sparse gradients: use dense ones")
     if grad.shape != param.shape:
         raise wrong_shape(param, grad, "gradient")
     if grad.is_neg():  # autograd may return a lazily negated gradient
@@ -252,7 +252,8 @@ def wrong_shape(param: Tensor, tensor: Tensor, what: str) -> RuntimeError:
     )
 
 
-def _local(tensor: Any, param: Any) -> Tensor:
+def local(tensor: Any, param: Any) -> Tensor:
+    """Return this rank's shard of a DTensor that belongs to a parameter."""
     # Under tensor parallelism a gradient may have another placement than its parameter.
     if tensor.placements != param.placements:
         tensor = tensor.redistribute(param.device_mesh, param.placements)
@@ -309,7 +310,23 @@ def path_on(param: Tensor, path: str) -> str:
     return "triton" if usable else "foreach"
 
 
+def rate_on(param: Tensor, lr: float | Tensor, capturable: bool) -> float | Tensor:
+    """Return the learning rate for a parameter, a tensor on its device if `lr` is one on another.
+
+    A tensor on the CPU stays there.
+
+    Raises:
+        RuntimeError: a CUDA graph that is being captured would freeze the rate.
+
+    """
+    if not capturable:
+        check_not_capturing(param, "capturable=False: set it to True")
+    if not isinstance(lr, Tensor) or lr.device != param.device:
+        check_not_capturing(param, "lr that is not a tensor on the parameter's device")
+    return lr.to(param.device) if isinstance(lr, Tensor) and lr.device.type != "cpu" else lr
+
+
 def check_not_capturing(param: Tensor, what: str) -> None:
     """Raise RuntimeError during a CUDA graph capture, because `what` cannot be replayed."""
     if param.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(f"LARS cannot be captured in a CUDA graph with {what}")
+        raise RuntimeError(f"A step cannot be captured in a CUDA graph with {what}")

@@ -8,25 +8,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
+from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
 from .bucket import (
     Bucket,
-    LayerStatistics,
     as_tensor,
     check_not_capturing,
     choose_path,
     gradient_of,
     path_on,
+    rate_on,
     wrong_shape,
 )
+from .layerwise import LayerwiseOptimizer, run_step
 from .norms import refuse_hidden_shard
 from .presets import ABOVE_ZERO, OPTIONS, complete, fill_from_preset
 from .rule import Rule
 from .values import make_plain, number
 
 
-class LARS(Optimizer):
+class LARS(LayerwiseOptimizer):
     r"""Implement LARS (layer-wise adaptive rate scaling) for SGD with momentum.
 
     Source: Yang You, Igor Gitman and Boris Ginsburg, "Large Batch Training of Convolutional
@@ -108,14 +109,8 @@ class LARS(Optimizer):
 
     """
 
-    # GradScaler then leaves it to step() to unscale gradients and to skip a step with inf.
-    _step_supports_amp_scaling = True
-    # Class attributes, because torch copies and pickles only its own instance attributes.
-    telemetry: bool = False
     # Norm of all gradients, unscaled and before clipping. None unless clipping or telemetry is on.
     grad_norm: Tensor | None = None
-    _statistics: tuple[LayerStatistics, ...] = ()
-    _keys: tuple[str | int, ...] = ()
     _chunkings: dict[Any, Any] | None = None
 
     def __init__(
@@ -149,29 +144,14 @@ class LARS(Optimizer):
         complete({**defaults, "params": []})
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group.
-
-        An option that the group lacks has the constructor's value. If that is None, it has the
-        value of the group's variant.
-
-        Raises:
-            ValueError: an option is invalid. The group is then not added.
-
-        """
-        super().add_param_group(param_group)
-        try:
-            complete(self.param_groups[-1])
-        except ValueError:
-            self.param_groups.pop()
-            raise
+    def _complete(self, group: dict[str, Any]) -> None:
+        """Fill in and check a group's options. One that is None has the value of its variant."""
+        complete(group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled or loaded state. Options that it lacks get their default values."""
         super().__setstate__(state)
         for group in self.param_groups:
-            for key, value in self.defaults.items():
-                group.setdefault(key, value)
             fill_from_preset(group)
 
     @_use_grad_for_differentiable
@@ -198,39 +178,9 @@ class LARS(Optimizer):
         for bucket in buckets:
             if bucket.group["differentiable"] and bucket.buffers:
                 self._keep_buffers(bucket)
-        self._statistics = tuple(s for s in statistics if s is not None)
-        self._keys = self._make_keys() if self.telemetry else ()
+        self._record(statistics)
         if self.grad_norm is None and self._statistics:
             self.grad_norm = _global_norm([as_tensor(s.gradient_norm) for s in self._statistics])
-
-    def layer_statistics(self) -> dict[str | int, dict[str, Tensor]]:
-        """Return the statistics of each parameter in the last step, if `telemetry` was True.
-
-        A key is a parameter name, or the index in state_dict() if there are no names. A name that
-        occurs a second time, as with two models, is followed by its index: "weight (2)". Parameters
-        without a gradient have no entry.
-
-        Each value is a dictionary of 0-d tensors: weight_norm (before the step), gradient_norm
-        (unscaled and after clipping), trust_ratio, and effective_rate, which is lr * trust_ratio.
-        They are on the parameter's device. The fused CPU path returns them in fp64.
-        """
-        statistics: dict[str | int, dict[str, Tensor]] = {}
-        for part in self._statistics:
-            columns = {k: as_tensor(v) for k, v in part._asdict().items() if k != "positions"}
-            for row, position in enumerate(part.positions):
-                values = {name: column[row] for name, column in columns.items()}
-                statistics[self._keys[position]] = values
-        return statistics
-
-    def _make_keys(self) -> tuple[str | int, ...]:
-        """Return a unique key for each parameter, in order of position."""
-        keys: dict[str | int, None] = {}
-        for group in self.param_groups:
-            for name in group.get("param_names") or [None] * len(group["params"]):
-                index = len(keys)
-                key = index if name is None else f"{name} ({index})" if name in keys else name
-                keys[key] = None
-        return tuple(keys)
 
     def _init_group(self, group: dict[str, Any], position: int) -> list[Bucket]:
         """Sort a group's parameters into buckets; create missing momentum buffers as zeros.
@@ -261,13 +211,10 @@ class LARS(Optimizer):
             buffer_dtype = None if buffer is None else buffer.dtype
             kind = (param.device, param.dtype, grad.dtype, buffer_dtype, alone)
             if kind not in buckets:
-                if not group["capturable"]:
-                    check_not_capturing(param, "capturable=False: set it to True")
-                if not isinstance(rule.lr, Tensor) or rule.lr.device != param.device:
-                    check_not_capturing(param, "lr that is not a tensor on the parameter's device")
                 own_rule = replace(rule, dampening=0.0) if alone else rule
-                if isinstance(rule.lr, Tensor) and rule.lr.device.type != "cpu":
-                    own_rule = replace(own_rule, lr=rule.lr.to(param.device))
+                lr = rate_on(param, rule.lr, group["capturable"])
+                if lr is not rule.lr:
+                    own_rule = replace(own_rule, lr=lr)
                 sign = -1.0 if group["maximize"] else 1.0
                 own_path = path_on(param, path)
                 buckets[kind] = Bucket(group, own_rule, own_path, factor=sign)
@@ -299,36 +246,6 @@ class LARS(Optimizer):
         for param, buffer in zip(bucket.params, bucket.buffers, strict=True):
             whole = torch.view_as_complex(buffer) if param.is_complex() else buffer
             self.state[param]["momentum_buffer"] = whole
-
-
-def run_step(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
-    """Call the closure, then `_take_step` unless a gradient is infinite; return the loss."""
-    loss = None
-    if closure is not None:
-        with torch.enable_grad():
-            loss = closure()
-    if torch.compiler.is_compiling():
-        _step_outside_graphs(optimizer)
-    else:
-        _step_if_finite(optimizer)
-    return loss
-
-
-def _step_if_finite(optimizer: Any) -> None:
-    # GradScaler sets `found_inf` on the optimizer: a tensor, or the number 0 without any gradient.
-    found_inf = getattr(optimizer, "found_inf", None)
-    if found_inf is None or float(found_inf) == 0:
-        optimizer._take_step()
-
-
-@torch._disable_dynamo
-def _step_outside_graphs(optimizer: Any) -> None:
-    """Make torch.compile break its graph here and run the step eagerly.
-
-    An eager step takes as few passes over memory as a compiled one. A traced step would be compiled
-    again for each value of a float learning rate, as the steps of torch's optimizers are.
-    """
-    _step_if_finite(optimizer)
 
 
 def _global_norm(norms: list[Tensor]) -> Tensor:

@@ -48,8 +48,8 @@ def refuse_hidden_shard(param: Tensor) -> None:
             whole = whole or alone
         if marks.get(mark) is True and not whole:
             raise RuntimeError(
-                f"LARS cannot take the norm of a whole parameter: {why}. Shard with FSDP2's "
-                "fully_shard, whose DTensors it supports, or set adapt=False and do not clip"
+                f"A step cannot take the norm of a whole parameter: {why}. Shard with FSDP2's "
+                "fully_shard, whose DTensors are supported, or set adapt=False and do not clip"
             )
 
 

@@ -164,6 +164,11 @@ def check_combinations(group: dict[str, Any]) -> None:
     for flag in ("fused", "foreach"):
         if group[flag] and group["differentiable"]:
             raise ValueError(f"{flag}=True does not support differentiable=True")
+    check_capturable(group)
+
+
+def check_capturable(group: dict[str, Any]) -> None:
+    """Raise ValueError if a CUDA graph would freeze a group's learning rate."""
     if group["capturable"] and not isinstance(group["lr"], Tensor):
         if any(p.device.type == "cuda" for p in group["params"]):
             raise ValueError(

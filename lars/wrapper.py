@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from .bucket import Bucket, gradient_of, stack
-from .lars import LARS, run_step
+from .lars import LARS
+from .layerwise import run_step
 from .norms import in_full, is_dtensor, refuse_hidden_shard
 from .others import refuse, weight_decay_is_gradient
 from .presets import OPTIONS, check_options

@@ -1,8 +1,9 @@
 """Learning-rate schedules as torch LRSchedulers, stepped once per optimizer step."""
 
-from schedulers.decay import cosine, multistep, polynomial
+from schedulers.decay import cosine, multistep, polynomial, tvlars
 from schedulers.scaling import SCALING_RULES, linear_scale, sqrt_scale
 from schedulers.warmup import (
+    TVLARSLR,
     WarmupConstantLR,
     WarmupCosineLR,
     WarmupLR,
@@ -13,6 +14,7 @@ from schedulers.warmup import (
 
 __all__ = [
     "SCALING_RULES",
+    "TVLARSLR",
     "WarmupConstantLR",
     "WarmupCosineLR",
     "WarmupLR",
@@ -24,4 +26,5 @@ __all__ = [
     "multistep",
     "polynomial",
     "sqrt_scale",
+    "tvlars",
 ]

@@ -231,3 +231,54 @@ class WarmupMultiStepLR(WarmupLR):
     def formula(self) -> str:
         """Return the rate as a formula in `peak` and `step`, counted from the run's first step."""
         return f"peak x {self.gamma:g} ^ floor(step / {self.step_size:.6g})"
+
+
+class TVLARSLR(WarmupLR):
+    """A sigmoid that falls from the start of the run, in place of a warm-up.
+
+    The rate of step s is lr * (1 / (alpha + exp(steepness * (t - delay_epochs))) + gamma_min), with
+    t = s / steps_per_epoch. Here a group's `lr` is not its largest rate, which is that of step 0.
+
+    Source: Do et al., "Revisiting LARS for Large Batch Training Generalization of Neural Networks",
+    arXiv 2309.14053. The rate does not depend on `total_steps`.
+
+    Args:
+        steps_per_epoch: optimizer steps in an epoch, above 0; may be a fraction.
+        alpha: 1 / alpha is the limit of the first term long before the delay; above 0.
+        steepness: how fast the rate falls, in 1 / epoch; above 0. The paper's lambda.
+        delay_epochs: epoch at which the exponential is 1. The paper's d_e.
+        gamma_min: limit of the factor long after the delay. The other arguments are WarmupLR's.
+
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer | None,
+        total_steps: int,
+        steps_per_epoch: float,
+        alpha: float = 1.0,
+        steepness: float = 0.1,
+        delay_epochs: float = 0.0,
+        gamma_min: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        self.steps_per_epoch = check_number("steps_per_epoch", steps_per_epoch, above_zero=True)
+        self.alpha = check_number("alpha", alpha, above_zero=True)
+        self.steepness = check_number("steepness", steepness, above_zero=True)
+        self.delay_epochs = check_number("delay_epochs", delay_epochs)
+        self.gamma_min = check_number("gamma_min", gamma_min)
+        super().__init__(optimizer, total_steps, last_epoch=last_epoch)
+
+    def decayed(self, peak: float, progress: float, step: int) -> float:
+        """Return `peak` times the factor of `decay.tvlars`."""
+        epochs = step / self.steps_per_epoch
+        curve = (self.alpha, self.steepness, self.delay_epochs, self.gamma_min)
+        return peak * decay.tvlars(epochs, *curve)
+
+    def formula(self) -> str:
+        """Return the rate as a formula in `peak`, the rate of step 0, and t, in epochs."""
+        return (
+            f"peak x f(t) / f(0), f(t) = 1 / ({self.alpha:g} + exp({self.steepness:g} "
+            f"(t - {self.delay_epochs:g}))) + {self.gamma_min:g}, t = step / "
+            f"{self.steps_per_epoch:g}"
+        )

@@ -134,8 +134,18 @@ class AdamWConfig(OptimizerConfig):
         return 2
 
 
+@configuration
+class LAMBConfig(AdamWConfig):
+    """The keys of lars.LAMB: AdamW's, and which parameters get a trust ratio."""
+
+    title, cuda_graph = "LAMB", True
+
+    name: Literal["lamb"]  # type: ignore[assignment]
+    adapt: Which = key("parameters that get a trust ratio: all or weights")
+
+
 # Each optimizer's class. Its builder is a row of OPTIMIZERS in training/build.py.
-Optimizers = SGDConfig | LARSConfig | AdamWConfig
+Optimizers = SGDConfig | LARSConfig | AdamWConfig | LAMBConfig
 MEMBERS: dict[str, type[OptimizerConfig]] = {
     name: member
     for member in get_args(Optimizers)

@@ -39,7 +39,7 @@ class Option:
         allowed: the allowed values, in words.
         defaults: maps each member of the group that has the key to its default
             (`{"sgd": 0.1, "lars": 4.0}`). If the group has no members, the only entry is "".
-        members: number of members of the group, such as the optimizers; 1 if it has none.
+        members: the members of the group, such as the optimizers; empty if it has none.
 
     """
 
@@ -48,7 +48,7 @@ class Option:
     meaning: str
     allowed: str
     defaults: Mapping[str, Any]
-    members: int = 1
+    members: Sequence[str] = ()
 
     @property
     def key(self) -> str:
@@ -70,8 +70,15 @@ class Option:
         return next(iter(texts.values()))
 
     def describe_members(self) -> str:
-        """Return the names of the members that have the key, or "" if all have it."""
-        return ", ".join(self.defaults) if len(self.defaults) < self.members else ""
+        """Return the names of the members that have the key, or "" if all have it.
+
+        >>> Option("a", "b", "", "", dict.fromkeys("xyz"), "wxyz").describe_members()
+        'all but w'
+        """
+        missing = [name for name in self.members if name not in self.defaults]
+        if len(missing) == 1 and len(self.defaults) >= MANY:
+            return f"all but {missing[0]}"
+        return ", ".join(self.defaults) if missing else ""
 
 
 def list_options(config: Any, config_name: str) -> list[Option]:
@@ -168,7 +175,7 @@ def _group_options(config: Any) -> Iterator[Option]:
                     continue
                 allowed = allowed_values(member_hints[field.name])
                 what = (field.name, field.metadata[MEANING], allowed)
-                option = found.setdefault(what, Option(group, *what, {}, len(members)))
+                option = found.setdefault(what, Option(group, *what, {}, members))
                 defaults = {name: each[field.name] for name, each in values.items()}
                 found[what] = dataclasses.replace(option, defaults={**option.defaults, **defaults})
         yield from found.values()

@@ -16,10 +16,19 @@ from engine.errors import key_error
 
 
 @configuration
-class WarmupConfig:
-    """The keys of the linear warm-up, which every schedule begins with."""
+class ScheduleConfig:
+    """What every schedule has: a name, and a check of its keys."""
 
     name: str
+
+    def check(self, epochs: int) -> None:
+        """Raise UserError for values that are valid separately but not together, or too large."""
+
+
+@configuration
+class WarmupConfig(ScheduleConfig):
+    """The keys of a linear warm-up, with which every schedule but one begins."""
+
     warmup_epochs: NotNegative | None = key(
         "epochs of linear warm-up; null: warmup_steps, or else warmup_fraction"
     )
@@ -104,4 +113,29 @@ class MultistepConfig(WarmupConfig):
     gamma: PositiveFraction = key("factor of each drop")
 
 
-Schedules = PolynomialConfig | MultistepConfig | OneCycleConfig | CosineConfig | ConstantConfig
+@configuration
+class TVLARSConfig(ScheduleConfig):
+    """A sigmoid that falls from the first step on, without warm-up."""
+
+    name: Literal["tvlars"]
+    alpha: Positive = key("1 / alpha is the largest value of the sigmoid; 1: the paper's")
+    steepness: Positive = key("how fast the rate falls, in 1 / epoch; lambda in the paper")
+    delay_epochs: NotNegative | None = key(
+        "epochs until half of the fall, if alpha=1; null: delay_fraction"
+    )
+    delay_fraction: Fraction = key("delay_epochs as a fraction of the epochs")
+    gamma_min: NotNegative = key("added to the sigmoid: the last rates, as a factor")
+
+    def delay(self, epochs: int) -> float:
+        """Return the delay in epochs, for a run of `epochs`."""
+        return self.delay_fraction * epochs if self.delay_epochs is None else self.delay_epochs
+
+
+Schedules = (
+    PolynomialConfig
+    | MultistepConfig
+    | OneCycleConfig
+    | CosineConfig
+    | ConstantConfig
+    | TVLARSConfig
+)

@@ -32,7 +32,7 @@ from engine.config.keys import (
 )
 from engine.config.optimizers import Optimizers
 from engine.config.parse import Range, parse
-from engine.config.schedules import Schedules
+from engine.config.schedules import Schedules, WarmupConfig
 from engine.errors import key_error
 
 ModelName = Literal[
@@ -160,8 +160,8 @@ class Config:
         same_result=True,
     )
     log_layers_every: Count | None = key(
-        "with LARS, steps between logs of each layer's trust ratio, norms and effective rate to "
-        "TensorBoard; null: no logs",
+        "with LARS or LAMB, steps between logs of each layer's trust ratio, norms and effective "
+        "rate to TensorBoard; null: no logs",
         same_result=True,
     )
     plan: bool = key("print the plan (steps, rates, memory) and stop", same_result=True)
@@ -304,12 +304,13 @@ def check_across_keys(config: Config) -> None:
     optimizer, scheduler = config.optimizer, config.scheduler
     optimizer.check()
     scheduler.check(config.epochs)
-    if scheduler.warmup_multiplier is not None and optimizer.lr_scaling != "none":
+    multiplier = scheduler.warmup_multiplier if isinstance(scheduler, WarmupConfig) else None
+    if multiplier is not None and optimizer.lr_scaling != "none":
         allowed = (
             f"needs optimizer.lr_scaling=none (optimizer.lr_scaling={optimizer.lr_scaling} "
             "already sets the peak), or null"
         )
-        raise key_error("scheduler.warmup_multiplier", scheduler.warmup_multiplier, allowed)
+        raise key_error("scheduler.warmup_multiplier", multiplier, allowed)
     ghost = config.model.ghost_batch
     if ghost is not None and ghost > min(config.micro_batch, config.batch):
         allowed = f"must be at most micro_batch={config.micro_batch} and batch={config.batch}"

@@ -42,7 +42,7 @@ LAYOUT = {
         "gradient noise scale, examples (noise_scale=true)": ["Multiline", ["noise/scale"]],
         "images per second": ["Multiline", ["speed/images_per_second"]],
     },
-    "Layers (log_layers_every=N, LARS)": {
+    "Layers (log_layers_every=N, LARS or LAMB)": {
         "trust ratio": ["Multiline", ["trust_ratio/.*"]],
         "effective rate": ["Multiline", ["effective_rate/.*"]],
         "weight norm": ["Multiline", ["weight_norm/.*"]],
@@ -102,8 +102,8 @@ def write_epoch(writer: "SummaryWriter", row: Mapping[str, Any], trained: "Train
                 writer.add_scalar(tag, value, first + place)
     for step, layers in trained.layers:
         for layer, figures in layers.items():
-            # LARS does not adapt this layer. Its ratio of 1 would flatten the other curves, which
-            # are around 0.01.
+            # The optimizer does not adapt this layer. Its ratio of 1 would flatten the other
+            # curves, which are around 0.01 under LARS.
             unadapted = float(figures["trust_ratio"]) == 1
             for name, figure in figures.items():
                 if unadapted and name in ("trust_ratio", "effective_rate"):

@@ -14,7 +14,7 @@ import models
 from engine.config import optimizers as o
 from engine.config import schema as c
 from engine.training.ema import Average
-from lars import LARS, parameter_groups
+from lars import LAMB, LARS, parameter_groups
 
 # Each name is a function of `models`.
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -55,7 +55,7 @@ def initialize_he(model: nn.Module) -> None:
 
 
 def build_optimizer(
-    config: o.OptimizerConfig, clip: c.ClipConfig, model: nn.Module, peak_lr: float
+    config: o.OptimizerConfig, clip: c.ClipConfig, model: nn.Module, lr: float
 ) -> Optimizer:
     """Return the optimizer over the model's parameter groups.
 
@@ -63,7 +63,7 @@ def build_optimizer(
         config: the optimizer's configuration.
         clip: bounds on the gradient, which LARS applies itself.
         model: the model, already on its device.
-        peak_lr: learning rate of the groups, the peak of the schedule.
+        lr: learning rate of the groups, from which the schedule computes that of each step.
 
     """
     groups = parameter_groups(
@@ -75,7 +75,7 @@ def build_optimizer(
     )
     # torch has fused optimizer kernels on these devices only.
     fused = next(model.parameters()).device.type in ("cpu", "cuda", "mps")
-    return OPTIMIZERS[config.name](groups, config, peak_lr, clip, fused)
+    return OPTIMIZERS[config.name](groups, config, lr, clip, fused)
 
 
 def build_sgd(
@@ -100,12 +100,20 @@ def build_adamw(
     return AdamW(groups, lr, (config.beta1, config.beta2), config.eps, fused=fused)
 
 
+def build_lamb(
+    groups: list[dict[str, Any]], config: o.LAMBConfig, lr: float, clip: c.ClipConfig, fused: bool
+) -> Optimizer:
+    """Return LAMB; `clip` is not used, because the training step clips, nor is `fused`."""
+    return LAMB(groups, lr, (config.beta1, config.beta2), config.eps)
+
+
 # Each builder takes the parameter groups, the optimizer's configuration, the peak learning rate,
 # the bounds on the gradient and whether torch has fused kernels on the device.
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": build_sgd,
     "lars": build_lars,
     "adamw": build_adamw,
+    "lamb": build_lamb,
 }
 
 

@@ -23,11 +23,11 @@ from engine.training.evaluate import Evaluations
 from engine.training.noise_scale import NoiseEstimate, estimates
 from engine.training.state import is_finite
 from engine.training.step import Step
-from lars import LARS
+from lars.layerwise import LayerwiseOptimizer
 from schedulers import WarmupLR
 
 CHECK_EVERY = 50
-# LARS' telemetry of one step: the step's number, then 0-d tensors by parameter name and statistic.
+# Telemetry of LARS or LAMB: the step's number, then 0-d tensors by parameter name and statistic.
 LayerStatistics = tuple[int, dict[str | int, dict[str, Tensor]]]
 
 
@@ -41,7 +41,7 @@ class PartialEpoch:
         noise: the sums of `NoiseScale` after each step, float32 [S, 3].
         correct: number of correctly classified examples, int64 [].
         rates: learning rate of each step done.
-        layers: LARS' telemetry of the logged steps.
+        layers: the optimizer's telemetry of the logged steps.
         seconds: duration of the steps done.
         startup_seconds: duration of compiling, warm-up and capture, not part of `seconds`.
         shared_machine: True if other processes took CPU from the steps; None if not recorded.
@@ -132,7 +132,7 @@ class TrainedEpoch:
         rates: learning rate of each step.
         gradient_norms: gradient norm of each step before clipping.
         diverged: True if a loss, a gradient or the state is not finite.
-        layers: LARS' telemetry of the logged steps.
+        layers: the optimizer's telemetry of the logged steps.
         noise: estimate after each step; empty if the run does not estimate it.
 
     """
@@ -242,8 +242,8 @@ def train_epoch(
         scheduler: the run's learning-rate schedule; `last_epoch` counts the steps done.
         draws: sample order and augmentation of the epoch.
         display: shows the progress; None shows nothing.
-        log_layers_every: keep LARS' per-layer telemetry of every step of the run whose number is a
-            multiple of this; None keeps none.
+        log_layers_every: keep the per-layer telemetry of LARS or LAMB of every step of the run
+            whose number is a multiple of this; None keeps none.
         begun: the steps already done; the epoch resumes after them.
         pause: called before a step and after the last one. If it returns True on any rank, the
             epoch stops there and is returned as a PartialEpoch. Several ranks call it only at the
@@ -273,7 +273,7 @@ def train_epoch(
                 break
             number = first_step + place + 1
             logged = log_layers_every is not None and number % log_layers_every == 0
-            if isinstance(optimizer, LARS):
+            if isinstance(optimizer, LayerwiseOptimizer):
                 optimizer.telemetry = logged
             replayed = None if logged else step.replay(index, draws)
             figures = replayed or step.gradients(index, draws)
@@ -291,7 +291,7 @@ def train_epoch(
                     break
             if replayed is None:
                 step.update()
-            if logged and isinstance(optimizer, LARS):
+            if logged and isinstance(optimizer, LayerwiseOptimizer):
                 part.layers.append((number, optimizer.layer_statistics()))
             scheduler.step()
             # Only if the losses have just been read. The accuracy is this rank's.

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 import schedulers
 from engine.config import schema as c
 from engine.config.parse import LARGEST
-from engine.config.schedules import OneCycleConfig
+from engine.config.schedules import OneCycleConfig, TVLARSConfig, WarmupConfig
 from engine.data.dataset import known_training_size
 from engine.errors import key_error
 from engine.training.schedule import SCHEDULES, Length, count_warmup_steps, warmup_error
@@ -36,8 +36,10 @@ class Plan:
         total_steps: optimizer steps of the run.
         warmup_steps: optimizer steps of warm-up.
         base_lr: learning rate of the first step.
-        peak_lr: learning rate at the end of warm-up.
+        peak_lr: largest learning rate of the run, at the end of warm-up.
         final_lr: learning rate of the last step.
+        optimizer_lr: learning rate of a new optimizer, from which the schedule computes all others.
+            It is the peak, except under tvlars.
         schedule: further arguments of the schedule's class.
         decay: the learning rate after warm-up as a formula.
         scaling: how the peak rate follows from optimizer.base_lr, as text.
@@ -58,6 +60,7 @@ class Plan:
     base_lr: float
     peak_lr: float
     final_lr: float
+    optimizer_lr: float
     schedule: Mapping[str, float] = field(default_factory=dict)
     decay: str = ""
     scaling: str = ""
@@ -181,11 +184,12 @@ def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Pla
     steps_per_epoch = math.ceil(train_examples / config.batch)
     total_steps = steps_per_epoch * config.epochs
     warmup_steps = count_warmup_steps(scheduler, config.epochs, steps_per_epoch)
-    if warmup_steps > total_steps:
+    if isinstance(scheduler, WarmupConfig) and warmup_steps > total_steps:
         raise warmup_error(scheduler, warmup_steps, f"at most the run's {total_steps} steps")
     base_lr, peak_lr = first_and_peak_rate(config)
-    if peak_lr > LARGEST:
-        allowed = f"gives a peak rate of {peak_lr:.6g}, which float32 cannot hold"
+    optimizer_lr = scaled_rate(config)
+    if (largest := max(peak_lr, optimizer_lr)) > LARGEST:
+        allowed = f"gives a peak rate of {largest:.6g}, which float32 cannot hold"
         raise key_error("optimizer.base_lr", config.optimizer.base_lr, allowed)
     length = Length(config.epochs, steps_per_epoch, warmup_steps, peak_lr)
     plan = Plan(
@@ -200,8 +204,9 @@ def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Pla
         base_lr=base_lr if warmup_steps else peak_lr,
         peak_lr=peak_lr,
         final_lr=peak_lr,
+        optimizer_lr=optimizer_lr,
         schedule=SCHEDULES[scheduler.name].options(scheduler, length),
-        scaling=describe_scaling(config, peak_lr),
+        scaling=describe_scaling(config, optimizer_lr),
         bias_lr_scale=config.optimizer.bias_lr_scale,
         # The noise scale compares the gradients of the first pass and of the whole batch.
         min_passes=2 if config.noise_scale else 1,
@@ -217,7 +222,7 @@ def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Pla
         )
         raise key_error("noise_scale", True, allowed)
     schedule = build_scheduler(scheduler, plan, None)
-    final_lr = schedule.lr_at(plan.total_steps - 1, peak_lr)
+    final_lr = schedule.lr_at(plan.total_steps - 1, optimizer_lr)
     return dataclasses.replace(plan, final_lr=final_lr, decay=schedule.formula())
 
 
@@ -229,16 +234,13 @@ def build_scheduler(
     Args:
         config: the schedule's configuration.
         plan: the run's plan.
-        optimizer: an optimizer at the peak learning rate; None gives the curve only.
+        optimizer: an optimizer at the plan's `optimizer_lr`; None gives the curve only.
 
     """
-    return SCHEDULES[config.name].make(
-        optimizer,
-        total_steps=plan.total_steps,
-        warmup_steps=plan.warmup_steps,
-        start_lr=plan.base_lr,
-        **plan.schedule,
-    )
+    options = {"total_steps": plan.total_steps, **plan.schedule}
+    if isinstance(config, WarmupConfig):
+        options |= {"warmup_steps": plan.warmup_steps, "start_lr": plan.base_lr}
+    return SCHEDULES[config.name].make(optimizer, **options)
 
 
 def check_passes(plan: Plan) -> None:
@@ -254,37 +256,53 @@ def check_passes(plan: Plan) -> None:
             raise key_error("batch", plan.batch, allowed)
 
 
-def first_and_peak_rate(config: c.Config) -> tuple[float, float]:
-    """Return the learning rates at the start and the end of warm-up.
+def scaled_rate(config: c.Config) -> float:
+    """Return base_lr times the factor of the scaling rule (Goyal et al. 2017, arXiv 1706.02677).
 
-    With `lr_scaling=none` the peak is base_lr times `warmup_multiplier` (null is 1). With a scaling
-    rule it is base_lr times the rule's factor (Goyal et al. 2017, arXiv 1706.02677). Warm-up starts
-    at base_lr, or at the peak if that is lower, as it is for batches below `base_batch`. A onecycle
-    schedule with a `start_fraction` starts at this fraction of the peak.
+    With `lr_scaling=none` the factor is `warmup_multiplier`, or 1 if it is null or not a key.
     """
     optimizer, scheduler = config.optimizer, config.scheduler
-    if optimizer.lr_scaling == "none":
-        first, peak = optimizer.base_lr, optimizer.base_lr * (scheduler.warmup_multiplier or 1.0)
-    else:
-        scale = schedulers.SCALING_RULES[optimizer.lr_scaling](config.batch, optimizer.base_batch)
-        peak = optimizer.base_lr * scale
-        first = min(optimizer.base_lr, peak)
+    if optimizer.lr_scaling != "none":
+        rule = schedulers.SCALING_RULES[optimizer.lr_scaling]
+        return optimizer.base_lr * rule(config.batch, optimizer.base_batch)
+    multiplier = scheduler.warmup_multiplier if isinstance(scheduler, WarmupConfig) else None
+    return optimizer.base_lr * (multiplier or 1.0)
+
+
+def first_and_peak_rate(config: c.Config) -> tuple[float, float]:
+    """Return the learning rate of the first step and the largest one.
+
+    The peak is `scaled_rate`. Warm-up starts at base_lr, or, with a scaling rule, at the peak if
+    that is lower, as it is for batches below `base_batch`. A onecycle schedule with a
+    `start_fraction` starts at this fraction of the peak. A tvlars schedule starts with its largest
+    rate.
+    """
+    optimizer, scheduler, peak = config.optimizer, config.scheduler, scaled_rate(config)
+    if isinstance(scheduler, TVLARSConfig):
+        delay = scheduler.delay(config.epochs)
+        curve = (scheduler.alpha, scheduler.steepness, delay, scheduler.gamma_min)
+        peak *= schedulers.tvlars(0.0, *curve)
+        return peak, peak
+    first = optimizer.base_lr if optimizer.lr_scaling == "none" else min(optimizer.base_lr, peak)
     if isinstance(scheduler, OneCycleConfig) and scheduler.start_fraction is not None:
         first = scheduler.start_fraction * peak
     return first, peak
 
 
-def describe_scaling(config: c.Config, peak_lr: float) -> str:
-    """Return how the peak rate follows from optimizer.base_lr and the batch, as a formula."""
-    optimizer = config.optimizer
+def describe_scaling(config: c.Config, scaled: float) -> str:
+    """Return how `scaled_rate` follows from optimizer.base_lr and the batch, as a formula."""
+    optimizer, scheduler = config.optimizer, config.scheduler
     base, ratio = f"{optimizer.base_lr:.6g}", f"{config.batch} / {optimizer.base_batch}"
+    multiplier = scheduler.warmup_multiplier if isinstance(scheduler, WarmupConfig) else None
     factor = {
-        "none": f"{config.scheduler.warmup_multiplier or 1.0:.6g}",
-        "linear": f"{ratio}",
+        "none": f"{multiplier or 1.0:.6g}",
+        "linear": ratio,
         "sqrt": f"sqrt({ratio})",
     }[optimizer.lr_scaling]
+    # The schedule's formula defines f.
+    name = "peak / f(0) =" if isinstance(scheduler, TVLARSConfig) else "peak"
     rule = f"optimizer.lr_scaling={optimizer.lr_scaling}"
-    return f"peak {peak_lr:.6g} = optimizer.base_lr {base} x {factor}, {rule}"
+    return f"{name} {scaled:.6g} = optimizer.base_lr {base} x {factor}, {rule}"
 
 
 def base_lr_for(config: c.Config, peak_lr: float) -> float:

@@ -14,7 +14,7 @@ Options = dict[str, float]
 
 
 class Length(NamedTuple):
-    """The length of a run in epochs and optimizer steps, and its highest learning rate."""
+    """The length of a run in epochs and optimizer steps, and the peak of its warm-up."""
 
     epochs: int
     steps_per_epoch: int
@@ -26,7 +26,7 @@ class Schedule(NamedTuple):
     """The class of a schedule and how to derive its arguments.
 
     Attributes:
-        make: the class, called with the run's steps, its first rate and the options.
+        make: the class, called with the run's steps, its warm-up, if any, and the options.
         options: returns further arguments of the class from the configuration and the length.
 
     """
@@ -66,20 +66,34 @@ def multistep_options(config: c.MultistepConfig, length: Length) -> Options:
     return {"step_size": steps, "gamma": config.gamma}
 
 
+def tvlars_options(config: c.TVLARSConfig, length: Length) -> Options:
+    """Return the sigmoid's parameters, and the steps of an epoch, its unit of time."""
+    return {
+        "steps_per_epoch": length.steps_per_epoch,
+        "alpha": config.alpha,
+        "steepness": config.steepness,
+        "delay_epochs": config.delay(length.epochs),
+        "gamma_min": config.gamma_min,
+    }
+
+
 SCHEDULES: dict[str, Schedule] = {
     "constant": Schedule(schedulers.WarmupConstantLR),
     "cosine": Schedule(schedulers.WarmupCosineLR, decay_options),
     "polynomial": Schedule(schedulers.WarmupPolynomialLR, polynomial_options),
     "multistep": Schedule(schedulers.WarmupMultiStepLR, multistep_options),
     "onecycle": Schedule(schedulers.WarmupOneCycleLR, decay_options),
+    "tvlars": Schedule(schedulers.TVLARSLR, tvlars_options),
 }
 
 
-def count_warmup_steps(config: c.WarmupConfig, epochs: int, steps_per_epoch: int) -> int:
-    """Return the optimizer steps of warm-up.
+def count_warmup_steps(config: c.ScheduleConfig, epochs: int, steps_per_epoch: int) -> int:
+    """Return the optimizer steps of warm-up; 0 for a schedule without warm-up.
 
     The first of `warmup_steps`, `warmup_epochs` and `warmup_fraction` that is not None counts.
     """
+    if not isinstance(config, c.WarmupConfig):
+        return 0
     if config.warmup_steps is not None:
         return config.warmup_steps
     warmup_epochs = config.warmup_epochs

@@ -54,7 +54,7 @@ class Setup:
         if model is None:
             model = build_model(config.model, len(self.data.classes), config.sync_bn)
         self.runtime.place(model)
-        optimizer = build_optimizer(config.optimizer, config.clip, model, self.plan.peak_lr)
+        optimizer = build_optimizer(config.optimizer, config.clip, model, self.plan.optimizer_lr)
         return State(
             model,
             optimizer,

@@ -5,14 +5,15 @@ two rounds, so a slow machine may need longer. Each table is printed and written
 measured: to a JSON file for this kind of machine in results/bench, and to the page README.md there.
 The parts are:
 
-data      the input pipeline, compared with a DataLoader
-epoch     whole training epochs, compared with the reference loop
-ladder    the training step at batch 128 to 8192              (--model)
-lars      one optimizer step, compared with torch's SGD and other LARS implementations
-profile   the time of a training step by type of operation    (--model, --batch)
-rest      the time of an epoch outside of training steps      (--model)
-startup   from the command to the end of the first step, and --help
-step      one training step with SGD and with LARS            (--model)
+data        the input pipeline, compared with a DataLoader
+epoch       whole training epochs, compared with the reference loop
+ladder      the training step at batch 128 to 8192              (--model)
+optimizers  one optimizer step, compared with torch's and other packages' optimizers; and one
+            training step with each optimizer                   (--model)
+profile     the time of a training step by type of operation    (--model, --batch)
+rest        the time of an epoch outside of training steps      (--model)
+startup     from the command to the end of the first step, and --help
+step        one training step with SGD and with LARS            (--model)
 """
 
 import argparse
@@ -36,7 +37,7 @@ PARTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "data": (5, ()),
     "epoch": (5, ()),
     "ladder": (7, ("model",)),
-    "lars": (40, ()),
+    "optimizers": (40, ("model",)),
     "profile": (5, ("model", "batch")),
     "rest": (7, ("model",)),
     "startup": (7, ()),

@@ -12,8 +12,9 @@ from scripts.bench.report import Figure, Result, Row, Table
 class Earlier:
     """The results in an earlier file, restricted to the parts that are measured now.
 
-    If the earlier measurement of a part was stopped, its finished tables are used. Raises UserError
-    if the file cannot be read, is not a results file, or lacks one of the parts.
+    A part may have an earlier name there. If its earlier measurement was stopped, its finished
+    tables are used. Raises UserError if the file cannot be read, is not a results file, or lacks
+    one of the parts.
 
     Args:
         path: path of the earlier results file.
@@ -24,8 +25,12 @@ class Earlier:
     def __init__(self, path: Path, parts: list[str]) -> None:
         self.path = path
         results = report.read(path, "--against=")
-        named = {part: results.get(part, results.get(report.partial_name(part))) for part in parts}
-        self.results = {part: result for part, result in named.items() if result is not None}
+        self.results: dict[str, Result] = {}
+        for part in parts:
+            for name in (part, report.EARLIER_NAMES.get(part, part)):
+                for stored in (name, report.partial_name(name)):
+                    if stored in results:
+                        self.results.setdefault(part, results[stored])
         if missing := [part for part in parts if part not in self.results]:
             allowed = f"has no results of {', '.join(missing)}; it has {', '.join(results)}"
             raise UserError(f"--against={path}: {allowed}")

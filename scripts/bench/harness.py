@@ -9,7 +9,7 @@ from torch import nn
 
 from engine.config.compose import make_jobs
 from engine.config.keys import Device
-from engine.config.optimizers import SGDConfig
+from engine.config.optimizers import Optimizers, SGDConfig
 from engine.config.schedules import ConstantConfig
 from engine.config.schema import Config
 from engine.data import SIDE
@@ -66,7 +66,7 @@ class Harness:
         model: nn.Module,
         images: int,
         device: torch.device,
-        settings: SGDConfig = SGD,
+        settings: Optimizers = SGD,
         batch: int = BATCH,
         log_layers_every: int | None = None,
         images_type: type[TrainingImages] = TrainingImages,

@@ -18,6 +18,8 @@ Row = dict[str, Any]
 # The value of each round, or its quartiles as `summarise` returns them.
 Figure = list[float] | dict[str, float]
 PAGE = "README.md"
+# The names that parts have in earlier files.
+EARLIER_NAMES = {"optimizers": "lars"}
 TITLE = "# Speed, by kind of machine"
 INTRODUCTION = (
     "Made by `python -m scripts.bench` from the JSON files in this folder, newest first. "

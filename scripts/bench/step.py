@@ -4,6 +4,7 @@ from engine.config.optimizers import LARSConfig
 from engine.training.build import MODELS
 from scripts.bench.ceilings import Ceilings, ceilings_of, count_flops
 from scripts.bench.harness import BATCH, SGD, Harness
+from scripts.bench.report import Row
 from scripts.bench.session import Session
 from scripts.bench.timing import Candidate, describe_rounds, summarise
 
@@ -38,7 +39,16 @@ def run(session: Session, model: str | None = None, ceilings: Ceilings | None = 
     candidates = {label: Candidate(harness.epoch) for label, harness in harnesses.items()}
     times = session.measure(title, candidates, warmup=3)
     medians = {label: summarise(seconds) for label, seconds in times.items()}
-    rows = [
+    rows = relative_rows(medians)
+    for row in rows:
+        rate = 1000 * BATCH * flops.training / row["median, ms"]
+        row["of the matmul rate"] = ceilings.percent(rate, precision)
+    session.table(title, rows, times, describe_rounds(times, session.rounds))
+
+
+def relative_rows(medians: dict[str, dict[str, float]]) -> list[Row]:
+    """Return a row for each optimizer's training steps, relative to those with SGD."""
+    return [
         {
             "optimizer": label,
             "median, ms": figure["median_ms"],
@@ -46,10 +56,6 @@ def run(session: Session, model: str | None = None, ceilings: Ceilings | None = 
             "middle half, ms": f"{figure['q1_ms']:.1f} to {figure['q3_ms']:.1f}",
             "/ SGD": f"{figure['median_ms'] / medians['SGD']['median_ms']:.3f}",
             "/ SGD, fastest": f"{figure['min_ms'] / medians['SGD']['min_ms']:.3f}",
-            "of the matmul rate": ceilings.percent(
-                1000 * BATCH * flops.training / figure["median_ms"], precision
-            ),
         }
         for label, figure in medians.items()
     ]
-    session.table(title, rows, times, describe_rounds(times, session.rounds))

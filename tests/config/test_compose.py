@@ -11,9 +11,9 @@ from engine.config.schema import Config
 from engine.errors import UserError
 
 FILES = {
-    "optimizer": ["sgd", "lars", "adamw"],
+    "optimizer": ["sgd", "lars", "adamw", "lamb"],
     "model": ["resnet8", "resnet18"],
-    "scheduler": ["polynomial", "onecycle", "multistep"],
+    "scheduler": ["polynomial", "onecycle", "multistep", "tvlars"],
     "data": ["synthetic", "cifar10"],
     "+experiment": ["attempt2", "attempt5", "demo"],
 }

@@ -80,7 +80,7 @@ def test_the_step_schedule_drops_after_every_50_epochs(name):
 def test_an_attempt_uses_the_papers_rule_or_the_studys_faulty_one(name, variant):
     chosen = [f"optimizer.variant={variant}"] if variant else []
     made = attempt(name, "optimizer=lars", "batch=1024", *chosen)
-    optimizer = build_optimizer(made.optimizer, made.clip, resnet8(), peak_lr=0.8)
+    optimizer = build_optimizer(made.optimizer, made.clip, resnet8(), 0.8)
     # In the trust ratio's denominator the study's code uses momentum in place of weight decay.
     rule = {
         None: ("weight_decay", "classic", "one"),

@@ -106,7 +106,7 @@ def trained(
     images_type = DoubleImages if double else TrainingImages
     images = images_type(split, Normalization.of(split.images), runtime.device)
     model = model.to(dtype)
-    optimizer = build_optimizer(made.optimizer, clip, model, plan.peak_lr)
+    optimizer = build_optimizer(made.optimizer, clip, model, plan.optimizer_lr)
     scheduler = build_scheduler(made.scheduler, plan, optimizer)
     step = Step(
         model,

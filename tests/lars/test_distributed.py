@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lars import LARS, LARSWrapper, parameter_groups
+from lars import LAMB, LARS, LARSWrapper, parameter_groups
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="needs torch.distributed, gloo"
@@ -31,6 +31,8 @@ MAKERS = {
     "wrapper": lambda g: LARSWrapper(
         torch.optim.SGD(g, lr=0.5, momentum=0.9), trust_coefficient=0.1
     ),
+    "LAMB": lambda g: LAMB(g, 0.1, eps=0.1),
+    "LAMB one by one": lambda g: LAMB(g, 0.1, eps=0.1, foreach=False),
 }
 
 

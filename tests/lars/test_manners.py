@@ -109,7 +109,7 @@ def test_a_capture_that_would_freeze_the_rate_raises(
 ) -> None:
     """A replay uses the captured value of a number, or of a tensor on another device."""
     refused: list[str] = []
-    monkeypatch.setattr("lars.lars.check_not_capturing", lambda _, what: refused.append(what))
+    monkeypatch.setattr("lars.bucket.check_not_capturing", lambda _, what: refused.append(what))
     for lr, device, frozen in (
         (0.1, "meta", True),
         (torch.tensor(0.1), "meta", True),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lars import LARS
+from lars import LAMB, LARS
 
 Trajectory = list[torch.Tensor]
 
@@ -95,3 +95,72 @@ def test_pytorch_optimizer_excludes_vectors() -> None:
             optimizer.step()
         ends.append(param.detach())
     torch.testing.assert_close(*ends, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("path", [{"foreach": False}, {"foreach": True}])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("always_adapt", [False, True])
+def test_lamb_of_timm(path: Any, weight_decay: float, always_adapt: bool) -> None:
+    """Its `Lamb` is LAMB with adapt "decayed", without its clipping of the norm of all gradients.
+
+    Its `always_adapt` is adapt=True here.
+    """
+    optim = pytest.importorskip("timm.optim")
+    common = {"lr": 0.5, "weight_decay": weight_decay, "betas": (0.8, 0.95), "eps": 1e-3}
+    theirs = {"max_grad_norm": None, "always_adapt": always_adapt}
+    adapt = True if always_adapt else "decayed"
+    expected = trajectory(lambda p: optim.Lamb(p, **common, **theirs))
+    found = trajectory(lambda p: LAMB(p, adapt=adapt, **common, **path))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_lamb_of_timm_clips_by_default() -> None:
+    """It divides gradients by their norm if that exceeds 1. Here, clip before the step."""
+    optim = pytest.importorskip("timm.optim")
+    norm = []
+
+    def clipping(params: Any) -> Any:
+        optimizer = LAMB(params, lr=0.5, eps=0.1)
+        clip = torch.nn.utils.clip_grad_norm_
+        optimizer.register_step_pre_hook(lambda *_: norm.append(clip(params, 1.0)))
+        return optimizer
+
+    common: dict[str, Any] = {"lr": 0.5, "eps": 0.1, "weight_decay": 0.0, "always_adapt": True}
+    found = trajectory(clipping)
+    expected = trajectory(lambda p: optim.Lamb(p, **common))
+    assert min(norm) > 1
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)  # torch adds 1e-6 to the norm
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_lamb_of_pytorch_optimizer(foreach: bool) -> None:
+    """Its `Lamb` (4.1.0) is another rule, of an earlier version of the paper.
+
+    It has no bias correction in r, but divides the rate by that of the first average. It adds eps
+    to the norm of the update too, bounds ||w|| by 10, and applies weight decay to the weights
+    before the update, outside of the ratio.
+    """
+    module = pytest.importorskip("pytorch_optimizer")
+    lr, eps, decay, beta1, beta2 = 0.1, 1e-2, 0.1, 0.8, 0.95
+    common = {"lr": lr, "eps": eps, "weight_decay": decay, "betas": (beta1, beta2)}
+    torch.manual_seed(0)
+    start = 20 * torch.randn(4, 3, dtype=torch.float64)
+    param, w = torch.nn.Parameter(start.clone()), start.clone()
+    optimizer = module.Lamb([param], **common, foreach=foreach)
+    m = v = torch.zeros_like(w)
+    for t in range(1, 11):
+        g = torch.randn_like(w)
+        param.grad = g.clone()
+        optimizer.step()
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+        w = w * (1 - lr * decay)
+        r = m / (v.sqrt() + eps)
+        w = w - lr / (1 - beta1**t) * min(w.norm().item(), 10.0) / (r.norm() + eps) * r
+    torch.testing.assert_close(param.detach(), w, rtol=1e-9, atol=1e-12)
+    ends = []
+    for make, options in ((LAMB, {"weight_norm_max": 10.0}), (module.Lamb, {"foreach": foreach})):
+        other = torch.nn.Parameter(start.clone())
+        other.grad = g.clone()
+        make([other], **common, **options).step()
+        ends.append(other.detach())
+    assert not torch.allclose(*ends, rtol=1e-3)

@@ -76,6 +76,40 @@ def test_constant_is_the_expected_list():
     )
 
 
+TVLARS = {"steps_per_epoch": 2, "delay_epochs": 2, "steepness": math.log(4), "gamma_min": 0.01}
+
+
+def test_tvlars_is_the_expected_list():
+    """The exponential is 4 ** (t - 2): 1/16, 1/8, 1/4, 1/2, 1, 2, 4 and 8 at steps 0 to 7."""
+    sigmoid = [16 / 17, 8 / 9, 4 / 5, 2 / 3, 1 / 2, 1 / 3, 1 / 5, 1 / 9]
+    expected = [0.5 * (value + 0.01) for value in sigmoid]
+    assert rates(schedulers.TVLARSLR, 8, peak=0.5, **TVLARS) == pytest.approx(expected, rel=1e-12)
+    # 1 / (0.5 + 1/16), 1 / (0.5 + 1/8), 1 / (0.5 + 1/4)
+    seen = rates(schedulers.TVLARSLR, 3, alpha=0.5, **TVLARS | {"gamma_min": 0})
+    assert seen == pytest.approx([16 / 9, 8 / 5, 4 / 3], rel=1e-12)
+
+
+def test_tvlars_at_its_limits():
+    """Long before the delay the factor is 1 / alpha + gamma_min, and long after it gamma_min."""
+    curve = schedulers.TVLARSLR(None, 10**9, 1, 2.0, 1.0, delay_epochs=1e6, gamma_min=0.25)
+    assert curve.lr_at(0, 1.0) == 0.75
+    assert curve.lr_at(10**6, 3.0) == pytest.approx(3 * (1 / 3 + 0.25), rel=1e-12)
+    # exp of 8e8 exceeds the largest float.
+    assert curve.lr_at(10**9 - 1, 2.0) == 0.5
+    assert schedulers.tvlars(1e300, 1.0, 1e300, 0.0, 0.0) < 1e-300
+    assert schedulers.tvlars(0.0, 1.0, 1e300, 1e300, 0.0) == 1.0
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, "1", None, True], ids=str)
+@pytest.mark.parametrize("option", ["steps_per_epoch", "alpha", *TVLARS])
+def test_the_arguments_of_tvlars_are_checked(option, value):
+    with pytest.raises(ValueError, match=f"{option}="):
+        schedulers.TVLARSLR(None, 5, **TVLARS | {option: value})
+    for above_zero in ("steps_per_epoch", "alpha", "steepness"):
+        with pytest.raises(ValueError, match=f"{above_zero}=0: .* above 0"):
+            schedulers.TVLARSLR(None, 5, **TVLARS | {above_zero: 0})
+
+
 def test_warmup_over_the_whole_run_never_decays():
     seen = rates(schedulers.WarmupPolynomialLR, 4, warmup_steps=4, start_lr=0.0)
     assert seen == pytest.approx([0.0, 0.25, 0.5, 0.75])
@@ -122,17 +156,23 @@ def test_groups_that_share_one_tensor_rate_get_separate_tensors():
     assert seen == [[4.0, 1.0], [2.0, 0.5], [0.0, 0.0]]
 
 
+WARMUP = {"warmup_steps": 9, "start_lr": 0.03, "min_lr": 0.002}
+
+
 @pytest.mark.parametrize(
-    "scheduler_type",
-    [schedulers.WarmupPolynomialLR, schedulers.WarmupCosineLR, schedulers.WarmupOneCycleLR],
+    ("scheduler_type", "options"),
+    [
+        (schedulers.WarmupPolynomialLR, WARMUP),
+        (schedulers.WarmupCosineLR, WARMUP),
+        (schedulers.WarmupOneCycleLR, WARMUP),
+        (schedulers.TVLARSLR, {"steps_per_epoch": 7, "delay_epochs": 3, "steepness": 1.5}),
+    ],
 )
 @pytest.mark.parametrize("stop", [5, 9, 23])
-def test_a_schedule_resumed_midway_has_bit_identical_rates(scheduler_type, stop):
+def test_a_schedule_resumed_midway_has_bit_identical_rates(scheduler_type, options, stop):
     def make():
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.7)
-        return optimizer, scheduler_type(
-            optimizer, total_steps=50, warmup_steps=9, start_lr=0.03, min_lr=0.002
-        )
+        return optimizer, scheduler_type(optimizer, total_steps=50, **options)
 
     optimizer, scheduler = make()
     expected = []

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.autograd import DeviceType
 
+from engine.config.optimizers import TITLES
 from engine.system.runtime import Runtime, choose_precision
 from models import resnet8, resnet18
 from scripts.bench import (
@@ -23,7 +24,7 @@ from scripts.bench import (
     data,
     epoch,
     ladder,
-    lars,
+    optimizers,
     probe,
     profile,
     reference,
@@ -89,6 +90,7 @@ def run_epochs(session: Session, compiler: str = "no-such-compiler") -> None:
 
 # Each part's run at its smallest settings, and its tables with their figures.
 OPTIMIZERS = {"torch SGD", "torch SGD fused", "the norms alone", "LARS (default)"}
+OPTIMIZERS |= {"torch AdamW", "torch AdamW fused", "LAMB (default)", "LAMB one by one"}
 STEPS = {"SGD", "LARS", "LARS, log_layers_every=1"}
 REST = {"training", "drawing", "evaluation", "records and TensorBoard"}
 LOADERS, LOOPS = {"this harness", "DataLoader"}, {"this harness", "reference loop"}
@@ -99,9 +101,10 @@ RUNS = {
         lambda s: ladder.run(s, "resnet8", (16, 32), CEILINGS, 32),
         {"resnet8, {precision}": {"16", "32"}},
     ),
-    "lars": (
-        lambda s: lars.run(s, {"tiny": tiny_network}),
-        {"tiny, groups": OPTIMIZERS, "tiny, flat list": OPTIMIZERS},
+    "optimizers": (
+        lambda s: optimizers.run(s, {"tiny": tiny_network}, examples=16),
+        {"tiny, groups": OPTIMIZERS, "tiny, flat list": OPTIMIZERS,
+         "training step, resnet8, batch 16, {precision}": set(TITLES.values())},
     ),
     "profile": (
         lambda s: profile.run(s, "resnet8", 16, CEILINGS),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.cli import exit_status
-from scripts.bench import __main__, lars, machine, profile, step
+from scripts.bench import __main__, machine, optimizers, profile, step
 from scripts.bench.ceilings import Ceilings
 from tests.helpers import PROJECT
 
@@ -43,7 +43,7 @@ def run_bench(monkeypatch, *arguments: object) -> int:
     ("arguments", "message"),
     [
         (["speed"], "speed: must be one of data, epoch"),
-        (["lars", "--rounds=x"], "argument --rounds: invalid int value: 'x'; see --help"),
+        (["optimizers", "--rounds=x"], "argument --rounds: invalid int value: 'x'; see --help"),
         (["data", "--folder=/proc/nowhere"], "--folder=/proc/nowhere: cannot be written ("),
         (["step", "--rounds=1"], "--rounds=1: must be at least 2"),
         (["step", "--minutes=0"], "--minutes=0: must be a number above 0"),
@@ -55,7 +55,7 @@ def run_bench(monkeypatch, *arguments: object) -> int:
         (["step", "--model=vgg"], "--model=vgg: must be one of resnet8"),
         (["profile", "--batch=1"], "--batch=1: must be at least 2"),
         (["step", "--batch=64"], "--batch=64: needs one of the parts profile"),
-        (["--model=resnet8"], "--model=resnet8: needs one of the parts ladder, profile, rest"),
+        (["--model=resnet8"], "--model=resnet8: needs one of the parts ladder, optimizers, pro"),
         (["step", "--against=no.json"], "--against=no.json: cannot be read (No such file"),
     ],
 )
@@ -92,9 +92,9 @@ def table(session, title="a title", seconds=2.0, **more):
     session.table(title, [{"name": "one", "s": seconds}], figures, "Medians of 3 rounds.")
 
 
-def bench(monkeypatch, run, *arguments, part="lars") -> int:
+def bench(monkeypatch, run, *arguments, part="optimizers") -> int:
     """Run the command with a function in place of a part's own."""
-    monkeypatch.setattr(f"scripts.bench.{part}.run", run)
+    monkeypatch.setattr(f"scripts.bench.{part}.run", lambda session, **options: run(session))
     return run_bench(monkeypatch, part, "--folder=speed", "--device=cpu", *arguments)
 
 
@@ -108,7 +108,7 @@ def test_ctrl_c_leaves_the_tables_that_are_done(monkeypatch, capsys, workplace):
         table(session, "first")
         # It is printed and written as soon as it is there.
         assert "### first\n\nMedians of 3 rounds.\n\n| name | s |" in capsys.readouterr().out
-        assert len(results(workplace)["lars (partial)"]["tables"]) == 1
+        assert len(results(workplace)["optimizers (partial)"]["tables"]) == 1
         table(session, "second")
         raise KeyboardInterrupt
 
@@ -116,39 +116,43 @@ def test_ctrl_c_leaves_the_tables_that_are_done(monkeypatch, capsys, workplace):
         raise KeyboardInterrupt
 
     assert bench(monkeypatch, stop) == 130
-    assert "lars: stopped; its tables: 2 finished, in speed/" in capsys.readouterr().err
-    written = results(workplace)["lars (partial)"]
+    assert "optimizers: stopped; its tables: 2 finished, in speed/" in capsys.readouterr().err
+    written = results(workplace)["optimizers (partial)"]
     assert not written["complete"] and [t["title"] for t in written["tables"]] == [
         "first", "second"
     ]  # fmt: skip
     page = (workplace / "speed/README.md").read_text()
-    assert "### lars (partial)" in page and "Partial: only the tables below" in page
+    assert "### optimizers (partial)" in page and "Partial: only the tables below" in page
     # A complete result takes its place, and stays if a later one is stopped.
     assert bench(monkeypatch, lambda session: table(session, "whole")) == 0
-    assert list(results(workplace)) == ["lars"] and results(workplace)["lars"]["complete"]
+    (whole,) = results(workplace).items()
+    assert whole[0] == "optimizers" and whole[1]["complete"]
     assert "Partial" not in (workplace / "speed/README.md").read_text()
     assert bench(monkeypatch, stop) == 130
     assert {name: len(r["tables"]) for name, r in results(workplace).items()} == {
-        "lars": 1, "lars (partial)": 2
+        "optimizers": 1, "optimizers (partial)": 2
     }  # fmt: skip
     before = results(workplace)
     assert bench(monkeypatch, stop_at_once) == 130
-    assert "lars: stopped; its tables: none finished" in capsys.readouterr().err
+    assert "optimizers: stopped; its tables: none finished" in capsys.readouterr().err
     assert results(workplace) == before
 
 
 def test_parts_share_the_time_that_is_left(monkeypatch, workplace):
     shares = []
-    for module in (lars, step):
+    for module in (optimizers, step):
         monkeypatch.setattr(
             module, "run", lambda session, **options: shares.append(session.share(1))
         )
-    assert run_bench(monkeypatch, "lars", "step", "--minutes=10", "--device=cpu") == 0
+    assert run_bench(monkeypatch, "optimizers", "step", "--minutes=10", "--device=cpu") == 0
     # The first part used nothing of its half.
     assert 200 < shares[0] <= 300 and 400 < shares[1] <= 600
 
 
-def test_figures_are_compared_with_an_earlier_file(monkeypatch, capsys, workplace):
+@pytest.mark.parametrize("name", ["optimizers", "lars", "lars (partial)"])
+def test_figures_are_compared_with_an_earlier_file(name, monkeypatch, capsys, workplace):
+    """The part had another name in earlier versions."""
+
     def earlier(session):
         session.result["environment"]["threads"] = 99
         table(session, three=[1.0, 1.0])
@@ -162,6 +166,7 @@ def test_figures_are_compared_with_an_earlier_file(monkeypatch, capsys, workplac
     assert bench(monkeypatch, earlier) == 0
     (path,) = (workplace / "speed").glob("*.json")
     path = path.rename(workplace / "old.json")
+    path.write_text(json.dumps({name: json.loads(path.read_text())["optimizers"]}))
     capsys.readouterr()
     assert bench(monkeypatch, later, f"--against={path.name}") == 0
     captured = capsys.readouterr()
@@ -183,15 +188,15 @@ def test_a_file_that_cannot_be_compared_is_refused(monkeypatch, capsys, workplac
     assert bench(monkeypatch, table) == 0
     (path,) = (workplace / "speed").glob("*.json")
     spoiled = json.loads(path.read_text())
-    spoiled["lars"]["tables"][0]["figures"]["one"] = ["fast"]
+    spoiled["optimizers"]["tables"][0]["figures"]["one"] = ["fast"]
     empty = json.loads(path.read_text())
-    empty["lars"]["tables"][0]["figures"]["one"] = []
+    empty["optimizers"]["tables"][0]["figures"]["one"] = []
     texts = {
-        "other.json": (path.read_text().replace('"lars"', '"step"'), "has no results of lars; it "
-                       "has step"),
+        "other.json": (path.read_text().replace('"optimizers"', '"step"'),
+                       "has no results of optimizers; it has step"),
         "text.json": ("| a |", "is not JSON"),
         "list.json": ("[1]", "must be a results file of this version of scripts.bench"),
-        "old.json": ('{"lars": {"tables": []}}', "must be a results file of this version"),
+        "old.json": ('{"optimizers": {"tables": []}}', "must be a results file of this version"),
         "spoiled.json": (json.dumps(spoiled), "has figures that are not numbers"),
         "empty.json": (json.dumps(empty), "has figures that are not numbers"),
     }  # fmt: skip

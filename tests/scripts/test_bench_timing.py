@@ -114,7 +114,7 @@ def test_a_table_says_how_many_rounds_it_is_of():
 def test_a_log_has_a_line_for_each_candidate(clock, monkeypatch):
     monkeypatch.setattr(sys, "stderr", log := io.StringIO())
     said = Progress(2.0)
-    said.place = "lars (part 1 of 2)"
+    said.place = "step (part 1 of 2)"
     for seconds, activity in ((5, "a"), (5, "b"), (5, "a"), (5, "b"), (30, "a"), (0, "a")):
         clock.now += seconds
         said.say(activity, "round 1 of 2", 0.001)
@@ -124,9 +124,9 @@ def test_a_log_has_a_line_for_each_candidate(clock, monkeypatch):
     said.say("b")
     said.clear()
     assert log.getvalue().splitlines() == [
-        "1:55 left, lars (part 1 of 2), round 1 of 2, a",
-        "1:50 left, lars (part 1 of 2), round 1 of 2, b",
-        "1:10 left, lars (part 1 of 2), round 1 of 2, a",
+        "1:55 left, step (part 1 of 2), round 1 of 2, a",
+        "1:50 left, step (part 1 of 2), round 1 of 2, b",
+        "1:10 left, step (part 1 of 2), round 1 of 2, a",
         "1:10 left, step (part 2 of 2), a",
         "no time left, step (part 2 of 2), b",
     ]

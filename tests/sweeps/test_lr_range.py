@@ -42,7 +42,7 @@ def make_test(rates, *overrides, most=4.0):
     plan, runtime = make_plan(made, 90), start_runtime("cpu", "fp32", 1, False, 0)
     training_images = TrainingImages(split, Normalization.of(split.images), runtime.device)
     model = make_plain()
-    optimizer = build_optimizer(made.optimizer, NO_CLIP, model, plan.peak_lr)
+    optimizer = build_optimizer(made.optimizer, NO_CLIP, model, plan.optimizer_lr)
     tested = run_range_test(Step(model, optimizer, training_images, plan, runtime), 0, rates, most)
     return tested, model, optimizer
 
@@ -93,6 +93,7 @@ def test_it_stops_if_the_loss_rises_or_is_no_longer_finite():
         ["optimizer.lr_scaling=none"],
         ["optimizer.lr_scaling=none", "scheduler.warmup_multiplier=8"],
         ["scheduler=onecycle", "optimizer.base_batch=256"],
+        ["scheduler=tvlars", "optimizer=adamw", "scheduler.delay_epochs=0"],
         ["+experiment=attempt2"],
     ],
 )

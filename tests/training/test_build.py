@@ -26,7 +26,7 @@ def test_biases_have_a_separate_learning_rate(optimizer):
                   "optimizer.lr_scaling=none", "optimizer.base_lr=2")  # fmt: skip
     model = torch.nn.Linear(3, 2).double()
     plan = make_plan(made, 10)
-    stepped = build_optimizer(made.optimizer, made.clip, model, plan.peak_lr)
+    stepped = build_optimizer(made.optimizer, made.clip, model, plan.optimizer_lr)
     build_scheduler(made.scheduler, plan, stepped)
     before = model.bias.detach().clone()
     model(torch.ones(1, 3, dtype=torch.float64)).sum().backward()

@@ -121,7 +121,7 @@ def make_step(overrides, device="cpu", epochs=3):
         runtime, model = MetaRuntime(torch.device(device), "fp32", 1), model.to(device)
     training_images = TrainingImages(split, Normalization.of(split.images), runtime.device)
     plan = make_plan(made, len(split))
-    optimizer = build_optimizer(made.optimizer, made.clip, model, plan.peak_lr)
+    optimizer = build_optimizer(made.optimizer, made.clip, model, plan.optimizer_lr)
     for group in optimizer.param_groups:
         if made.optimizer.name == "lars" or device != "cpu":
             # Like the CUDA path, this one keeps no numbers on the host.
@@ -193,8 +193,9 @@ def test_the_learning_rate_is_a_tensor_before_the_capture_too(captured):
         assert group["lr"].dtype is torch.float32
 
 
-def test_steps_whose_layers_are_logged_are_not_replayed(captured):
-    _, outcomes, _ = train(["optimizer=lars"], log_layers_every=4)
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+def test_steps_whose_layers_are_logged_are_not_replayed(captured, name):
+    _, outcomes, _ = train([f"optimizer={name}"], log_layers_every=4)
     assert len(captured) == 1
     assert [n for o in outcomes for n, _ in o.layers] == [4, 8, 12]
 

@@ -30,7 +30,7 @@ def make_step(overrides, epochs=3):
     split = images_of(330)
     training_images = TrainingImages(split, Normalization.of(split.images), runtime.device)
     plan = make_plan(made, len(split))
-    optimizer = build_optimizer(made.optimizer, made.clip, model, plan.peak_lr)
+    optimizer = build_optimizer(made.optimizer, made.clip, model, plan.optimizer_lr)
     noise = NoiseScale(runtime.device) if made.noise_scale else None
     step = Step(
         model, optimizer, training_images, plan, runtime, made.clip, made.loss.label_smoothing,

@@ -59,7 +59,7 @@ def trained(
     images_type = DoubleImages if dtype == torch.float64 else TrainingImages
     training_images = images_type(split, Normalization.of(split.images), runtime.device)
     model = model.to(dtype)
-    optimizer = build_optimizer(made.optimizer, made.clip, model, plan.peak_lr)
+    optimizer = build_optimizer(made.optimizer, made.clip, model, plan.optimizer_lr)
     scheduler = build_scheduler(made.scheduler, plan, optimizer)
     ema = build_ema(EMAConfig(ema), model)
     network = distribute(model)

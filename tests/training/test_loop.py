@@ -163,7 +163,7 @@ def test_bf16_autocast_trains_close_to_fp32(name):
         runtime = start_runtime("cpu", precision, 1, False, 0)
         model = make_resnet(None)
         training_images = TrainingImages(split, Normalization.of(split.images), runtime.device)
-        optimizer = build_optimizer(made.optimizer, NO_CLIP, model, plan.peak_lr)
+        optimizer = build_optimizer(made.optimizer, NO_CLIP, model, plan.optimizer_lr)
         scheduler = build_scheduler(made.scheduler, plan, optimizer)
         step = Step(model, optimizer, training_images, plan, runtime)
         losses[precision] = train_epoch(step, scheduler, training_images.draw_epoch(0, 1)).losses
@@ -192,7 +192,7 @@ def test_layers_are_logged_by_name_every_n_steps():
     runtime = start_runtime("cpu", "fp32", 1, False, 0)
     training_images = TrainingImages(split, Normalization.of(split.images), runtime.device)
     model = make_plain()
-    optimizer = build_optimizer(made.optimizer, NO_CLIP, model, plan.peak_lr)
+    optimizer = build_optimizer(made.optimizer, NO_CLIP, model, plan.optimizer_lr)
     scheduler = build_scheduler(made.scheduler, plan, optimizer)
     step = Step(model, optimizer, training_images, plan, runtime)
     steps = []

@@ -1,4 +1,4 @@
-"""What every optimizer of the configuration must do, whichever it is; and AdamW's own steps."""
+"""What every optimizer of the configuration must do; and the steps of AdamW and LAMB."""
 
 import csv
 
@@ -9,6 +9,8 @@ from engine.config.optimizers import TITLES
 from engine.training.build import OPTIMIZERS, build_optimizer
 from engine.training.cuda_graph import make_capturable, plain_state
 from engine.training.plan import build_scheduler, make_plan
+from lars import LAMB
+from lars.reference import lamb_step
 from tests.helpers.runs import assert_same, config, only_run, state_of
 from tests.helpers.training import make_plain, trained
 
@@ -19,7 +21,7 @@ def built(name, *overrides, model=None):
     made = config(f"optimizer={name}", "batch=10", "epochs=4", *overrides)
     model = torch.nn.Linear(3, 2).double() if model is None else model
     plan = make_plan(made, 40)
-    optimizer = build_optimizer(made.optimizer, made.clip, model, plan.peak_lr)
+    optimizer = build_optimizer(made.optimizer, made.clip, model, plan.optimizer_lr)
     return made, model, optimizer, build_scheduler(made.scheduler, plan, optimizer)
 
 
@@ -114,13 +116,47 @@ def test_adamw_follows_the_formulas(decay):
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-9, atol=1e-12)
 
 
-def test_adamw_stopped_in_mid_epoch_resumes_to_the_bit(small, workplace, command, monkeypatch):
-    run = [*small, "optimizer=adamw", "epochs=3", "deterministic=true", "clip.norm=1"]
+@pytest.mark.parametrize("adapt", ["weights", "all"])
+def test_lamb_takes_its_keys(adapt):
+    """The steps are those of the paper's rule: see tests/lars/test_lamb.py for its details."""
+    made, model, optimizer, scheduler = built(
+        "lamb", "optimizer.beta1=0.8", "optimizer.beta2=0.95", "optimizer.eps=1e-3",
+        "optimizer.weight_decay=0.1", f"optimizer.adapt={adapt}", "optimizer.bias_lr_scale=0.5",
+    )  # fmt: skip
+    assert isinstance(optimizer, LAMB) and made.optimizer.title == "LAMB"
+    rows = {
+        name: [p.detach().clone(), torch.zeros_like(p), torch.zeros_like(p)]
+        for name, p in model.named_parameters()
+    }
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1, 16):
+        rate = float(optimizer.param_groups[0]["lr"])
+        for name, parameter in model.named_parameters():
+            gradient = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.grad = gradient.clone()
+            is_weight = name == "weight"
+            rows[name] = lamb_step(
+                rows[name][0].detach(), gradient, *rows[name][1:], step,
+                rate if is_weight else 0.5 * rate, beta1=0.8, beta2=0.95, eps=1e-3,
+                weight_decay=0.1 if is_weight else 0.0, adapt=is_weight or adapt == "all",
+            )  # fmt: skip
+        optimizer.step()
+        scheduler.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), rows[name][0].detach(), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(("name", "optimizer"), [("adamw", torch.optim.AdamW), ("lamb", LAMB)])
+def test_an_optimizer_that_counts_steps_resumes_to_the_bit_in_mid_epoch(
+    name, optimizer, small, workplace, command, monkeypatch
+):
+    run = [*small, f"optimizer={name}", "scheduler=tvlars", "epochs=3"]
+    run += ["deterministic=true", "clip.norm=1"]
     assert command("train.py", *run).status == 0
     directory = only_run(workplace)
     expected = state_of(directory)[0]
     directory.rename(workplace / "left-alone")
-    step, calls = torch.optim.AdamW.step, []
+    step, calls = optimizer.step, []
 
     def stop(self, *arguments, **options):
         calls.append(1)
@@ -128,9 +164,9 @@ def test_adamw_stopped_in_mid_epoch_resumes_to_the_bit(small, workplace, command
             raise KeyboardInterrupt
         return step(self, *arguments, **options)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", stop)
+    monkeypatch.setattr(optimizer, "step", stop)
     assert command("train.py", *run).status == 130
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr(optimizer, "step", step)
     assert command("train.py", *run).status == 0
     got = state_of(directory)[0]
     for key in ("model", "optimizer", "scheduler", "epoch"):

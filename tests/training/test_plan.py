@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from engine.errors import UserError
 from engine.training.plan import build_scheduler, make_plan
 from tests.helpers.runs import config
-from tests.helpers.training import rates_seen
+from tests.helpers.training import rates_seen, setup_of
 
 # Learning rates that are easy to compute by hand and do not depend on the defaults.
 LINEAR = ("optimizer.base_lr=0.1", "optimizer.lr_scaling=linear")
@@ -104,7 +105,7 @@ def test_final_fraction_is_a_fraction_of_the_peak():
 def planned_rates(made, overrides, steps):
     """Return the optimizer's learning rate at each of the first `steps` steps of a plan."""
     parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=made.peak_lr)
+    optimizer = torch.optim.SGD([parameter], lr=made.optimizer_lr)
     scheduler = build_scheduler(config(*overrides).scheduler, made, optimizer)
     return rates_seen(optimizer, scheduler, steps)
 
@@ -150,6 +151,69 @@ def test_the_decay_formula_equals_the_schedule(scheduler, line):
     names |= {"floor": math.floor, "cos": math.cos}
     value = eval(text.replace("(pi t)", f"({math.pi} * t)"), names)
     assert planned_rates(made, keys, 101)[-1] == pytest.approx(value)
+
+
+SIGMOID = ("scheduler=tvlars", "scheduler.steepness=0.5", "scheduler.gamma_min=0.01")
+
+
+def test_tvlars_has_its_largest_rate_at_the_first_step():
+    """By hand: 13 steps an epoch, and a delay of 1.5 epochs, a tenth of 15.
+
+    The scaled rate is 0.1 * 32. The factors are those of 0, 14 12/13 and 1.5 epochs.
+    """
+    keys = [*LINEAR, *SIGMOID, "batch=4096", "epochs=15"]
+    made = plan(*keys)
+    first = 3.2 * (1 / (1 + math.exp(-0.75)) + 0.01)
+    last = 3.2 * (1 / (1 + math.exp(0.5 * (194 / 13 - 1.5))) + 0.01)
+    assert made.rates() == pytest.approx({"base_lr": first, "peak_lr": first, "final_lr": last})
+    assert (made.warmup_steps, made.optimizer_lr) == (0, pytest.approx(3.2))
+    rates = planned_rates(made, keys, 195)
+    assert [rates[0], rates[-1]] == pytest.approx([first, last], rel=1e-12)
+    assert max(rates) == rates[0] and rates == sorted(rates, reverse=True)
+    halfway = planned_rates(made, [*keys, "scheduler.delay_epochs=2"], 195)
+    assert halfway == rates  # the plan's delay is the schedule's
+    given = plan(*keys, "scheduler.delay_epochs=2")
+    assert planned_rates(given, keys, 27)[26] == pytest.approx(3.2 * 0.51)
+    lines = made.describe().splitlines()
+    assert lines[-2] == (
+        f"rates     first {first:.6g}, peak {first:.6g} at step 0, final {last:.6g} at step 194"
+    )
+    assert lines[-1] == (
+        "decay     peak x f(t) / f(0), f(t) = 1 / (1 + exp(0.5 (t - 1.5))) + 0.01, t = step / 13"
+    )
+
+    def f(t):
+        return 1 / (1 + math.exp(0.5 * (t - 1.5))) + 0.01
+
+    assert [first * f(step / 13) / f(0) for step in (0, 100)] == pytest.approx(rates[::100])
+
+
+def test_a_new_state_has_the_first_rate_of_tvlars():
+    made = config(*SIGMOID, "optimizer=adamw", "batch=16", "epochs=4", "data=synthetic")
+    setup = setup_of(made, 32)
+    (weights, biases) = setup.make_state().optimizer.param_groups
+    assert weights["lr"] == setup.plan.base_lr == biases["lr"]
+    assert setup.plan.optimizer_lr > 1.5 * setup.plan.base_lr  # the delay is 0.4 epochs
+
+
+def test_tvlars_without_a_scaling_rule_starts_from_base_lr():
+    made = plan(*SIGMOID, "optimizer.lr_scaling=none", "optimizer.base_lr=2", "batch=4096")
+    # The delay is 20 of 200 epochs: exp(-10).
+    assert made.base_lr == pytest.approx(2 * (1 / (1 + math.exp(-10)) + 0.01), rel=1e-12)
+    # exp of 0.5 * 180 is so large that only gamma_min is left.
+    assert made.final_lr == pytest.approx(0.02, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "rate", "largest"), [("1e-30", "1e9", "3.2e+40"), ("1e30", "1e38", "3.2e+39")]
+)
+def test_tvlars_refuses_rates_that_float32_cannot_hold(alpha, rate, largest):
+    """A tiny alpha makes the first rate too large, a huge one that of the optimizer."""
+    keys = ["batch=4096", f"scheduler.alpha={alpha}", f"optimizer.base_lr={rate}"]
+    keys.append("scheduler.steepness=1e9")
+    message = rf"^optimizer\.base_lr=.*: gives a peak rate of {re.escape(largest)}, which"
+    with pytest.raises(UserError, match=message):
+        plan(*LINEAR, *SIGMOID, *keys)
 
 
 @pytest.mark.parametrize(
