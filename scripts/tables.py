@@ -2,7 +2,8 @@
 
 Each plot is a PNG and an SVG file. With group=A,B both groups are also drawn in one plot,
 results/A+B.png. With target_accuracy=85 the reports show the time to reach 85 %, whatever target
-the runs had. The runs are only read, so the command can be used while a sweep runs. A page includes
+the runs had, and the critical batch size if runs of one optimizer reach it at three batches or
+more. The runs are only read, so the command can be used while a sweep runs. A page includes
 results/<group>/notes.md, which is written by hand.
 """
 
@@ -19,7 +20,7 @@ class Arguments(Groups):
     """The arguments.
 
     Attributes:
-        target_accuracy: accuracy in %; the reports show the time to reach it.
+        target_accuracy: accuracy in %; the reports show the time and the steps to reach it.
 
     """
 

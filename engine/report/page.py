@@ -1,7 +1,8 @@
 """Write a group's page, results/<group>/README.md.
 
-Its order is: the answer in one sentence, the tables, the plot, the commands, hand-written notes,
-details. The notes are the file notes.md of the group's folder, which no report changes.
+Its order is: the answer in one sentence, the tables, the plot, the critical batch size if it was
+measured, the commands, hand-written notes, details. The notes are the file notes.md of the
+group's folder, which no report changes.
 """
 
 import re
@@ -10,7 +11,9 @@ import statistics
 from collections.abc import Sequence
 
 from engine.report import tables
-from engine.report.answer import opening
+from engine.report.critical import Study
+from engine.report.critical_page import answers, critical_section
+from engine.report.critical_plots import CRITICAL_PLOTS
 from engine.report.noise import noise_section
 from engine.report.rows import Row, Target, baseline_row, gather_lines
 from engine.report.times import Known, common_conditions
@@ -31,7 +34,12 @@ PROVENANCE = {
 
 
 def page(
-    group: str, rows: Sequence[Row], target: Target, plots: Sequence[str], notes: str = ""
+    group: str,
+    rows: Sequence[Row],
+    target: Target,
+    plots: Sequence[str],
+    notes: str = "",
+    study: Study | None = None,
 ) -> str:
     """Return a group's page as Markdown; the same runs give the same page.
 
@@ -41,18 +49,24 @@ def page(
         target: the accuracy that rows are compared with.
         plots: file names of the plots to include; the first one is next to the tables.
         notes: hand-written Markdown to include.
+        study: the measurement of the critical batch size, if the group has one.
 
     """
+    critical = [name for name in plots if name in CRITICAL_PLOTS]
+    plots = [name for name in plots if name not in CRITICAL_PLOTS]
+    answer, *others = answers(rows, study)
     records = [record for row in rows for record in row.records]
     note = f"{tables.accuracy_note(rows)} A diverged run counts as chance and is marked nan."
     images = [f"![{name.removesuffix('.png')}]({name})" for name in plots]
     noise = noise_section(rows)
     parts = [
         f"# {group}",
-        tables.escaped(opening(rows)),
+        tables.escaped(answer),
         tables.markdown_tables(rows).strip(),
         f"{note} {tables.times_note(rows)}".rstrip(),
         *images[:1],
+        *(["## Critical batch size", *map(tables.escaped, others)] if study else []),
+        critical_section(study, critical) if study else "",
         "## How to repeat it",
         how_made(records),
         notes.strip(),

@@ -70,6 +70,11 @@ class Row:
         return "test" if tested else "holdout"
 
     @property
+    def target_split(self) -> str:
+        """Return the split on which the target is measured: the hold-out if runs stop at it."""
+        return "holdout" if self.choices.get("stop_at_target") else self.split
+
+    @property
     def cell(self) -> tuple[Any, ...]:
         """Return what all rows in the same cell have in common."""
         return titles.cell_of(self.choices)
@@ -167,7 +172,7 @@ class Row:
         """Return status and training seconds to the target of each timed run that reaches it."""
         if target is None:
             return []
-        found = [(r.status, r.first_at(self.split, target)) for r in self.timed.records]
+        found = [(r.status, r.first_at(self.target_split, target)) for r in self.timed.records]
         return [(status, first[1]) for status, first in found if first is not None]
 
     def first_at(self, target: float | None) -> tuple[float, float | None] | None:
@@ -177,7 +182,7 @@ class Row:
         """
         if target is None or not self.reaches(target):
             return None
-        firsts = [r.first_at(self.split, target) for r in self.records if r.counted]
+        firsts = [r.first_at(self.target_split, target) for r in self.records if r.counted]
         epochs = statistics.fmean(first[0] for first in firsts if first is not None)
         return epochs, _mean(seconds for _, seconds in self.times_to(target))
 
@@ -186,7 +191,7 @@ class Row:
         if target is None or not self.accuracies():
             return False
         counted = [record for record in self.records if record.counted]
-        return all(record.first_at(self.split, target) is not None for record in counted)
+        return all(record.first_at(self.target_split, target) is not None for record in counted)
 
 
 def records_of(group: str) -> list[Record]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from engine.config.optimizers import title_of
 from engine.report.rows import Row, Target, baseline_row
 from engine.report.times import NOT_RECORDED, Known, common_conditions, describe_conditions
+from engine.report.to_target import mean_to_target
 from engine.runs.records import DIVERGED, FAILED, INTERRUPTED, MISSING
 
 # The columns of table.csv in order: the function that returns a row's value, by name.
@@ -31,6 +32,8 @@ COLUMNS: dict[str, Callable[[Row, Target], object]] = {
     "train_seconds_mean": lambda row, target: row.mean_time("train_seconds"),
     "seconds_to_target_mean": lambda row, target: (row.first_at(target.of(row)) or (0, None))[1],
     "images_per_second_mean": lambda row, target: row.mean_time("images_per_second"),
+    "steps_to_target_mean": lambda row, target: mean_to_target(row, target, "steps"),
+    "examples_to_target_mean": lambda row, target: mean_to_target(row, target, "examples"),
     "runs_at_once": lambda row, target: row.timed.conditions and row.timed.conditions.runs_at_once,
 }
 

@@ -5,7 +5,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.report.answer import opening
+from engine.report.critical import Study
+from engine.report.critical_page import answers
 from engine.report.rows import Row
 from engine.report.tables import (
     accuracy_cell,
@@ -50,19 +51,24 @@ def text_table(rows: Sequence[Row]) -> str:
     return "\n".join(line.rstrip() for line in text)
 
 
-def text_report(group: str, rows: Sequence[Row], names: Sequence[str]) -> str:
+def text_report(
+    group: str, rows: Sequence[Row], names: Sequence[str], study: Study | None = None
+) -> str:
     """Return what the terminal shows at the end of a sweep: the table, where things are, what next.
 
     Args:
         group: name of the group.
         rows: the group's rows.
         names: names of the written files in the group's folder.
+        study: the measurement of the critical batch size, if the group has one.
 
     """
     lines = ["", *(shown(f"{group}: {scope}") for scope in scopes(rows)), ""]
     lines += [text_table(rows), "", f"{BEST} best of its column. {accuracy_note(rows)}"]
     lines += [shown(note) for note in [describe_conditions([row.timed for row in rows])] if note]
-    lines += ["", *textwrap.wrap(shown(opening(rows)), WIDTH), ""]
+    for answer in answers(rows, study):
+        lines += ["", *textwrap.wrap(shown(answer), WIDTH)]
+    lines.append("")
     svg = " (each plot also as .svg)" if any(name.endswith(".png") for name in names) else ""
     lines += [f"written   {RESULTS / group}: {' '.join(names)}{svg}", *_next(group, rows)]
     return "\n".join(lines)

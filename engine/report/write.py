@@ -1,4 +1,4 @@
-"""Write a group's report from its runs: page, tables, plots and runs.jsonl."""
+"""Write a group's report from its runs: page, tables, plots, critical.json and runs.jsonl."""
 
 import contextlib
 import time
@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.report.critical import Study, study_of
+from engine.report.critical_page import critical_json
+from engine.report.critical_plots import write_critical_plots
 from engine.report.noise import write_noise_plot
 from engine.report.page import page
 from engine.report.plots import write_comparison, write_plots
@@ -36,12 +39,12 @@ def write_report(group: str, target: float | None = None) -> str:
         # If several sweeps end together, any of them may write last, so each rereads the runs after
         # it has written. A lock on the folder would work, but network file systems refuse it.
         while _outcomes(records) != written:
-            rows, names = _write_files(folder, group, records, target)
+            rows, names, study = _write_files(folder, group, records, target)
             written = _outcomes(records)
             records = records_of(group)
     except OSError as error:
         raise cannot_write(folder, error) from error
-    return text_report(group, rows, names)
+    return text_report(group, rows, names, study)
 
 
 def compare(groups: Sequence[str]) -> Path:
@@ -75,8 +78,8 @@ def read_notes(folder: Path) -> str:
 
 def _write_files(
     folder: Path, group: str, records: Sequence[Record], target: float | None
-) -> tuple[list[Row], list[str]]:
-    """Write the report of these runs; return its rows and its files' names."""
+) -> tuple[list[Row], list[str], Study | None]:
+    """Write the report of these runs; return its rows, its files' names, and its study."""
     rows = make_rows(records)
     goal = Target(target) if target is not None else target_of(rows)
     for path in folder.glob(".*.*"):
@@ -89,13 +92,23 @@ def _write_files(
     write_text_atomically(folder / "table.csv", csv_text(rows, goal))
     drawn = write_plots(folder, group, rows, goal)
     drawn += write_noise_plot(folder / "noise.png", group, rows)
+    # The tuner writes the page and rates.png of a search for learning rates.
+    searched = (folder / "experiment").is_dir()
+    study = study_of(rows, target)
+    shown = study if study is not None and study.enough else None
+    drawn += write_critical_plots(folder, group, shown, not searched)
     plots = [path.name for path in drawn]
-    # The tuner writes the page of a search for learning rates.
-    if (folder / "experiment").is_dir():
-        return rows, ["table.md", "table.csv", "runs.jsonl", *plots]
+    names = ["table.md", "table.csv", "runs.jsonl", *plots]
+    if shown is not None:
+        write_text_atomically(folder / "critical.json", critical_json(shown))
+        names.insert(2, "critical.json")
+    else:
+        (folder / "critical.json").unlink(missing_ok=True)
+    if searched:
+        return rows, names, study
     notes = read_notes(folder)
-    write_text_atomically(folder / "README.md", page(group, rows, goal, plots, notes))
-    return rows, ["README.md", "table.md", "table.csv", "runs.jsonl", *plots]
+    write_text_atomically(folder / "README.md", page(group, rows, goal, plots, notes, shown))
+    return rows, ["README.md", *names], study
 
 
 def _outcomes(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -83,7 +83,7 @@ def place(workplace, named, monkeypatch):
     monkeypatch.setattr(engine.training.memory, "describe_memory", nothing)
     for module in (engine.training.setup, engine.sweeps.sweep):
         monkeypatch.setattr(module, "plan_data", BLANK)
-    for part in ("write_plots", "write_noise_plot"):
+    for part in ("write_plots", "write_noise_plot", "write_critical_plots"):
         monkeypatch.setattr(engine.report.write, part, nothing)
     monkeypatch.setattr(scripts.lr_range, "search", nothing)
     for part in ("search", "search_by_optuna", "write"):

@@ -1,12 +1,15 @@
 """The page of a group: its answer, commands, notes and missing runs."""
 
+import json
 import re
 
 import pytest
 
 import engine.report.status
+from engine.report.critical import study_of
+from engine.report.critical_page import critical_json
 from engine.report.page import merge_commands, page
-from engine.report.rows import make_rows, target_of
+from engine.report.rows import Target, make_rows, target_of
 from engine.report.tables import csv_text, markdown
 from engine.report.write import read_notes, write_report
 from engine.runs.records import load_records, published_runs
@@ -217,9 +220,15 @@ def test_a_published_page_is_what_its_runs_give(group, monkeypatch):
     monkeypatch.chdir(PROJECT)
     folder = PROJECT / "results" / group
     rows = make_rows([r for r in load_records(group) if r.summary["run"] in published_runs(group)])
-    target, text = target_of(rows), (folder / "README.md").read_text()
+    target, study = target_of(rows), None
+    if (folder / "critical.json").exists():
+        found = (folder / "critical.json").read_text()
+        target = Target(json.loads(found)["target_accuracy"])
+        study = study_of(rows, target.accuracy)
+        assert found == critical_json(study)
+    text = (folder / "README.md").read_text()
     plots = re.findall(r"^!\[[^]]*\]\(([^)]*)\)$", text, re.MULTILINE)
-    assert text == page(group, rows, target, plots, read_notes(folder))
+    assert text == page(group, rows, target, plots, read_notes(folder), study)
     assert (folder / "table.md").read_text() == markdown(group, rows)
     assert (folder / "table.csv").read_text() == csv_text(rows, target)
     for name in plots:
