@@ -113,14 +113,19 @@ class Curve:
         return fit_steps([batch for batch, _ in found], [steps for _, steps in found])
 
     def efficiency(self, point: Point) -> float | None:
-        """Return the examples at the smallest fitted batch as a multiple of those at this one."""
-        reference = self.fitted[0].examples if self.fitted else None
+        """Return the examples at the smallest fitted batch as a multiple of those at this one.
+
+        It is None if the point is not fitted.
+        """
+        if not point.fitted:
+            return None
+        reference = self.fitted[0].examples
         return reference / point.examples if reference and point.examples else None
 
     def regime(self, point: Point) -> str:
         """Return the regime of a batch in words; `-` if it is not fitted."""
         efficiency = self.efficiency(point)
-        if efficiency is None or not point.fitted:
+        if efficiency is None:
             return "-"
         if isinstance(self.fit, Fit) and point.batch >= FLOOR * self.fit.b_crit:
             return "floor"

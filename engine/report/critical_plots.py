@@ -1,5 +1,6 @@
 """Plot a study of the critical batch size: steps and examples to the target, and the best rates."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -91,9 +92,7 @@ def _draw_panel(
     for curve in study.curves:
         color = color_of(curve.title)
         means = [
-            (point.batch, sum(map(figure_of, point.reached)) / len(point.reached))
-            for point in curve.points
-            if point.reached
+            (point.batch, statistics.fmean(map(figure_of, point.reached))) for point in curve.fitted
         ]
         if means:
             axes.plot(*zip(*means, strict=True), color=color, linewidth=1.5)
@@ -127,10 +126,9 @@ def _draw_lines(
         low, high = fit.low or batches[0] / 1.3, fit.high or batches[-1] * 1.3
         axes.axvspan(low, high, color=color, alpha=0.12, linewidth=0)
         axes.axvline(fit.b_crit, color=color, linewidth=1, linestyle="-.")
-    if curve.fitted:
-        first = curve.fitted[0].batch
-        perfect = [means[first] * (batch / first) ** (growth - 1) for batch in (first, x[-1])]
-        axes.plot((first, x[-1]), perfect, color=color, **PERFECT)
+    first = curve.fitted[0].batch
+    perfect = [means[first] * (batch / first) ** (growth - 1) for batch in (first, x[-1])]
+    axes.plot((first, x[-1]), perfect, color=color, **PERFECT)
 
 
 def _draw_point(axes: Any, point: Point, figure_of: Callable[[Passage], float], color: str) -> None:

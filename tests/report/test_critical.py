@@ -104,6 +104,10 @@ def test_a_batch_at_which_half_of_the_runs_miss_the_target_is_not_fitted(workpla
     assert found["b_crit"] == pytest.approx(1000, rel=0.01)
     entry = by_batch(found)[4096]
     assert (entry["steps"], entry["runs"], entry["censored"]) == (10, 2, 1)
+    assert "| 10 (1 of 2 censored) | 40,960 | - | - |" in section()
+    figure = Figure()
+    critical_plots.draw_steps("g", study(), figure)
+    assert list(figure.axes[0].lines[0].get_xdata()) == list(SIX)
 
 
 def test_a_run_that_reached_the_target_and_then_diverged_did_not_reach_it(workplace):
