@@ -40,8 +40,9 @@ def train(config: Config, arguments: list[str]) -> None:
     """
     # Imported here, so that --help and errors in the command appear before torch is loaded.
     from engine.runs.claims import with_claimed_threads
+    from engine.runs.epochs import finish_steps
     from engine.runs.records import COMPLETED, DIVERGED
-    from engine.runs.run import Follower, Run, finish_epoch
+    from engine.runs.run import Follower, Run
     from engine.system import distributed as ranks
     from engine.system.resources import peak_memory_bytes
     from engine.system.runtime import facts
@@ -49,7 +50,7 @@ def train(config: Config, arguments: list[str]) -> None:
     from engine.system.terminal import Display
     from engine.training.checkpoint import background_writes, save_checkpoint
     from engine.training.evaluate import chance
-    from engine.training.loop import PartialEpoch, Progress, train_epoch
+    from engine.training.loop import Progress, train_epoch
     from engine.training.memory import check_memory, describe_memory
     from engine.training.setup import prepare
 
@@ -85,14 +86,13 @@ def train(config: Config, arguments: list[str]) -> None:
         run.start(plan.describe(), images.samples(config.seed, 64), resumed=saved is not None)
         step = setup.make_step(state, images)
         display = Display(
-            config.progress, config.epochs, plan.total_steps, run.history, run.name, runtime.rank
+            config.progress, config.epochs, plan.last_step, run.history, run.name, runtime.rank
         )
 
         with background_writes() as write:
             while not progress.over:
                 epoch, part = progress.epoch, progress.part
-                done = part.seconds + part.startup_seconds if part else 0.0
-                started = time.perf_counter() - done
+                started = time.perf_counter() - (part.wall_seconds if part else 0.0)
                 trained = train_epoch(
                     step,
                     state.scheduler,
@@ -100,15 +100,13 @@ def train(config: Config, arguments: list[str]) -> None:
                     display,
                     config.log_layers_every,
                     part,
+                    plan.next_evaluation(state.scheduler.last_epoch),
                     pauses.due,
                     run.neighbors.seen,
                 )
-                if isinstance(trained, PartialEpoch):
-                    progress.part, due = trained, True
-                else:
-                    finish_epoch(run, setup, state, progress, trained, started, display)
-                    due = ranks.any_rank(pauses.due_after(epoch)) or progress.over
-                if due:
+                finish_steps(run, setup, state, progress, trained, started, display)
+                due = pauses.due() if progress.part else pauses.due_after(epoch)
+                if ranks.any_rank(due) or progress.over:
                     if runtime.rank == 0:
                         save_checkpoint(run.checkpoint, setup, state, progress, write)
                     pauses.signal = ranks.largest(pauses.signal or 0) or None

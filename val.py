@@ -12,6 +12,7 @@ from typing import Any
 from engine.cli import exit_status, read_command_line
 from engine.config.schema import EvaluationConfig
 from engine.errors import UserError, key_error
+from engine.runs.history import best_evaluations
 from engine.runs.records import CHECKPOINT
 from engine.system.files import json_line
 from engine.system.text import shown
@@ -70,7 +71,7 @@ def validate(config: EvaluationConfig) -> dict[str, Any]:
         "test_accuracy": chance(len(data.classes)),
         "test_loss": None,
         "per_class_accuracy": None,
-        "history": best_epochs(saved.history),
+        "history": best_epochs(saved.history, run.batch),
     }
     if not len(data.test):
         raise key_error("data.test_size", 0, "the checkpoint's run had no test split")
@@ -94,14 +95,16 @@ def checkpoints_near(path: Path) -> str:
     return f"runs with a checkpoint there: {', '.join(map(str, runs[:NEAR]))}{more}"
 
 
-def best_epochs(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the epochs whose test accuracy exceeds that of every earlier epoch."""
-    best, epochs = -1.0, []
-    for row in history:
-        if row["test_accuracy"] is not None and row["test_accuracy"] > best:
-            best = row["test_accuracy"]
-            epochs.append({"epoch": row["epoch"], "test_accuracy": best})
-    return epochs
+def best_epochs(history: list[dict[str, Any]], batch: int) -> list[dict[str, Any]]:
+    """Return the evaluations whose test accuracy exceeds that of every earlier one.
+
+    Each has its epoch and accuracy; one inside an epoch also has its step.
+    """
+    return [
+        {"epoch": found.epoch, "test_accuracy": found.accuracy("test")}
+        | ({"step": found.step} if found.inside else {})
+        for found in best_evaluations(history, batch, "test")
+    ]
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -122,7 +125,10 @@ def describe(result: dict[str, Any]) -> str:
             figure = "no examples" if accuracy is None else f"{accuracy:6.2f} %"
             lines.append(f"  {name:<{width}}  {figure}")
     lines.append("each epoch that was the best so far (test accuracy, %):")
-    best = (f"{row['epoch']}: {row['test_accuracy']:.2f}" for row in result["history"])
+    best = []
+    for row in result["history"]:
+        step = f" (step {row['step']})" if "step" in row else ""
+        best.append(f"{row['epoch']}{step}: {row['test_accuracy']:.2f}")
     lines.append("  " + (", ".join(best) or "none was evaluated"))
     return "\n".join(lines)
 

@@ -22,6 +22,7 @@ Fraction = Annotated[float, Range(low=0, high=1)]
 PositiveFraction = Annotated[float, Range(low=0, high=1, low_open=True)]
 # A moving average with momentum 1 would never change.
 Momentum = Annotated[float, Range(low=0, high=1, high_open=True)]
+Steps = Annotated[str, Pattern("[1-9][0-9]{0,8}steps", "steps such as 50steps")]
 Minutes = Annotated[str, Pattern("[1-9][0-9]{0,5}min", "minutes such as 10min")]
 Percent = Annotated[float, Range(low=0, high=100, low_open=True)]
 Device = Literal["auto", "cpu", "cuda", "mps"]

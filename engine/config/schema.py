@@ -26,6 +26,7 @@ from engine.config.keys import (
     Positive,
     PositiveFraction,
     Seed,
+    Steps,
     Threads,
     configuration,
     key,
@@ -134,7 +135,10 @@ class Config:
         "most examples in one forward pass of a rank; a larger batch uses gradient accumulation"
     )
     epochs: Annotated[int, Range(low=1, high=10**9)] = key("passes over the training split")
-    eval_every: Count = key("epochs between evaluations; the last epoch is always evaluated")
+    eval_every: Count | Steps = key(
+        "epochs, or optimizer steps such as 50steps, between evaluations; the end of the run is "
+        "always evaluated"
+    )
     seed: Seed = key("seed of weights, order and augmentation")
     group: str = key(
         "the table that the run belongs to: letters, digits, '.', '_', '-'", same_result=True
@@ -192,7 +196,16 @@ class Config:
         default="auto",
         same_result=True,
     )
-
+    stop_at_target: bool = key(
+        "end the run at the first evaluation at or above target_accuracy on the hold-out split; "
+        "needs data.holdout",
+        default=False,
+    )
+    max_steps: Count | None = key(
+        "optimizer steps after which the run ends; the schedule stays that of all epochs; null: "
+        "after the last epoch",
+        default=None,
+    )
     progress: Literal["auto", "bar", "lines", "off"] = key(
         "what is printed during training: lines (one an epoch), bar (lines and a progress bar), "
         "off, or auto: a bar on a terminal, else lines",
@@ -215,13 +228,14 @@ class Config:
         """Return what a run's result depends on, by dotted key, in the order of declaration.
 
         A key at its dataclass default is left out, so that a key added later does not change the
-        names of earlier runs.
+        names of earlier runs. `target_accuracy` is a choice only if the run stops there.
 
         Args:
             as_typed: True to keep the spelling of a path and the sign of a zero.
 
         """
-        return dict(flatten(self, as_typed))
+        stop = {"target_accuracy": self.target_accuracy} if self.stop_at_target else {}
+        return dict(flatten(self, as_typed)) | stop
 
     def run_name(self, as_typed: bool = False) -> str:
         """Return the name of the run's directory: its main choices, then a hash of all choices."""
@@ -325,6 +339,15 @@ def check_across_keys(config: Config) -> None:
     if config.data.test_size == 0 and config.data.holdout == 0:
         allowed = "must be above 0, since data.test_size=0 leaves nothing else to evaluate on"
         raise key_error("data.holdout", 0, allowed)
+    if config.stop_at_target and config.target_accuracy is None:
+        allowed = "needs target_accuracy, the accuracy in % to stop at, such as target_accuracy=70"
+        raise key_error("stop_at_target", True, allowed)
+    if config.stop_at_target and config.data.holdout == 0:
+        allowed = (
+            "needs data.holdout above 0, such as data.holdout=5000; to stop on the test split "
+            "would be to choose on it"
+        )
+        raise key_error("stop_at_target", True, allowed)
     if not config.data.root:
         allowed = f"{config.data.name} needs a directory"
         if config.data.name == "image_folder":

@@ -48,6 +48,9 @@ def opening(rows: Sequence[Row]) -> str:
     known = [row for row in rows if row.accuracies()]
     if not known:
         return "No run of this group has an accuracy yet."
+    known = [row for row in known if not row.stops_at_target]
+    if not known:
+        return "The runs of this group end at their target, so their accuracies are not compared."
     scope, batch = place_of(known)
     known = [row for row in known if row.scope == scope]
     batches = {row.batch for row in known}

@@ -173,10 +173,10 @@ def history_cells(row: Row, target: Target, both: bool, common: Known) -> dict[s
         known = best is not None and epoch is not None
         cells["Best epoch, %"] = f"{best:.2f} (epoch {epoch:.4g})" if known else "-"
     goal = "the target" if target.accuracy is None else f"{target.accuracy:.2f} %"
-    cells[f"First epoch at {goal}"] = f"{first[0]:.4g}" if first else "-"
+    cells[f"First epoch at {goal}"] = f"{first.epoch:.4g}" if first else "-"
     if common is None:
         return cells
-    cells["Time to target"] = tables.seconds_cell(first[1] if first else None)
+    cells["Time to target"] = tables.seconds_cell(first.seconds if first else None)
     cells["Time to train"] = tables.time_cell(row, common)
     cells["Images/s"] = "-" if speed is None else f"{speed:,.0f}"
     return cells

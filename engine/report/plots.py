@@ -48,10 +48,12 @@ def write_plots(folder: Path, group: str, rows: Sequence[Row], target: Target) -
         target: the accuracy that rows are compared with.
 
     """
-    every, by_epochs = gather_lines(rows, "batch"), gather_lines(rows, "epochs")
+    judged = with_accuracy(rows)
+    every, by_epochs = gather_lines(judged, "batch"), gather_lines(judged, "epochs")
     through_batches, settings = part_settings(every)
     through_epochs = {name: line for name, line in by_epochs.items() if len(line) > 1}
-    timed = any(row.timed.records for line in through_batches.values() for row in line)
+    time_lines, _ = part_settings(gather_lines(rows, "batch"))
+    timed = any(row.timed.records for line in time_lines.values() for row in line)
     accuracy = partial(draw_accuracy, group, rows)
     ranked = settings_size(settings)
     height = 4.4 + 0.22 * len(line_styles("batch", through_batches))
@@ -61,7 +63,7 @@ def write_plots(folder: Path, group: str, rows: Sequence[Row], target: Target) -
         "settings.png": (settings, partial(draw_settings, group), ranked),
         "epochs.png": (through_epochs, partial(accuracy, "epochs"), (WIDTH, 4.6)),
         "time.png": (
-            through_batches if timed else {},
+            time_lines if timed else {},
             partial(draw_times, group, rows, target),
             (WIDTH, height + 2.2),
         ),
@@ -76,6 +78,11 @@ def write_plots(folder: Path, group: str, rows: Sequence[Row], target: Target) -
     return written
 
 
+def with_accuracy(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows without those whose runs end at their target, which fixes their accuracy."""
+    return [row for row in rows if not row.stops_at_target]
+
+
 def write_comparison(path: Path, groups: Mapping[str, Sequence[Row]]) -> Path:
     """Draw accuracy of several groups against the batch, and their times; return the path.
 
@@ -84,7 +91,7 @@ def write_comparison(path: Path, groups: Mapping[str, Sequence[Row]]) -> Path:
     """
     lines: dict[str, Sequence[Row]] = {}
     for group, rows in groups.items():
-        every = gather_lines(rows, "batch")
+        every = gather_lines(with_accuracy(rows), "batch")
         drawn = part_settings(every)[0] or every
         lines |= {comparison_name(group, name, line): line for name, line in drawn.items()}
     every_row = [row for line in lines.values() for row in line]

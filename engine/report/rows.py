@@ -6,7 +6,7 @@ import operator
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from engine.config.optimizers import title_of
 from engine.errors import key_error
@@ -24,6 +24,24 @@ from engine.runs.records import (
 
 # The choice in which the rows of a line differ.
 Axis = Literal["batch", "epochs"]
+
+
+class First(NamedTuple):
+    """When a row reaches a target, as means over its runs.
+
+    Attributes:
+        epoch: the epoch, counted from 1, in which it does.
+        steps: optimizer steps up to there.
+        examples: training examples up to there.
+        seconds: training seconds up to there, over the runs whose times count; None if there are
+            none.
+
+    """
+
+    epoch: float
+    steps: float
+    examples: float
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -70,9 +88,14 @@ class Row:
         return "test" if tested else "holdout"
 
     @property
+    def stops_at_target(self) -> bool:
+        """Return True if the runs end at their target, so that their accuracies are no results."""
+        return bool(self.choices.get("stop_at_target"))
+
+    @property
     def target_split(self) -> str:
-        """Return the split on which the target is measured: the hold-out if runs stop at it."""
-        return "holdout" if self.choices.get("stop_at_target") else self.split
+        """Return the split on which a target counts: `holdout` if the runs stop at it."""
+        return "holdout" if self.stops_at_target else self.split
 
     @property
     def cell(self) -> tuple[Any, ...]:
@@ -173,18 +196,20 @@ class Row:
         if target is None:
             return []
         found = [(r.status, r.first_at(self.target_split, target)) for r in self.timed.records]
-        return [(status, first[1]) for status, first in found if first is not None]
+        return [(status, first.train_seconds) for status, first in found if first is not None]
 
-    def first_at(self, target: float | None) -> tuple[float, float | None] | None:
-        """Return mean epoch and training seconds to the target; None if any run misses it.
-
-        The seconds are a mean over the runs whose times count, None if there are none.
-        """
+    def first_at(self, target: float | None) -> First | None:
+        """Return when the row reaches the target, as means over its runs; None if any misses it."""
         if target is None or not self.reaches(target):
             return None
-        firsts = [r.first_at(self.target_split, target) for r in self.records if r.counted]
-        epochs = statistics.fmean(first[0] for first in firsts if first is not None)
-        return epochs, _mean(seconds for _, seconds in self.times_to(target))
+        found = [r.first_at(self.target_split, target) for r in self.records if r.counted]
+        firsts = [first for first in found if first is not None]
+        return First(
+            epoch=statistics.fmean(first.epoch for first in firsts),
+            steps=statistics.fmean(first.step for first in firsts),
+            examples=statistics.fmean(first.examples for first in firsts),
+            seconds=_mean(seconds for _, seconds in self.times_to(target)),
+        )
 
     def reaches(self, target: float | None) -> bool:
         """Return True if there are finished runs and each of them reaches the target."""
@@ -231,8 +256,11 @@ def gather_lines(rows: Sequence[Row], axis: Axis) -> dict[str, list[Row]]:
 
 
 def baseline_row(rows: Sequence[Row]) -> Row | None:
-    """Return the SGD row of smallest batch; of several, the first with a completed run."""
-    sgd = [row for row in rows if row.optimizer == "sgd"]
+    """Return the SGD row of smallest batch; of several, the first with a completed run.
+
+    Runs that end at their target have no accuracy to compare with.
+    """
+    sgd = [row for row in rows if row.optimizer == "sgd" and not row.stops_at_target]
     return min(sgd, key=lambda row: (row.batch, not row.of(COMPLETED)), default=None)
 
 

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from engine.config.optimizers import title_of
 from engine.report.rows import Row, Target, baseline_row
 from engine.report.times import NOT_RECORDED, Known, common_conditions, describe_conditions
-from engine.report.to_target import mean_to_target
-from engine.runs.records import DIVERGED, FAILED, INTERRUPTED, MISSING
+from engine.runs.records import COMPLETED, DIVERGED, FAILED, INTERRUPTED, MISSING
 
 # The columns of table.csv in order: the function that returns a row's value, by name.
 COLUMNS: dict[str, Callable[[Row, Target], object]] = {
@@ -30,12 +29,17 @@ COLUMNS: dict[str, Callable[[Row, Target], object]] = {
     "accuracy_std": lambda row, target: row.spread() if row.split == "test" else None,
     "best_accuracy_mean": lambda row, target: row.mean("best_test_accuracy"),
     "train_seconds_mean": lambda row, target: row.mean_time("train_seconds"),
-    "seconds_to_target_mean": lambda row, target: (row.first_at(target.of(row)) or (0, None))[1],
+    "seconds_to_target_mean": lambda row, target: first(row, target, "seconds"),
     "images_per_second_mean": lambda row, target: row.mean_time("images_per_second"),
-    "steps_to_target_mean": lambda row, target: mean_to_target(row, target, "steps"),
-    "examples_to_target_mean": lambda row, target: mean_to_target(row, target, "examples"),
+    "steps_to_target_mean": lambda row, target: first(row, target, "steps"),
+    "examples_to_target_mean": lambda row, target: first(row, target, "examples"),
     "runs_at_once": lambda row, target: row.timed.conditions and row.timed.conditions.runs_at_once,
 }
+
+
+def first(row: Row, target: Target, name: str) -> float | None:
+    """Return a figure of `First` for a row; None if the row does not reach the target."""
+    return getattr(row.first_at(target.of(row)), name, None)
 
 
 def csv_text(rows: Sequence[Row], target: Target) -> str:
@@ -123,6 +127,18 @@ def seconds_cell(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds:.1f} s"
 
 
+def target_notes(row: Row) -> list[str]:
+    """Return a note that the row's runs stop at their target, and how many did not reach it."""
+    ended = row.of(COMPLETED)
+    if not row.stops_at_target or not ended:
+        return []
+    target = f"{row.choices['target_accuracy']:g} %"
+    missed = sum(record.summary.get("steps_to_target") is None for record in ended)
+    if not missed:
+        return [f"stopped at {target}"]
+    return [f"{target} not reached" + f" by {missed} of {len(ended)}" * (missed < len(ended))]
+
+
 def accuracy_cell(row: Row) -> str:
     """Return a row's accuracy, its standard deviation and how many runs did not complete."""
     total = len(row.records)
@@ -132,6 +148,7 @@ def accuracy_cell(row: Row) -> str:
         notes.append("nan")
     elif diverged:
         notes.append(f"{diverged} of {total} nan")
+    notes += target_notes(row)
     for name, runs in ((FAILED, row.of(FAILED)), (MISSING, row.of(MISSING, INTERRUPTED))):
         if runs:
             notes.append(name if len(runs) == total else f"{len(runs)} of {total} {name}")

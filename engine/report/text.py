@@ -26,7 +26,8 @@ BEST, WIDTH = "*", 100
 def text_table(rows: Sequence[Row]) -> str:
     """Return the rows as aligned text. Settings that no column shows are at the end of a line."""
     common = common_conditions(row.timed for row in rows)
-    best_accuracy = max((a for row in rows if (a := row.accuracy()) is not None), default=None)
+    accuracies = [row.accuracy() for row in rows if not row.stops_at_target]
+    best_accuracy = max((a for a in accuracies if a is not None), default=None)
     times = [row.mean_time("train_seconds") for row in rows if not row.timed.notes(common)]
     best_time = min((seconds for seconds in times if seconds is not None), default=None)
     lines = [HEADINGS]

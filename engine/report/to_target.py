@@ -5,27 +5,12 @@ run reaches it at its first evaluation at or above it, at the end of an epoch or
 """
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from engine.report.rows import Row, Target
+from engine.runs import history
+from engine.runs.history import Evaluation
 from engine.runs.records import DIVERGED, Record
-
-
-class Evaluation(NamedTuple):
-    """One evaluation of a run.
-
-    Attributes:
-        step: optimizer steps since the start of the run.
-        examples: training examples since the start of the run.
-        accuracy: in %.
-
-    """
-
-    step: int
-    examples: int
-    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -69,25 +54,13 @@ class Passage:
 
 def has_holdout(records: Sequence[Record]) -> bool:
     """Return True if a run has an accuracy on the hold-out split."""
-    return any(True for record in records for _ in evaluations(record, "holdout"))
+    return any(evaluations(record, "holdout") for record in records)
 
 
-def evaluations(record: Record, split: str) -> Iterator[Evaluation]:
-    """Yield a run's evaluations on a split in order of their steps."""
-    key, batch = f"{split}_accuracy", record.summary["batch"]
-    step = examples = 0
-    for row in record.history:
-        if "step" not in row:
-            return
-        found = {inside["step"]: inside.get(key) for inside in row.get("evaluations") or ()}
-        end = examples + (row.get("images") or (row["step"] - step) * batch)
-        if row.get(key) is not None:
-            found[row["step"]] = row[key]
-        for at, accuracy in sorted(found.items()):
-            if accuracy is not None:
-                # The last batch of an epoch may be smaller than the others.
-                yield Evaluation(at, min(end, examples + (at - step) * batch), accuracy)
-        step, examples = row["step"], end
+def evaluations(record: Record, split: str) -> list[Evaluation]:
+    """Return a run's evaluations on a split in order of their steps."""
+    found = history.evaluations(record.history, record.summary["batch"])
+    return [evaluation for evaluation in found if evaluation.accuracy(split) is not None]
 
 
 def passage_of(record: Record, split: str, target: float) -> Passage | None:
@@ -96,7 +69,7 @@ def passage_of(record: Record, split: str, target: float) -> Passage | None:
     It cannot if it has not finished, has no evaluation on the split, or stopped at a lower target.
     A run that diverges does not reach the target, even if it was there before.
     """
-    summary, found = record.summary, list(evaluations(record, split))
+    summary, found = record.summary, evaluations(record, split)
     stopped, lost = stop_of(record), record.status == DIVERGED
     if not record.counted or (not found and not lost) or (stopped or target) < target:
         return None
@@ -104,7 +77,7 @@ def passage_of(record: Record, split: str, target: float) -> Passage | None:
     steps = summary.get("steps_to_target") if stopped == target else None
     examples = None if steps is None else summary.get("examples_to_target")
     for at in found:
-        if steps is None and at.accuracy >= target:
+        if steps is None and (at.accuracy(split) or 0.0) >= target:
             steps, examples = at.step, at.examples
     if steps is None or lost:
         steps, examples = summary["steps"], sum(row.get("images") or 0 for row in record.history)
@@ -119,24 +92,3 @@ def stop_of(record: Record) -> float | None:
     """Return the accuracy in % at which a run was to stop; None if it was to train to its end."""
     choices = record.summary["choices"]
     return choices.get("target_accuracy") if choices.get("stop_at_target") else None
-
-
-def mean_to_target(row: Row, target: Target, figure: str) -> float | None:
-    """Return a row's mean steps or examples to the target; None if any finished run misses it.
-
-    Args:
-        row: the row.
-        target: the accuracy that rows are compared with.
-        figure: `steps` or `examples`.
-
-    """
-    goal = target.of(row)
-    finished = [record for record in row.records if record.counted]
-    if goal is None or not finished:
-        return None
-    split = "holdout" if has_holdout(finished) else "test"
-    found = [passage_of(record, split, goal) for record in finished]
-    reached = [passage for passage in found if passage is not None and passage.reached]
-    if len(reached) < len(finished):
-        return None
-    return statistics.fmean(getattr(passage, figure) for passage in reached)

@@ -20,6 +20,7 @@ from engine.config.compose import sets
 from engine.config.optimizers import TITLES
 from engine.config.schema import Config, check_group_name
 from engine.errors import UserError, key_error
+from engine.runs.history import Evaluation, evaluations, first_at
 from engine.system.files import read_json_lines
 
 RESULTS = Path("results")
@@ -164,25 +165,19 @@ class Record:
         value = self.summary.get(f"{key}_accuracy") if self.counted else None
         return None if value is None else float(value)
 
-    def first_at(self, split: str, target: float) -> tuple[int, float] | None:
-        """Return epoch and training seconds of the first evaluation to reach `target` %, if any."""
-        seconds = 0.0
-        for row in self.history:
-            seconds += row["train_seconds"]
-            accuracy = row[f"{split}_accuracy"]
-            if accuracy is not None and accuracy >= target:
-                return row["epoch"], seconds
-        return None
+    def first_at(self, split: str, target: float) -> Evaluation | None:
+        """Return the first evaluation on `split` at or above `target` %; None if there is none."""
+        return first_at(self.history, self.summary["batch"], split, target)
 
-    def curve(self, split: str) -> tuple[list[int], list[float], list[float]]:
+    def curve(self, split: str) -> tuple[list[float], list[float], list[float]]:
         """Return epochs, wall seconds since the start and accuracies in % of all evaluations."""
-        epochs, seconds, accuracies, passed = [], [], [], 0.0
-        for row in self.history:
-            passed += row["wall_seconds"]
-            if row[f"{split}_accuracy"] is not None:
-                epochs.append(row["epoch"])
-                seconds.append(passed)
-                accuracies.append(row[f"{split}_accuracy"])
+        epochs, seconds, accuracies = [], [], []
+        for evaluation in evaluations(self.history, self.summary["batch"]):
+            accuracy = evaluation.accuracy(split)
+            if accuracy is not None:
+                epochs.append(evaluation.epochs)
+                seconds.append(evaluation.wall_seconds)
+                accuracies.append(accuracy)
         return epochs, seconds, accuracies
 
 

@@ -7,7 +7,6 @@ other processes out until this one ends, however it ends. records.py reads the d
 import contextlib
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ from engine.data.dataset import Dataset
 from engine.errors import key_error
 from engine.runs import records
 from engine.runs.claims import claimed_threads, write_threads
+from engine.runs.summary import summarize
 from engine.runs.tensorboard import write_epoch, write_mistakes, write_outcome, write_start
 from engine.system.distributed import rank
 from engine.system.files import (
@@ -30,20 +30,12 @@ from engine.system.files import (
 )
 from engine.system.lock import locked
 from engine.system.resources import is_out_of_memory
-from engine.system.sharing import Neighbors, combine
-from engine.system.terminal import Display
+from engine.system.sharing import Neighbors
 from engine.training.checkpoint import Checkpoint, load_latest
-from engine.training.evaluate import Evaluated, evaluate_splits
-from engine.training.loop import Progress, TrainedEpoch, epoch_row
-from engine.training.setup import Setup
-from engine.training.state import State
+from engine.training.evaluate import Evaluated
+from engine.training.metrics import TrainedEpoch
 
 OUT_OF_MEMORY = "the run does not fit into memory; a smaller micro_batch needs less"
-# Facts about the run and its machine; null in the summary of a run that ended before it had them.
-FACTS = (
-    "peak_memory_bytes", "parameters", "device", "world_size", "threads", "runs_at_once",
-    "precision", "torch", "commit",
-)  # fmt: skip
 
 
 class Run:
@@ -254,7 +246,9 @@ class Run:
             chance: accuracy in % that a diverged run gets.
 
         """
-        summary = summarize(self, status) | {"error": error}
+        command = records.command_of(self.arguments)
+        summary = summarize(self.config, self.name, status, self.history, command)
+        summary |= self.found | {"error": error}
         if status == records.DIVERGED:
             summary["test_accuracy"] = chance
         if status in records.FINISHED:
@@ -332,87 +326,6 @@ class Follower(Run):
 
     def finish(self, status: str, error: str | None = None, chance: float | None = None) -> None:
         """Do nothing, since rank 0 writes the files."""
-
-
-def finish_epoch(
-    run: Run,
-    setup: Setup,
-    state: State,
-    progress: Progress,
-    trained: TrainedEpoch,
-    started: float,
-    display: Display,
-) -> None:
-    """Evaluate after an epoch, if that is due, and record the epoch.
-
-    Args:
-        run: the run to record it in.
-        setup: parts of the run that training does not change.
-        state: parts of the run that training changes.
-        progress: finished epochs; its `part` and `diverged` are updated.
-        trained: the epoch's training metrics.
-        started: value of time.perf_counter when the epoch began.
-        display: shows the evaluation and the epoch's line.
-
-    """
-    config, epoch, measured = setup.config, progress.epoch, None
-    last = epoch == config.epochs
-    progress.part, progress.diverged = None, trained.diverged
-    if not trained.diverged and (last or epoch % config.eval_every == 0):
-        measured = evaluate_splits(setup, state, display.watch)
-        progress.diverged = last and not measured.finite
-    row = epoch_row(epoch, trained, measured, time.perf_counter() - started)
-    run.record_epoch(row, trained)
-    display.end_epoch(row)
-    if last and measured is not None and measured.test is not None:
-        run.record_mistakes(setup.data, measured.test)
-
-
-def summarize(run: Run, status: str) -> dict[str, Any]:
-    """Return a run's summary from its history; `test_accuracy` is that of the final model."""
-    config, history = run.config, run.history
-    last = history[-1] if history else {}
-    tested = [row for row in history if row["test_accuracy"] is not None]
-    best = max(tested, key=lambda row: row["test_accuracy"], default={})
-    train_seconds = sum(row["train_seconds"] for row in history)
-    images = sum(row["images"] for row in history)
-    extra = {}
-    if config.ema.decay is not None:
-        extra = {key: last.get(key) for key in ("raw_test_accuracy", "raw_holdout_accuracy")}
-    if config.noise_scale:
-        extra["noise_scale"] = last.get("noise_scale")
-    return {
-        "status": status,
-        "run": run.name,
-        "group": config.group,
-        "model": config.model.name,
-        "data": config.data.name,
-        "optimizer": config.optimizer.name,
-        "batch": config.batch,
-        "micro_batch": config.micro_batch,
-        "seed": config.seed,
-        "epochs": config.epochs,
-        "steps": last.get("step", 0),
-        "base_lr": None,
-        "peak_lr": None,
-        "final_lr": None,
-        "test_accuracy": last.get("test_accuracy"),
-        "test_loss": last.get("test_loss"),
-        "best_test_accuracy": best.get("test_accuracy"),
-        "best_epoch": best.get("epoch"),
-        "holdout_accuracy": last.get("holdout_accuracy"),
-        "train_loss": last.get("train_loss"),
-        "train_seconds": train_seconds,
-        "startup_seconds": sum(row.get("startup_seconds", 0.0) for row in history),
-        "shared_machine": combine(row.get("shared_machine") for row in history),
-        "wall_seconds": sum(row["wall_seconds"] for row in history),
-        "images_per_second": images / train_seconds if train_seconds else None,
-        "target_accuracy": config.target_accuracy,
-        **dict.fromkeys(FACTS),
-        "command": records.command_of(run.arguments),
-        "choices": config.choices(),
-        **extra,
-    } | run.found
 
 
 def reason_of(error: BaseException) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from engine.data.dataset import Split
     from engine.training.evaluate import Evaluated
-    from engine.training.loop import TrainedEpoch
+    from engine.training.metrics import TrainedEpoch
 
 # Column of metrics.jsonl for each tag.
 TAGS = {
@@ -109,9 +109,10 @@ def write_epoch(writer: "SummaryWriter", row: Mapping[str, Any], trained: "Train
                 if unadapted and name in ("trust_ratio", "effective_rate"):
                     continue
                 writer.add_scalar(f"{name}/{layer}", float(figure), step)
-    for tag, key in TAGS.items():
-        if row.get(key) is not None:
-            writer.add_scalar(tag, row[key], trained.last_step)
+    for measured in (*row.get("evaluations", ()), row):
+        for tag, key in TAGS.items():
+            if measured.get(key) is not None:
+                writer.add_scalar(tag, measured[key], measured["step"])
 
 
 def write_mistakes(

@@ -66,7 +66,7 @@ def epoch_line(row: dict[str, Any], epochs: int, best: bool, seconds_left: float
     Args:
         row: the epoch's row of metrics.jsonl.
         epochs: number of epochs of the run.
-        best: True if no earlier epoch reached this accuracy.
+        best: True if no earlier evaluation reached this accuracy.
         seconds_left: estimated time until the run ends.
 
     """
@@ -106,11 +106,12 @@ class Display:
         # The bars of several processes would overwrite each other.
         self.bar = self.on and alone and shows_bar(mode)
         self.prefix = f"{name}  " if name and not alone else ""
-        self.best = max((found[1] for row in history if (found := accuracy_of(row))), default=-1.0)
+        rows = [r for row in history for r in (*row.get("evaluations", ()), row)]
+        self.best = max((found[1] for row in rows if (found := accuracy_of(row))), default=-1.0)
         self.title = ""
         self.steps_bar: tqdm[Any] = tqdm(disable=True)
         self.begun: tuple[float, int] | None = None
-        self.shown_at = self.epoch_began = 0.0
+        self.shown_at = self.steps_began = 0.0
 
     @contextlib.contextmanager
     def steps(
@@ -124,10 +125,13 @@ class Display:
             begun_at: number of batches already done.
 
         """
-        self.shown_at = self.epoch_began = time.monotonic()
+        self.steps_began = time.monotonic()
         if self.begun is None:
-            self.begun = self.epoch_began, first_step + begun_at
-        self.title = f"epoch {first_step // len(batches) + 1}/{self.epochs}"
+            self.begun = self.steps_began, first_step + begun_at
+        title = f"epoch {first_step // len(batches) + 1}/{self.epochs}"
+        if title != self.title:
+            # An epoch that an evaluation interrupts has its next line when it would have had it.
+            self.title, self.shown_at = title, self.steps_began
         with self._bar(batches[begun_at:], self.title, begun_at) as bar:
             self.steps_bar = bar
             yield bar
@@ -143,13 +147,13 @@ class Display:
         Args:
             step: number of steps done of this epoch.
             steps: number of steps of this epoch.
-            images: number of images since the epoch began in this process.
+            images: number of images since `steps` began.
             loss: mean loss of the last batch.
             accuracy: training accuracy of the epoch so far, in %.
 
         """
         self.shown_at = time.monotonic()
-        seconds = max(self.shown_at - self.epoch_began, 1e-9)
+        seconds = max(self.shown_at - self.steps_began, 1e-9)
         speed = f"{images / seconds:,.0f}"
         if self.bar:
             self.steps_bar.set_postfix(
@@ -168,11 +172,27 @@ class Display:
                     self._say(f"evaluation {done}/{len(starts)}")
                 yield start
 
+    def show_evaluation(self, step: int, steps: int, row: dict[str, Any]) -> None:
+        """Print an evaluation inside an epoch, if it is time for a line.
+
+        Args:
+            step: number of steps done of this epoch.
+            steps: number of steps of this epoch.
+            row: its losses and accuracies by column of metrics.jsonl.
+
+        """
+        measured = accuracy_of(row)
+        if measured and not self.bar and self.due():
+            self.shown_at = time.monotonic()
+            self._say(f"step {step}/{steps}", f"{measured[0]} accuracy {measured[1]:.2f} %")
+
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Print an epoch's line."""
         if not self.on:
             return
         measured, left = accuracy_of(row), 0.0
+        for inner in row.get("evaluations", ()):
+            self.best = max(self.best, (accuracy_of(inner) or ("", -1.0))[1])
         best = measured is not None and measured[1] > self.best
         if measured is not None and best:
             self.best = measured[1]

@@ -30,7 +30,8 @@ from engine.system.files import (
     write_atomically,
     write_summed,
 )
-from engine.training.loop import PartialEpoch, Progress
+from engine.training.loop import Progress
+from engine.training.metrics import PartialEpoch
 from engine.training.setup import Setup
 from engine.training.state import State, copied, is_finite
 
@@ -61,6 +62,7 @@ class Checkpoint:
         epoch: number of finished epochs.
         history: one row per finished epoch, as in metrics.jsonl.
         diverged: True if the run has diverged.
+        ended: True if the run has reached its target or its last step.
         model: state_dict of the model.
         optimizer: state_dict of the optimizer.
         scheduler: state_dict of the learning-rate schedule.
@@ -78,6 +80,7 @@ class Checkpoint:
     epoch: int
     history: list[dict[str, Any]]
     diverged: bool
+    ended: bool
     model: dict[str, Any]
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
@@ -89,6 +92,9 @@ class Checkpoint:
     def describe(self) -> str:
         """Return the position of the run as text."""
         text = f"after epoch {self.epoch} of {self.config.epochs}"
+        if self.ended and self.epoch < self.config.epochs:
+            step = self.history[-1]["step"]
+            return f"after step {step}, in epoch {self.epoch} of {self.config.epochs}"
         if self.partial is None:
             return text
         done, steps = len(self.partial.rates), len(self.partial.losses)
@@ -108,7 +114,7 @@ class Checkpoint:
             allowed = f"was saved with other training images of the same classes; {START_OVER}"
             raise key_error("checkpoint", self.path, allowed)
         self.restore(state)
-        return Progress(self.config.epochs, self.history, self.partial, self.diverged)
+        return Progress(self.config.epochs, self.history, self.partial, self.diverged, self.ended)
 
     def restore(self, state: State) -> None:
         """Load the saved state into a new state; raise UserError if it does not fit."""
@@ -213,6 +219,7 @@ def save_checkpoint(
         "epoch": len(progress.history),
         "history": list(progress.history),
         "diverged": progress.diverged,
+        "ended": progress.ended,
         "partial": None if partial is None else copied(partial.state_dict()),
     }
     write(lambda: write_checkpoint(path, content))
@@ -330,6 +337,7 @@ def _read_content(path: Path, content: dict[str, Any]) -> Checkpoint:
         history=content["history"],
         # An older version, or a run stopped within an epoch, may not have noticed the divergence.
         diverged=content["diverged"] or not is_finite(*(content.get(key) for key in STATES)),
+        ended=content.get("ended", False),
         model=content["model"],
         optimizer=content["optimizer"],
         scheduler=content["scheduler"],

@@ -33,11 +33,11 @@ class Plan:
         ghost_batch: examples per batch-norm group; None is one group per pass.
         epochs: number of epochs.
         steps_per_epoch: optimizer steps per epoch, the short last batch included.
-        total_steps: optimizer steps of the run.
+        total_steps: optimizer steps of all epochs, which the schedule is a function of.
         warmup_steps: optimizer steps of warm-up.
         base_lr: learning rate of the first step.
         peak_lr: largest learning rate of the run, at the end of warm-up.
-        final_lr: learning rate of the last step.
+        final_lr: learning rate of the step `last_step`.
         optimizer_lr: learning rate of a new optimizer, from which the schedule computes all others.
             It is the peak, except under tvlars.
         schedule: further arguments of the schedule's class.
@@ -46,6 +46,9 @@ class Plan:
         bias_lr_scale: factor on the learning rate of biases and normalization parameters.
         min_passes: least number of forward passes of a rank per step, if it has enough examples.
         world_size: number of ranks that share each batch.
+        max_steps: bound on the run's optimizer steps; None is `total_steps`.
+        eval_every: epochs, or steps such as `50steps`, between evaluations.
+        stop_accuracy: hold-out accuracy in % that ends the run; None if none does.
 
     """
 
@@ -67,6 +70,34 @@ class Plan:
     bias_lr_scale: float = 1.0
     min_passes: int = 1
     world_size: int = 1
+    max_steps: int | None = None
+    eval_every: int | str = 1
+    stop_accuracy: float | None = None
+
+    @property
+    def last_step(self) -> int:
+        """Return the number of the run's last optimizer step, unless it stops at its target."""
+        return min(self.total_steps, self.max_steps or self.total_steps)
+
+    @property
+    def eval_steps(self) -> int:
+        """Return the optimizer steps between evaluations."""
+        if isinstance(self.eval_every, str):
+            return int(self.eval_every.removesuffix("steps"))
+        return self.eval_every * self.steps_per_epoch
+
+    def next_evaluation(self, step: int) -> int:
+        """Return the number of the next step after which the run is evaluated.
+
+        Args:
+            step: number of optimizer steps done.
+
+        """
+        return min(self.last_step, (step // self.eval_steps + 1) * self.eval_steps)
+
+    def evaluates(self, step: int) -> bool:
+        """Return True if the run is evaluated after this number of steps."""
+        return step == self.last_step or step % self.eval_steps == 0
 
     @property
     def last_batch(self) -> int:
@@ -123,13 +154,13 @@ class Plan:
         return {"base_lr": self.base_lr, "peak_lr": self.peak_lr, "final_lr": self.final_lr}
 
     def describe(self) -> str:
-        """Return the plan as five or six lines, from which every learning rate can be computed."""
+        """Return the plan as five to seven lines, from which every rate can be computed."""
         parts = Counter(map(describe_sizes, self.rank_passes(self.batch)))
         shown = ", ".join(
             passes if self.world_size == 1 else f"{ranks} rank{'s' * (ranks > 1)} of {passes}"
             for passes, ranks in parts.items()
         )
-        reached = "" if self.warmup_steps < self.total_steps else ", which the run does not reach"
+        reached = "" if self.warmup_steps < self.last_step else ", which the run does not reach"
         biases = ""
         if self.bias_lr_scale != 1.0:
             times = f"{self.bias_lr_scale:g} times these rates"
@@ -141,10 +172,18 @@ class Plan:
             f"passes    {shown} images a step\n"
             f"rates     first {self.base_lr:.6g}, peak {self.peak_lr:.6g} at step "
             f"{self.warmup_steps}{reached}, final {self.final_lr:.6g} at step "
-            f"{self.total_steps - 1}\n"
+            f"{self.last_step - 1}\n"
             f"scaling   {self.scaling}\n"
-            f"decay     {self.decay}{biases}"
+            f"decay     {self.decay}{biases}{self._describe_end()}"
         )
+
+    def _describe_end(self) -> str:
+        """Return a line on what may end the run before its last epoch; empty if nothing does."""
+        cut = self.last_step < self.total_steps
+        ends = [f"after step {self.last_step} (max_steps)"] * cut
+        if self.stop_accuracy is not None:
+            ends.insert(0, f"at the first hold-out accuracy of {self.stop_accuracy:g} % or more")
+        return f"\nends      {', or '.join(ends)}" if ends else ""
 
 
 def even_sizes(examples: int, parts: int) -> list[int]:
@@ -211,6 +250,9 @@ def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Pla
         # The noise scale compares the gradients of the first pass and of the whole batch.
         min_passes=2 if config.noise_scale else 1,
         world_size=world_size,
+        max_steps=config.max_steps,
+        eval_every=config.eval_every,
+        stop_accuracy=config.target_accuracy if config.stop_at_target else None,
     )
     if config.model.name == "resnet50_imagenet_stem" and not config.sync_bn:
         check_passes(plan)
@@ -222,7 +264,7 @@ def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Pla
         )
         raise key_error("noise_scale", True, allowed)
     schedule = build_scheduler(scheduler, plan, None)
-    final_lr = schedule.lr_at(plan.total_steps - 1, optimizer_lr)
+    final_lr = schedule.lr_at(plan.last_step - 1, optimizer_lr)
     return dataclasses.replace(plan, final_lr=final_lr, decay=schedule.formula())
 
 

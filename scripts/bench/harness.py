@@ -15,7 +15,8 @@ from engine.config.schema import Config
 from engine.data import SIDE
 from engine.data.augment import TrainingImages
 from engine.data.dataset import Dataset, Split
-from engine.training.loop import TrainedEpoch, train_epoch
+from engine.training.loop import train_epoch
+from engine.training.metrics import TrainedEpoch
 from engine.training.plan import make_plan
 from engine.training.setup import Setup, runtime_of
 

@@ -20,7 +20,8 @@ from engine.system.runtime import facts
 from engine.training.build import MODELS
 from engine.training.checkpoint import save_checkpoint
 from engine.training.evaluate import Evaluated, Evaluations, evaluate
-from engine.training.loop import Progress, TrainedEpoch, epoch_row
+from engine.training.loop import Progress
+from engine.training.metrics import TrainedEpoch, epoch_row
 from scripts.bench import report
 from scripts.bench.ceilings import Flops, count_flops
 from scripts.bench.harness import BATCH, CLASSES, Harness, random_split

@@ -17,11 +17,12 @@ EPOCH = {
     "train_accuracy": 77.5,
     "train_seconds": 10.0,
     "wall_seconds": 12.0,
+    "images": 1000,
 }
 HISTORY = [
-    {"epoch": 1, "test_accuracy": 40.0, **EPOCH},
-    {"epoch": 2, "test_accuracy": None, **EPOCH},
-    {"epoch": 3, "test_accuracy": 79.7, **EPOCH},
+    {"epoch": 1, "step": 8, "test_accuracy": 40.0, **EPOCH},
+    {"epoch": 2, "step": 16, "test_accuracy": None, **EPOCH},
+    {"epoch": 3, "step": 24, "test_accuracy": 79.7, **EPOCH},
 ]
 
 

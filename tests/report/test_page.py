@@ -118,7 +118,7 @@ def test_the_page_shows_hold_out_accuracies(workplace):
 
 def test_a_group_without_test_accuracies_reports_those_on_the_hold_out_split(workplace):
     only = ("data.holdout=10", "data.test_size=0")
-    history = [{"epoch": 1, "test_accuracy": None, **EPOCH, "holdout_accuracy": 70.0}]
+    history = [{"epoch": 1, "step": 8, "test_accuracy": None, **EPOCH, "holdout_accuracy": 70.0}]
     for batch, accuracy in ((128, 70.0), (256, 71.0)):
         found = {"accuracy": None, "holdout_accuracy": accuracy, "history": history}
         put(workplace, f"batch={batch}", *only, best_test_accuracy=None, best_epoch=None, **found)

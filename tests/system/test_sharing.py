@@ -13,7 +13,7 @@ import engine.system.sharing
 from engine.system.resources import parent_of, runs_at_once
 from engine.system.runtime import Runtime
 from engine.system.sharing import Neighbors, combine, cpu_share, lacked_cpu, of_this_sweep
-from engine.training.loop import PartialEpoch
+from engine.training.metrics import PartialEpoch
 from tests.helpers import PROJECT
 from tests.helpers.runs import only_run
 from tests.helpers.training import make_plain, trained

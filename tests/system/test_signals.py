@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from tensorboard.summary.writer import event_file_writer
 
+import engine.runs.epochs
 import engine.runs.run
 import engine.system.signals
 import engine.training.step
@@ -103,14 +104,14 @@ def points(directory):
 def test_a_signal_during_evaluation_stops_the_run_after_it(
     small, workplace, command, steps, monkeypatch
 ):
-    evaluate_splits = engine.runs.run.evaluate_splits
+    evaluate_splits = engine.runs.epochs.evaluate_splits
 
     def interrupt(*arguments):
         if steps["done"] == 4:
             send(signal.SIGTERM)()
         return evaluate_splits(*arguments)
 
-    monkeypatch.setattr(engine.runs.run, "evaluate_splits", interrupt)
+    monkeypatch.setattr(engine.runs.epochs, "evaluate_splits", interrupt)
     assert command("train.py", *small).status == 143
     assert len((only_run(workplace) / "metrics.jsonl").read_text().splitlines()) == 1
     assert command("train.py", *small).status == 0 and steps["done"] == 8

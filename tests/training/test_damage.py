@@ -17,7 +17,8 @@ from engine.training.checkpoint import (
     load_latest,
     save_checkpoint,
 )
-from engine.training.loop import PartialEpoch, Progress
+from engine.training.loop import Progress
+from engine.training.metrics import PartialEpoch
 from tests.helpers.runs import CPU, config, only_run, rewrite, state_of
 from tests.helpers.training import setup_of
 

@@ -70,6 +70,7 @@ def test_a_checkpoint_holds_no_trace_of_a_graph(name):
         assert group == expected
 
 
+@pytest.mark.drawn
 def test_a_sweep_of_every_optimizer_ends_in_a_table_and_plots(small, workplace, command):
     names = ",".join(TITLES)
     outcome = command("train.py", "-m", *small, f"optimizer={names}", "batch=16,32", "epochs=1")

@@ -175,9 +175,11 @@ def test_tvlars_has_its_largest_rate_at_the_first_step():
     given = plan(*keys, "scheduler.delay_epochs=2")
     assert planned_rates(given, keys, 27)[26] == pytest.approx(3.2 * 0.51)
     lines = made.describe().splitlines()
-    assert lines[-2] == (
+    assert lines[-3] == (
         f"rates     first {first:.6g}, peak {first:.6g} at step 0, final {last:.6g} at step 194"
     )
+    scaled = "scaling   peak / f(0) = 3.2 = optimizer.base_lr 0.1 x 4096 / 128, "
+    assert lines[-2].startswith(scaled)
     assert lines[-1] == (
         "decay     peak x f(t) / f(0), f(t) = 1 / (1 + exp(0.5 (t - 1.5))) + 0.01, t = step / 13"
     )

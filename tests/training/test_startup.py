@@ -10,7 +10,8 @@ from torch import nn
 import engine.runs.run
 from engine.system.runtime import Runtime
 from engine.system.signals import Pauses
-from engine.training.loop import PartialEpoch, train_epoch
+from engine.training.loop import train_epoch
+from engine.training.metrics import PartialEpoch
 from engine.training.step import Step
 from tests.helpers.runs import TOOLBOX, assert_same, config, only_run, state_of
 from tests.helpers.training import setup_of
