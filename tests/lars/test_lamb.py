@@ -14,10 +14,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lars import LAMB, LARSWrapper, parameter_groups
 from lars.reference import lamb_step
+from tests.helpers.optimizers import Recorder, problem, weights_with_and_without_a_switch
 
 PATHS: dict[str, dict[str, Any]] = {
     "single": {"foreach": False},
@@ -206,14 +206,6 @@ def test_telemetry(path: dict[str, Any]) -> None:
     assert all(value.dim() == 0 for value in row.values())
 
 
-def problem(dtype: torch.dtype = torch.float32) -> tuple[list[torch.nn.Parameter], Any]:
-    """Return the weight and the bias of a small regression, and a function for its loss."""
-    torch.manual_seed(0)
-    params = [torch.nn.Parameter(torch.randn(*s, dtype=dtype)) for s in ((10, 5), (10,))]
-    inputs = torch.randn(5, dtype=dtype)
-    return params, lambda: (params[0].mv(inputs) + params[1]).square().sum()
-
-
 @all_paths
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("tensor_lr", [False, True])
@@ -239,21 +231,11 @@ def test_the_loss_changes_in_the_right_direction(
 @pytest.mark.parametrize("target", PATHS)
 def test_state_moves_between_paths(path: dict[str, Any], target: str) -> None:
     """Training resumes from a state_dict, on the same or another path, with the same results."""
-    ends = []
-    for switch in (False, True):
-        params, loss_of = problem(torch.float64)
-        optimizer = LAMB(params, lr=0.1, weight_decay=0.01, **path)
-        for step in range(6):
-            if switch and step == 3:
-                state = copy.deepcopy(optimizer.state_dict())
-                for group in state["param_groups"]:
-                    group.update({"foreach": None, "capturable": False} | PATHS[target])
-                optimizer = LAMB(params, lr=5.0, eps=1.0, **PATHS[target])
-                optimizer.load_state_dict(state)
-            optimizer.zero_grad()
-            loss_of().backward()
-            optimizer.step()
-        ends.append(params)
+    ends = weights_with_and_without_a_switch(
+        lambda params: LAMB(params, lr=0.1, weight_decay=0.01, **path),
+        lambda params: LAMB(params, lr=5.0, eps=1.0, **PATHS[target]),
+        {"foreach": None, "capturable": False} | PATHS[target],
+    )
     torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-14)
 
 
@@ -343,20 +325,6 @@ def test_grad_scaler(path: dict[str, Any]) -> None:
     torch.testing.assert_close(*ends)
 
 
-class _Recorder(TorchDispatchMode):
-    """Count calls that reach the dispatcher, and fail on those that wait for a device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func)
-        assert "_local_scalar_dense" not in name, "the host reads a value"
-        self.calls += "unbind" not in name and "detach" not in name  # views launch no kernel
-        return func(*args, **(kwargs or {}))
-
-
 def test_a_foreach_step_does_not_sync_and_has_a_fixed_number_of_calls() -> None:
     """It makes as many calls for 80 tensors as for 2."""
     counts = []
@@ -369,9 +337,9 @@ def test_a_foreach_step_does_not_sync_and_has_a_fixed_number_of_calls() -> None:
         )
         optimizer.telemetry = True
         optimizer.step()
-        with _Recorder() as recorder:
+        with Recorder() as recorder:
             optimizer.step()
-        counts.append(recorder.calls)
+        counts.append(len(recorder.calls))
     assert counts[0] == counts[1] < 45
 
 
@@ -383,9 +351,9 @@ def test_without_foreach_tensors_are_updated_one_by_one() -> None:
     for some in (params[:1], params):
         optimizer = LAMB(some, foreach=False)
         optimizer.step()
-        with _Recorder() as recorder:
+        with Recorder() as recorder:
             optimizer.step()
-        counts.append(recorder.calls)
+        counts.append(len(recorder.calls))
     assert counts[1] > 4 * counts[0]
 
 

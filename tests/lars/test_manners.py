@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lars import LARS, PRESETS, LARSWrapper, parameter_groups
+from tests.helpers.optimizers import Recorder, problem, weights_with_and_without_a_switch
 
 PATHS: dict[str, dict[str, Any]] = {
     "single": {"foreach": False},
@@ -28,17 +28,6 @@ PATHS: dict[str, dict[str, Any]] = {
     "capturable": {"capturable": True},
 }
 all_paths = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-
-
-def problem(dtype: torch.dtype = torch.float32) -> tuple[list[torch.nn.Parameter], Any]:
-    """Return the weight and the bias of a small regression, and a function for its loss."""
-    torch.manual_seed(0)
-    params = [
-        torch.nn.Parameter(torch.randn(10, 5, dtype=dtype)),
-        torch.nn.Parameter(torch.randn(10, dtype=dtype)),
-    ]
-    inputs = torch.randn(5, dtype=dtype)
-    return params, lambda: (params[0].mv(inputs) + params[1]).abs().square().sum()
 
 
 @all_paths
@@ -234,22 +223,11 @@ def test_options_are_per_group(path: dict[str, Any]) -> None:
 @all_paths
 def test_state_moves_between_paths(path: dict[str, Any], target: str) -> None:
     """Training resumes on another path from a state_dict with the same results."""
-    ends = []
-    for switch in (False, True):
-        params, loss_of = problem(torch.float64)
-        optimizer = LARS(params, lr=1.0, weight_decay=0.01, nesterov=True, **path)
-        for step in range(6):
-            if switch and step == 3:
-                state = copy.deepcopy(optimizer.state_dict())
-                flags = dict.fromkeys(("foreach", "fused")) | {"capturable": False}
-                for group in state["param_groups"]:
-                    group.update(flags | PATHS[target])
-                optimizer = LARS(params, lr=5.0, **PATHS[target])
-                optimizer.load_state_dict(state)
-            optimizer.zero_grad()
-            loss_of().backward()
-            optimizer.step()
-        ends.append(params)
+    ends = weights_with_and_without_a_switch(
+        lambda params: LARS(params, lr=1.0, weight_decay=0.01, nesterov=True, **path),
+        lambda params: LARS(params, lr=5.0, **PATHS[target]),
+        dict.fromkeys(("foreach", "fused")) | {"capturable": False} | PATHS[target],
+    )
     torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-14)
 
 
@@ -361,21 +339,6 @@ def test_a_differentiable_step_at_a_zero_norm_has_no_nan(value: float) -> None:
     assert weight.grad.isfinite().all()
 
 
-class _Recorder(TorchDispatchMode):
-    """Count calls that reach the dispatcher, and fail on those that wait for a device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func)
-        assert "_local_scalar_dense" not in name, "the host reads a value"
-        if "unbind" not in name and "detach" not in name:  # views launch no kernel
-            self.calls.append(name)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("variant", PRESETS)
 def test_the_foreach_step_does_not_sync_and_has_a_fixed_number_of_calls(
@@ -398,7 +361,7 @@ def test_the_foreach_step_does_not_sync_and_has_a_fixed_number_of_calls(
         )
         optimizer.telemetry = True
         optimizer.step()
-        with _Recorder() as recorder:
+        with Recorder() as recorder:
             optimizer.step()
         counts.append(len(recorder.calls))
     grows = variant == "braintools"  # ||g + b * w|| needs each sum as a tensor

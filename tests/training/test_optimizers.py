@@ -85,6 +85,21 @@ def test_a_sweep_of_every_optimizer_ends_in_a_table_and_plots(small, workplace, 
     assert (folder / "accuracy.png").stat().st_size > 1000
 
 
+def steps_of(model, optimizer, scheduler):
+    """Take 15 steps; before each, yield its number, its rate and random gradients by name."""
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1, 16):
+        gradients = {
+            name: torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            for name, parameter in model.named_parameters()
+        }
+        for name, parameter in model.named_parameters():
+            parameter.grad = gradients[name].clone()
+        yield step, float(optimizer.param_groups[0]["lr"]), gradients
+        optimizer.step()
+        scheduler.step()
+
+
 @pytest.mark.parametrize("decay", ["weights", "all"])
 def test_adamw_follows_the_formulas(decay):
     """Loshchilov and Hutter 2019 (arXiv 1711.05101), algorithm 2, in float64 over 20 steps."""
@@ -97,12 +112,8 @@ def test_adamw_follows_the_formulas(decay):
     expected = {name: p.detach().clone() for name, p in model.named_parameters()}
     first = {name: torch.zeros_like(w) for name, w in expected.items()}
     second = {name: torch.zeros_like(w) for name, w in expected.items()}
-    generator = torch.Generator().manual_seed(0)
-    for step in range(1, 16):
-        rate = float(optimizer.param_groups[0]["lr"])
-        for name, parameter in model.named_parameters():
-            gradient = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.grad = gradient.clone()
+    for step, rate, gradients in steps_of(model, optimizer, scheduler):
+        for name, gradient in gradients.items():
             lr = rate * (0.5 if name == "bias" else 1.0)
             own_decay = weight_decay if name == "weight" or decay == "all" else 0.0
             first[name] = beta1 * first[name] + (1 - beta1) * gradient
@@ -110,8 +121,6 @@ def test_adamw_follows_the_formulas(decay):
             average = first[name] / (1 - beta1**step)
             root = (second[name] / (1 - beta2**step)).sqrt()
             expected[name] = expected[name] * (1 - lr * own_decay) - lr * average / (root + eps)
-        optimizer.step()
-        scheduler.step()
     assert made.optimizer.name == "adamw"
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-9, atol=1e-12)
@@ -129,20 +138,14 @@ def test_lamb_takes_its_keys(adapt):
         name: [p.detach().clone(), torch.zeros_like(p), torch.zeros_like(p)]
         for name, p in model.named_parameters()
     }
-    generator = torch.Generator().manual_seed(0)
-    for step in range(1, 16):
-        rate = float(optimizer.param_groups[0]["lr"])
-        for name, parameter in model.named_parameters():
-            gradient = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.grad = gradient.clone()
+    for step, rate, gradients in steps_of(model, optimizer, scheduler):
+        for name, gradient in gradients.items():
             is_weight = name == "weight"
             rows[name] = lamb_step(
                 rows[name][0].detach(), gradient, *rows[name][1:], step,
                 rate if is_weight else 0.5 * rate, beta1=0.8, beta2=0.95, eps=1e-3,
                 weight_decay=0.1 if is_weight else 0.0, adapt=is_weight or adapt == "all",
             )  # fmt: skip
-        optimizer.step()
-        scheduler.step()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), rows[name][0].detach(), rtol=1e-9, atol=0)
 
