@@ -93,6 +93,7 @@ def train(config: Config, arguments: list[str]) -> None:
             while not progress.over:
                 epoch, part = progress.epoch, progress.part
                 started = time.perf_counter() - (part.wall_seconds if part else 0.0)
+                until = plan.next_evaluation(state.scheduler.last_epoch)
                 trained = train_epoch(
                     step,
                     state.scheduler,
@@ -100,12 +101,17 @@ def train(config: Config, arguments: list[str]) -> None:
                     display,
                     config.log_layers_every,
                     part,
-                    plan.next_evaluation(state.scheduler.last_epoch),
+                    until,
                     pauses.due,
                     run.neighbors.seen,
                 )
                 finish_steps(run, setup, state, progress, trained, started, display)
-                due = pauses.due() if progress.part else pauses.due_after(epoch)
+                if progress.part is None:
+                    due = pauses.due_after(epoch)
+                else:
+                    # Only a pause ends a part before its evaluation, or after all of its steps.
+                    paused = progress.part.complete or state.scheduler.last_epoch < until
+                    due = paused or pauses.due()
                 if ranks.any_rank(due) or progress.over:
                     if runtime.rank == 0:
                         save_checkpoint(run.checkpoint, setup, state, progress, write)
