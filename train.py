@@ -119,8 +119,7 @@ def train(config: Config, arguments: list[str]) -> None:
                     if not progress.over:
                         pauses.saved()
         run.found["peak_memory_bytes"] = peak_memory_bytes(runtime.device)
-        status = DIVERGED if progress.diverged else COMPLETED
-        run.finish(status, chance=run.found["chance_accuracy"])
+        run.finish(DIVERGED if progress.diverged else COMPLETED)
     print(run.describe())
 
 

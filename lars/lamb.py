@@ -133,13 +133,8 @@ class LAMB(LayerwiseOptimizer):
         return run_step(self, closure)
 
     def _take_step(self) -> None:
-        buckets: list[_Bucket] = []
-        position = 0
-        for group in self.param_groups:
-            buckets += self._init_group(group, position)
-            position += len(group["params"])
         grad_scale = getattr(self, "grad_scale", None)
-        self._record([bucket.update(grad_scale, self.telemetry) for bucket in buckets])
+        self._record([b.update(grad_scale, self.telemetry) for b in self._make_buckets()])
 
     def _init_group(self, group: dict[str, Any], position: int) -> list[_Bucket]:
         """Sort a group's parameters into buckets; create missing state.

@@ -168,11 +168,7 @@ class LARS(LayerwiseOptimizer):
         return run_step(self, closure)
 
     def _take_step(self) -> None:
-        buckets: list[Bucket] = []
-        position = 0
-        for group in self.param_groups:
-            buckets += self._init_group(group, position)
-            position += len(group["params"])
+        buckets: list[Bucket] = self._make_buckets()
         self.grad_norm = self._clip(buckets, getattr(self, "grad_scale", None))
         statistics = [bucket.update(self.telemetry) for bucket in buckets]
         for bucket in buckets:

@@ -15,8 +15,8 @@ from .bucket import LayerStatistics, as_tensor
 class LayerwiseOptimizer(Optimizer):
     """Base of LARS and LAMB.
 
-    A subclass implements `_complete`, which checks the options of a group, and `_take_step`, which
-    sets `_statistics` if `telemetry` is True.
+    A subclass implements `_complete`, which checks the options of a group, `_init_group`, which
+    sorts its parameters into buckets, and `_take_step`, which calls `_record`.
 
     Attributes:
         telemetry: if True, `layer_statistics()` is available after each step.
@@ -47,8 +47,19 @@ class LayerwiseOptimizer(Optimizer):
     def _complete(self, group: dict[str, Any]) -> None:
         raise NotImplementedError
 
+    def _init_group(self, group: dict[str, Any], position: int) -> list[Any]:
+        raise NotImplementedError
+
     def _take_step(self) -> None:
         raise NotImplementedError
+
+    def _make_buckets(self) -> list[Any]:
+        """Return the buckets of all groups."""
+        buckets, position = [], 0
+        for group in self.param_groups:
+            buckets += self._init_group(group, position)
+            position += len(group["params"])
+        return buckets
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled or loaded state. Options that it lacks get their default values."""

@@ -21,6 +21,11 @@ class ScheduleConfig:
 
     name: str
 
+    @property
+    def multiplier(self) -> float | None:
+        """Return the peak rate as a multiple of base_lr; None if the schedule does not set it."""
+        return None
+
     def check(self, epochs: int) -> None:
         """Raise UserError for values that are valid separately but not together, or too large."""
 
@@ -37,6 +42,11 @@ class WarmupConfig(ScheduleConfig):
     warmup_steps: NotNegativeCount | None = key(
         "warm-up in optimizer steps, if warmup_epochs is null", default=None, kw_only=True
     )
+
+    @property
+    def multiplier(self) -> float | None:
+        """Return `warmup_multiplier`."""
+        return self.warmup_multiplier
 
     def check(self, epochs: int) -> None:
         """Raise UserError for values that are valid separately but not together, or too large."""

@@ -33,7 +33,7 @@ from engine.config.keys import (
 )
 from engine.config.optimizers import Optimizers
 from engine.config.parse import Range, parse
-from engine.config.schedules import Schedules, WarmupConfig
+from engine.config.schedules import Schedules
 from engine.errors import key_error
 
 ModelName = Literal[
@@ -318,13 +318,12 @@ def check_across_keys(config: Config) -> None:
     optimizer, scheduler = config.optimizer, config.scheduler
     optimizer.check()
     scheduler.check(config.epochs)
-    multiplier = scheduler.warmup_multiplier if isinstance(scheduler, WarmupConfig) else None
-    if multiplier is not None and optimizer.lr_scaling != "none":
+    if scheduler.multiplier is not None and optimizer.lr_scaling != "none":
         allowed = (
             f"needs optimizer.lr_scaling=none (optimizer.lr_scaling={optimizer.lr_scaling} "
             "already sets the peak), or null"
         )
-        raise key_error("scheduler.warmup_multiplier", multiplier, allowed)
+        raise key_error("scheduler.warmup_multiplier", scheduler.multiplier, allowed)
     ghost = config.model.ghost_batch
     if ghost is not None and ghost > min(config.micro_batch, config.batch):
         allowed = f"must be at most micro_batch={config.micro_batch} and batch={config.batch}"

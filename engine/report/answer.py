@@ -143,8 +143,7 @@ def compare(entries: Sequence[Entry]) -> str:
         text += ", " + ", ".join(f"{entry.name} {entry.accuracy:.1f} %" for entry in others)
     notes = [entry.note for entry in entries if entry.note]
     notes += [note for entry in entries if (note := diverged_note(entry))]
-    notes += [chance_note(entries)] if chance_note(entries) else []
-    notes += [seeds_note(entries)] if seeds_note(entries) else []
+    notes += [note for note in (chance_note(entries), seeds_note(entries)) if note]
     return f"{text} ({'; '.join(notes)})" if notes else text
 
 

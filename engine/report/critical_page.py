@@ -71,7 +71,7 @@ def answers(rows: Sequence[Row], study: Study | None) -> list[str]:
     Accuracies answer nothing if every run stops at the target.
     """
     found = [] if study is None else [critical_sentence(study)]
-    stopped = all(row.choices.get("stop_at_target") for row in rows)
+    stopped = all(row.stops_at_target for row in rows)
     return found if found and stopped else [opening(rows), *found]
 
 
@@ -101,12 +101,12 @@ def critical_section(study: Study, plots: Sequence[str]) -> str:
         plots: file names of its plots.
 
     """
-    rates = any(point.noise_scale is not None for c in study.curves for point in c.points)
+    noise = any(point.noise_scale is not None for c in study.curves for point in c.points)
     parts = []
     for curve in study.curves:
-        parts.append(f"### {escaped(curve.title)}\n\n{_table(curve, noise=rates)}")
+        parts.append(f"### {escaped(curve.title)}\n\n{_table(curve, noise)}")
         parts += [escaped(curve.fit)] if isinstance(curve.fit, str) else []
-    parts += [_notes(study), *(f"![{name.removesuffix('.png')}]({name})" for name in plots)]
+    parts += [_notes(study, noise), *(f"![{name.removesuffix('.png')}]({name})" for name in plots)]
     return "\n\n".join(parts)
 
 
@@ -156,8 +156,8 @@ def _steps_cell(point: Point) -> str:
     return f"{text} ({', '.join(notes)})" if notes else text
 
 
-def _notes(study: Study) -> str:
-    """Return what the tables mean and how precise they are."""
+def _notes(study: Study, noise: bool) -> str:
+    """Return what the tables, with or without the noise scale, mean and how precise they are."""
     row = study.row.records[0].summary
     gaps = [
         (1 - passage.before / passage.steps, point.batch)
@@ -166,7 +166,6 @@ def _notes(study: Study) -> str:
         for passage in point.reached
     ]
     gap, batch = max(gaps)
-    noise = any(point.noise_scale is not None for c in study.curves for point in c.points)
     return (
         f"{row['model']} on {row['data']}. Steps and examples are means over the seeds that reach "
         f"{study.target:g} % {SPLITS[study.split]}. Of several settings at a batch the one with "

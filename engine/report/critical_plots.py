@@ -20,6 +20,7 @@ from engine.report.style import (
     label_of,
     remove,
     save,
+    scale_by_two,
 )
 from engine.report.to_target import Passage
 from engine.runs.records import DIVERGED
@@ -202,10 +203,7 @@ def draw_rates(group: str, curves: Sequence[Curve], figure: Any) -> None:
 def _scale_x(axes: Any, batches: Sequence[int]) -> None:
     """Give the x axis a logarithmic scale with the batches as ticks."""
     shown = batches[:: 1 + (len(batches) > MOST_TICKS)]
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(shown, [str(batch) for batch in shown])
-    axes.minorticks_off()
-    axes.set_xlim(batches[0] / 1.3, batches[-1] * 1.3)
+    scale_by_two(axes, batches, ticks=shown)
     axes.set_xlabel("Batch")
 
 

@@ -89,7 +89,7 @@ def fit_steps(batches: Sequence[int], steps: Sequence[float]) -> Fit | str:
 
 
 def _judged(sizes: Sequence[int], fit: Fit) -> Fit | str:
-    """Return the fit, or the reason why the data cannot tell B_crit.
+    """Return the fit, or the reason why the data do not determine B_crit.
 
     Args:
         sizes: the batch sizes, smallest first.
@@ -101,7 +101,7 @@ def _judged(sizes: Sequence[int], fit: Fit) -> Fit | str:
         return fit
     # If one end is open, the other one must exclude a part of the measured range.
     if (fit.low or 0.0) < sizes[0] and (fit.high or math.inf) > sizes[-1]:
-        return f"{between} scatter too much about the curve to tell a critical batch size."
+        return f"{between} scatter too much about the curve to determine a critical batch size."
     if fit.high is None and fit.b_crit > sizes[-1]:
         return (
             f"{between} fall almost in proportion to the batch, which is perfect scaling: the "

@@ -26,6 +26,7 @@ from engine.report.style import (
     label_of,
     remove,
     save,
+    scale_by_two,
     show_recipes,
     styles_of,
 )
@@ -233,10 +234,7 @@ def draw_against(
             text = f"{rows[0].optimizer_title} {means[-1]:.1f}"
             ends.append(EndLabel(points[-1][0], means[-1], text, color))
     places = sorted({getattr(row, axis) for rows in lines.values() for row in rows})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(places, [str(place) for place in places])
-    axes.minorticks_off()
-    axes.set_xlim(places[0] / 1.3, places[-1] * 1.3)
+    scale_by_two(axes, places, ticks=places)
     if low is not None:
         axes.set_ylim(low, 1.05 * axes.get_ylim()[1])
     diverged = any(

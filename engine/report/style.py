@@ -162,6 +162,14 @@ def remove(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
+def scale_by_two(axes: Any, places: Sequence[int], ticks: Sequence[int]) -> None:
+    """Give the x axis a logarithmic scale around ascending places, with these ticks."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(places[0] / 1.3, places[-1] * 1.3)
+
+
 def label_ends(axes: Any, labels: Sequence[EndLabel]) -> None:
     """Write labels next to the line ends; labels at the same x are moved apart vertically.
 

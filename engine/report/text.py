@@ -66,7 +66,8 @@ def text_report(
     """
     lines = ["", *(shown(f"{group}: {scope}") for scope in scopes(rows)), ""]
     lines += [text_table(rows), "", f"{BEST} best of its column. {accuracy_note(rows)}"]
-    lines += [shown(note) for note in [describe_conditions([row.timed for row in rows])] if note]
+    if conditions := describe_conditions([row.timed for row in rows]):
+        lines.append(shown(conditions))
     for answer in answers(rows, study):
         lines += ["", *textwrap.wrap(shown(answer), WIDTH)]
     lines.append("")

@@ -76,9 +76,8 @@ def passage_of(record: Record, split: str, target: float) -> Passage | None:
     # A run that stops at this very target has its own count.
     steps = summary.get("steps_to_target") if stopped == target else None
     examples = None if steps is None else summary.get("examples_to_target")
-    for at in found:
-        if steps is None and (at.accuracy(split) or 0.0) >= target:
-            steps, examples = at.step, at.examples
+    if steps is None and (first := record.first_at(split, target)) is not None:
+        steps, examples = first.step, first.examples
     if steps is None or lost:
         steps, examples = summary["steps"], sum(row.get("images") or 0 for row in record.history)
         reached = False

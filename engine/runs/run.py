@@ -237,20 +237,19 @@ class Run:
         step = self.history[-1]["step"]
         write_mistakes(self.writer, data.test, data.classes, tested, step)
 
-    def finish(self, status: str, error: str | None = None, chance: float | None = None) -> None:
-        """Write summary.json, the last of a run's files.
+    def finish(self, status: str, error: str | None = None) -> None:
+        """Write summary.json, the last of a run's files; a diverged run has the accuracy of chance.
 
         Args:
             status: completed, diverged, failed or interrupted.
             error: what stopped a failed run, in one line.
-            chance: accuracy in % that a diverged run gets.
 
         """
         command = records.command_of(self.arguments)
         summary = summarize(self.config, self.name, status, self.history, command)
         summary |= self.found | {"error": error}
         if status == records.DIVERGED:
-            summary["test_accuracy"] = chance
+            summary["test_accuracy"] = self.found["chance_accuracy"]
         if status in records.FINISHED:
             if self.writer is not None:
                 write_outcome(self.writer, summary["choices"], summary)
@@ -324,7 +323,7 @@ class Follower(Run):
     def record_mistakes(self, data: Dataset, tested: Evaluated) -> None:
         """Do nothing, since rank 0 writes the files."""
 
-    def finish(self, status: str, error: str | None = None, chance: float | None = None) -> None:
+    def finish(self, status: str, error: str | None = None) -> None:
         """Do nothing, since rank 0 writes the files."""
 
 

@@ -307,8 +307,7 @@ def scaled_rate(config: c.Config) -> float:
     if optimizer.lr_scaling != "none":
         rule = schedulers.SCALING_RULES[optimizer.lr_scaling]
         return optimizer.base_lr * rule(config.batch, optimizer.base_batch)
-    multiplier = scheduler.warmup_multiplier if isinstance(scheduler, WarmupConfig) else None
-    return optimizer.base_lr * (multiplier or 1.0)
+    return optimizer.base_lr * (scheduler.multiplier or 1.0)
 
 
 def first_and_peak_rate(config: c.Config) -> tuple[float, float]:
@@ -335,9 +334,8 @@ def describe_scaling(config: c.Config, scaled: float) -> str:
     """Return how `scaled_rate` follows from optimizer.base_lr and the batch, as a formula."""
     optimizer, scheduler = config.optimizer, config.scheduler
     base, ratio = f"{optimizer.base_lr:.6g}", f"{config.batch} / {optimizer.base_batch}"
-    multiplier = scheduler.warmup_multiplier if isinstance(scheduler, WarmupConfig) else None
     factor = {
-        "none": f"{multiplier or 1.0:.6g}",
+        "none": f"{scheduler.multiplier or 1.0:.6g}",
         "linear": ratio,
         "sqrt": f"sqrt({ratio})",
     }[optimizer.lr_scaling]

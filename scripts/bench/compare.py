@@ -27,10 +27,12 @@ class Earlier:
         results = report.read(path, "--against=")
         self.results: dict[str, Result] = {}
         for part in parts:
-            for name in (part, report.EARLIER_NAMES.get(part, part)):
-                for stored in (name, report.partial_name(name)):
-                    if stored in results:
-                        self.results.setdefault(part, results[stored])
+            names = (part, report.EARLIER_NAMES.get(part, part))
+            stored = [
+                s for name in names for s in (name, report.partial_name(name)) if s in results
+            ]
+            if stored:
+                self.results[part] = results[stored[0]]
         if missing := [part for part in parts if part not in self.results]:
             allowed = f"has no results of {', '.join(missing)}; it has {', '.join(results)}"
             raise UserError(f"--against={path}: {allowed}")
