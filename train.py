@@ -40,7 +40,7 @@ def train(config: Config, arguments: list[str]) -> None:
     """
     # Imported here, so that --help and errors in the command appear before torch is loaded.
     from engine.runs.claims import with_claimed_threads
-    from engine.runs.epochs import finish_steps
+    from engine.runs.epochs import finish_steps, must_save
     from engine.runs.records import COMPLETED, DIVERGED
     from engine.runs.run import Follower, Run
     from engine.system import distributed as ranks
@@ -106,12 +106,7 @@ def train(config: Config, arguments: list[str]) -> None:
                     run.neighbors.seen,
                 )
                 finish_steps(run, setup, state, progress, trained, started, display)
-                if progress.part is None:
-                    due = pauses.due_after(epoch)
-                else:
-                    # Only a pause ends a part before its evaluation, or after all of its steps.
-                    paused = progress.part.complete or state.scheduler.last_epoch < until
-                    due = paused or pauses.due()
+                due = must_save(progress, pauses, state.scheduler.last_epoch < until)
                 if ranks.any_rank(due) or progress.over:
                     if runtime.rank == 0:
                         save_checkpoint(run.checkpoint, setup, state, progress, write)

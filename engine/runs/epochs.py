@@ -1,8 +1,9 @@
-"""Evaluate a run after its epochs and inside them, and end it at its target or its last step."""
+"""Evaluate and save a run after its epochs and inside them; end it at its target or last step."""
 
 import time
 
 from engine.runs.run import Run
+from engine.system.signals import Pauses
 from engine.system.terminal import Display
 from engine.training.evaluate import Evaluations, evaluate_splits
 from engine.training.loop import Progress
@@ -56,6 +57,22 @@ def finish_steps(
     display.end_epoch(row)
     if progress.ended and measured is not None and measured.test is not None:
         run.record_mistakes(setup.data, measured.test)
+
+
+def must_save(progress: Progress, pauses: Pauses, before_evaluation: bool) -> bool:
+    """Return True if the run must save a checkpoint after these steps.
+
+    Args:
+        progress: finished epochs and partial epoch.
+        pauses: says when to save between epochs, and after a signal.
+        before_evaluation: the steps ended before the step that they were to end at.
+
+    """
+    if progress.part is None:
+        return pauses.due_after(len(progress.history))
+    # Only a pause ends a part before its evaluation, or after all of its steps. It may not be due
+    # any more, but without a checkpoint the next part could end at the same step, for ever.
+    return progress.part.complete or before_evaluation or pauses.due()
 
 
 def is_due(trained: TrainedEpoch | PartialEpoch, step: int, setup: Setup) -> bool:
