@@ -8,10 +8,9 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
-from tqdm.contrib import DummyTqdmFile
 
 from engine.errors import UserError
 from engine.report.rows import records_of
@@ -56,7 +55,11 @@ class SweepProgress:
             contextlib.redirect_stderr(streams[1]),
         ):
             self.estimate()
-            yield
+            try:
+                yield
+            finally:
+                for stream in streams:
+                    stream.write_rest()
 
     def run_ended(self) -> None:
         """Show that a run has ended."""
@@ -99,13 +102,29 @@ class SweepProgress:
         return total / self.at_once
 
 
-class _Above(DummyTqdmFile):
-    """A stream whose lines are printed above the bars, and bring the sweep's bar up to date."""
+class _Above:
+    """A stream whose lines are printed above the bars, and bring the sweep's bar up to date.
 
-    def __init__(self, stream: Any, progress: SweepProgress) -> None:
-        super().__init__(stream)
-        self.wrapper_setattr("progress", progress)
+    tqdm's own wrapper (`tqdm.contrib.DummyTqdmFile`) clears the bars on the stream that it wraps
+    only, so lines for stdout would continue the line of a bar on stderr.
+    """
 
-    def write(self, text: str, nolock: bool = False) -> None:
-        super().write(text, nolock)
-        self.progress.estimate_at_times()
+    def __init__(self, stream: TextIO, progress: SweepProgress) -> None:
+        self._wrapped, self.progress, self.rest = stream, progress, ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+    def write(self, text: str) -> int:
+        lines, newline, self.rest = (self.rest + text).rpartition("\n")
+        if newline:
+            with tqdm.external_write_mode(file=stderr()):
+                self._wrapped.write(lines + newline)
+                self._wrapped.flush()
+            self.progress.estimate_at_times()
+        return len(text)
+
+    def write_rest(self) -> None:
+        """Print the text after the last line's end."""
+        if self.rest:
+            self.write("\n")

@@ -1,7 +1,10 @@
+import sys
+
 import pytest
 
 from engine.sweeps.progress import SweepProgress
-from tests.helpers.screen import Screen
+from engine.system.terminal import say
+from tests.helpers.screen import Beside, Screen
 
 
 class FakeRun:
@@ -36,20 +39,33 @@ def test_a_log_has_a_line_after_each_run(runs, capsys):
     ]
 
 
-def test_a_terminal_has_a_bar_below_the_runs_lines(runs, capsys, monkeypatch):
+def test_a_terminal_has_a_bar_below_the_runs_lines(runs, monkeypatch):
     screen = Screen()
+    monkeypatch.setattr("sys.stdout", Beside(screen))
     monkeypatch.setattr("sys.stderr", screen)
     monkeypatch.delenv("TERM", raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
     progress = SweepProgress(runs, at_once=1, mode="auto")
     with progress.shown():
-        print("a line of a run")
+        print("the first line of a run", flush=True)
+        assert_rows(screen, "the first line of a run", bar="0/3 runs, 0:03:00 left")
         runs[0].over = True
         progress.run_ended()
-    assert capsys.readouterr().out == "a line of a run\n"
-    assert "0/3 runs, 0:03:00 left" in screen.getvalue()
-    assert "1/3 runs, 0:02:00 left" in screen.getvalue()
-    print("after")
-    assert capsys.readouterr().out == "after\n"
+        say("a line of the sweep")
+        assert_rows(screen, "the first line of a run", "a line of the sweep", bar="1/3 runs")
+        monkeypatch.setattr("engine.sweeps.progress.ESTIMATE_SECONDS", 0.0)
+        print("a line with a new estimate")
+        print("a warning", file=sys.stderr)
+        print("a line that does not end", end="")
+        assert screen.rows()[2:-1] == ["a line with a new estimate", "a warning"]
+    print("\nafter")
+    assert screen.rows()[4:] == ["a line that does not end", "", "after", ""]
+
+
+def assert_rows(screen, *lines, bar):
+    *above, last = screen.rows()
+    assert above == list(lines)
+    assert last.startswith("sweep |") and bar in last
 
 
 def test_progress_off_shows_nothing(runs, capsys):
