@@ -6,6 +6,7 @@ affects neither the other runs nor the table.
 """
 
 import contextlib
+import functools
 import sys
 import time
 import traceback
@@ -78,7 +79,8 @@ def make_plans(
     """
     for job in jobs:
         check_plan(job.config)
-    return [make_plan(job.config, len(read(job.config.data).train)) for job in jobs]
+    training_size = functools.cache(lambda data: len(read(data).train))
+    return [make_plan(job.config, training_size(job.config.data)) for job in jobs]
 
 
 def distinct(jobs: Iterable[Job]) -> list[Job]:
