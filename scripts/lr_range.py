@@ -3,8 +3,8 @@
     python -m scripts.lr_range optimizer=lars batch=4096 model=resnet20
 
 Takes the keys of train.py. Prints the optimizer.base_lr whose peak rate, under the chosen
-optimizer.lr_scaling, is the rate at which the loss is lowest; under Muon also the optimizer.inner_lr
-that was raised with it. Its own keys:
+optimizer.lr_scaling, is the rate at which the loss is lowest. Under Muon it also prints the
+optimizer.inner_lr that was raised with it. Its own keys:
 
     range.low      the first rate; null: the configured peak / 1000        [null]
     range.high     the last rate; null: the configured peak x 100          [null]
