@@ -3,7 +3,8 @@
     python -m scripts.lr_range optimizer=lars batch=4096 model=resnet20
 
 Takes the keys of train.py. Prints the optimizer.base_lr whose peak rate, under the chosen
-optimizer.lr_scaling, is the rate at which the loss is lowest. Its own keys:
+optimizer.lr_scaling, is the rate at which the loss is lowest. Under Muon it also prints the
+optimizer.inner_lr that was raised with it. Its own keys:
 
     range.low      the first rate; null: the configured peak / 1000        [null]
     range.high     the last rate; null: the configured peak x 100          [null]
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from engine.cli import exit_status, read_command_line, read_own_keys
+from engine.config.optimizers import MuonConfig
 from engine.config.parse import Range
 from engine.config.schema import Config, Positive
 from engine.errors import UserError, key_error
@@ -97,7 +99,7 @@ def search(config: Config, arguments: Arguments, command: str) -> None:
 def suggest(config: Config, made: "RangeTest", peak: float, facts: dict[str, Any]) -> str:
     """Write the plot and the numbers; return the text to print.
 
-    The last line is the override to use. Raises UserError if the files cannot be written.
+    The last line has the overrides to use. Raises UserError if the files cannot be written.
 
     Args:
         config: the configuration.
@@ -112,6 +114,11 @@ def suggest(config: Config, made: "RangeTest", peak: float, facts: dict[str, Any
 
     base_lr = float(f"{base_lr_for(config, peak):.3g}")
     scaling = config.optimizer.lr_scaling
+    override = f"optimizer.base_lr={base_lr:g}"
+    if isinstance(config.optimizer, MuonConfig):
+        # The test raised both rates together.
+        inner_lr = base_lr * config.optimizer.inner_lr_scale
+        override += f" optimizer.inner_lr={inner_lr:.3g}"
     found = {
         "suggested_base_lr": base_lr,
         "suggested_peak_lr": peak,
@@ -140,7 +147,7 @@ def suggest(config: Config, made: "RangeTest", peak: float, facts: dict[str, Any
         ),
         *(f"written   {path}" for path in paths),
         f"a peak of {peak:.3g} at batch {config.batch}, optimizer.lr_scaling={scaling}:",
-        f"optimizer.base_lr={base_lr:g}",
+        override,
     ]
     return "\n".join(lines)
 

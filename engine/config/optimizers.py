@@ -12,6 +12,7 @@ from engine.config.keys import (
     configuration,
     key,
 )
+from engine.config.parse import LARGEST
 from engine.errors import key_error
 
 Variant = Literal[
@@ -28,11 +29,13 @@ class OptimizerConfig:
         title: the optimizer's name in tables and plots.
         cuda_graph: True if a CUDA graph may capture its step: it never reads a value on the host,
             and reads the learning rate as a tensor.
+        largest_lr: the largest rate that its step can take.
 
     """
 
     title: ClassVar[str]
     cuda_graph: ClassVar[bool] = False
+    largest_lr: ClassVar[float] = LARGEST
 
     name: str
     base_lr: Positive = key("learning rate at base_batch; warm-up starts from it")
@@ -54,6 +57,11 @@ class OptimizerConfig:
     def state_tensors(self) -> int:
         """Return the number of state tensors, each of the parameter's size, per parameter."""
         raise NotImplementedError
+
+    @property
+    def inner_lr_scale(self) -> float:
+        """Return the rate of the parameters that a second optimizer trains, per rate; 1 if none."""
+        return 1.0
 
     def check(self) -> None:
         """Raise UserError for values that are valid separately but not together."""
@@ -144,8 +152,56 @@ class LAMBConfig(AdamWConfig):
     adapt: Which = key("parameters that get a trust ratio: all or weights")
 
 
+@configuration
+class MuonConfig(AdamWConfig):
+    """The keys of Muon for hidden weights, and of AdamW for the other parameters.
+
+    A step reads its rate as a number, so no CUDA graph captures it.
+    """
+
+    title, cuda_graph = "Muon", False
+    # The factor of `adjust_lr` must not take the rate beyond float32. It is at most 20 here.
+    largest_lr = LARGEST / 1000
+
+    name: Literal["muon"]  # type: ignore[assignment]
+    inner_lr: Positive = key(
+        "rate at which AdamW trains the other parameters while Muon's is base_lr; the schedule "
+        "scales both"
+    )
+    momentum: Momentum = key("momentum; 0 for none")
+    nesterov: bool = key("use Nesterov momentum")
+    adjust_lr: Literal["original", "match_rms_adamw"] = key(
+        "factor on the rate of a matrix of A rows and B columns: sqrt(max(1, A / B)) (original) or "
+        "0.2 sqrt(max(A, B)) (match_rms_adamw)"
+    )
+    muon_first_last: bool = key(
+        "Muon also trains the weights of the first convolution and the last linear layer"
+    )
+    bias_lr_scale: NotNegative = key(
+        "rate of biases and normalization parameters, as a multiple of AdamW's",
+        default=1.0,
+        kw_only=True,
+    )
+
+    @property
+    def state_tensors(self) -> int:
+        """Return 2, AdamW's averages; Muon keeps 1 tensor for each of its weights."""
+        return 2
+
+    @property
+    def inner_lr_scale(self) -> float:
+        """Return AdamW's rate as a multiple of Muon's."""
+        return self.inner_lr / self.base_lr
+
+    def check(self) -> None:
+        """Raise UserError if the two rates are too far apart."""
+        if self.inner_lr_scale > LARGEST:
+            allowed = f"must be at most {LARGEST:g} times optimizer.base_lr={self.base_lr:g}"
+            raise key_error("optimizer.inner_lr", self.inner_lr, allowed)
+
+
 # Each optimizer's class. Its builder is a row of OPTIMIZERS in training/build.py.
-Optimizers = SGDConfig | LARSConfig | AdamWConfig | LAMBConfig
+Optimizers = SGDConfig | LARSConfig | AdamWConfig | LAMBConfig | MuonConfig
 MEMBERS: dict[str, type[OptimizerConfig]] = {
     name: member
     for member in get_args(Optimizers)

@@ -7,15 +7,17 @@ import inspect
 from collections.abc import Callable
 from typing import Any, get_args
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 import models
 from engine.config import optimizers as o
 from engine.config import schema as c
 from engine.training.ema import Average
+from engine.training.muon import MuonAdamW, hidden_weights, muon_groups
 from lars import LAMB, LARS, parameter_groups
 
+Groups = list[dict[str, Any]]
 # Each name is a function of `models`.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     name: getattr(models, name) for name in get_args(c.ModelName)
@@ -73,20 +75,23 @@ def build_optimizer(
         adapt=getattr(config, "adapt", "weights"),
         bias_lr_scale=config.bias_lr_scale,
     )
-    # torch has fused optimizer kernels on these devices only.
-    fused = next(model.parameters()).device.type in ("cpu", "cuda", "mps")
-    return OPTIMIZERS[config.name](groups, config, lr, clip, fused)
+    return OPTIMIZERS[config.name](groups, config, lr, clip, model)
+
+
+def has_fused_kernels(model: nn.Module) -> bool:
+    """Return True if torch has fused optimizer kernels on the model's device."""
+    return next(model.parameters()).device.type in ("cpu", "cuda", "mps")
 
 
 def build_sgd(
-    groups: list[dict[str, Any]], config: o.SGDConfig, lr: float, clip: c.ClipConfig, fused: bool
+    groups: Groups, config: o.SGDConfig, lr: float, clip: c.ClipConfig, model: nn.Module
 ) -> Optimizer:
     """Return torch's SGD; `clip` is not used, because the training step clips."""
-    return SGD(groups, lr, **same_options(SGD, config), fused=fused)
+    return SGD(groups, lr, **same_options(SGD, config), fused=has_fused_kernels(model))
 
 
 def build_lars(
-    groups: list[dict[str, Any]], config: o.LARSConfig, lr: float, clip: c.ClipConfig, fused: bool
+    groups: Groups, config: o.LARSConfig, lr: float, clip: c.ClipConfig, model: nn.Module
 ) -> Optimizer:
     """Return LARS, which clips with gradient norms that it computes anyway."""
     options = same_options(LARS, config) | {"clip_norm": clip.norm, "clip_value": clip.value}
@@ -94,26 +99,39 @@ def build_lars(
 
 
 def build_adamw(
-    groups: list[dict[str, Any]], config: o.AdamWConfig, lr: float, clip: c.ClipConfig, fused: bool
+    groups: Groups, config: o.AdamWConfig, lr: float, clip: c.ClipConfig, model: nn.Module
 ) -> Optimizer:
     """Return torch's AdamW; `clip` is not used, because the training step clips."""
-    return AdamW(groups, lr, (config.beta1, config.beta2), config.eps, fused=fused)
+    betas, fused = (config.beta1, config.beta2), has_fused_kernels(model)
+    return AdamW(groups, lr, betas, config.eps, fused=fused)
 
 
 def build_lamb(
-    groups: list[dict[str, Any]], config: o.LAMBConfig, lr: float, clip: c.ClipConfig, fused: bool
+    groups: Groups, config: o.LAMBConfig, lr: float, clip: c.ClipConfig, model: nn.Module
 ) -> Optimizer:
-    """Return LAMB; `clip` is not used, because the training step clips, nor is `fused`."""
+    """Return LAMB; `clip` is not used, because the training step clips."""
     return LAMB(groups, lr, (config.beta1, config.beta2), config.eps)
 
 
+def build_muon(
+    groups: Groups, config: o.MuonConfig, lr: float, clip: c.ClipConfig, model: nn.Module
+) -> Optimizer:
+    """Return Muon with AdamW; `clip` is not used, because the training step clips."""
+    hidden = hidden_weights(model, config.muon_first_last)
+    return MuonAdamW(
+        muon_groups(groups, hidden, config.inner_lr_scale), lr, **same_options(MuonAdamW, config),
+        betas=(config.beta1, config.beta2), fused=has_fused_kernels(model),
+    )  # fmt: skip
+
+
 # Each builder takes the parameter groups, the optimizer's configuration, the peak learning rate,
-# the bounds on the gradient and whether torch has fused kernels on the device.
+# the bounds on the gradient and the model.
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": build_sgd,
     "lars": build_lars,
     "adamw": build_adamw,
     "lamb": build_lamb,
+    "muon": build_muon,
 }
 
 
@@ -124,6 +142,14 @@ def same_options(optimizer: Callable[..., Optimizer], config: o.OptimizerConfig)
     """
     options = inspect.signature(optimizer).parameters.keys() & vars(config).keys()
     return {name: getattr(config, name) for name in sorted(options - {"weight_decay", "adapt"})}
+
+
+def state_bytes(config: o.OptimizerConfig, model: nn.Module) -> int:
+    """Return the bytes that the optimizer's state takes, without its step counts."""
+    kept: dict[Tensor, int] = dict.fromkeys(model.parameters(), config.state_tensors)
+    if isinstance(config, o.MuonConfig):
+        kept |= dict.fromkeys(hidden_weights(model, config.muon_first_last), 1)
+    return sum(p.numel() * p.element_size() * count for p, count in kept.items())
 
 
 def build_ema(config: c.EMAConfig, model: nn.Module) -> Average | None:

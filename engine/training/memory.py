@@ -20,7 +20,7 @@ from engine.errors import key_error
 from engine.system.distributed import ranks_here
 from engine.system.resources import available_bytes
 from engine.system.runtime import Runtime, choose_device, choose_precision
-from engine.training.build import build_model
+from engine.training.build import build_model, state_bytes
 from engine.training.plan import Plan
 from engine.training.setup import Setup
 
@@ -115,16 +115,16 @@ def estimate(setup: Setup, model: nn.Module, examples: int) -> Estimate:
     config, plan, data = setup.config, setup.plan, setup.data
     images = largest_pass(plan)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    # Weights and gradients; the optimizer's state; the weight average, if kept; with several ranks
-    # the buckets in which DistributedDataParallel exchanges gradients.
-    copies = 2 + config.optimizer.state_tensors + (config.ema.decay is not None)
+    # Weights and gradients; the weight average, if kept; with several ranks the buckets in which
+    # DistributedDataParallel exchanges gradients.
+    copies = 2 + (config.ema.decay is not None)
     copies += plan.world_size > 1
     bordered = ((SIDE + 2 * PADDING) / SIDE) ** 2
     return Estimate(
         # Training images are stored as bytes twice, the second time with a border. float32 copies
         # are temporary.
         data=data.train.images.numel() * (1 + bordered) + data.test.images.numel(),
-        state=weights * copies,
+        state=weights * copies + state_bytes(config.optimizer, model),
         activations=saved_bytes(model, examples, setup.runtime) * images / examples,
         images=images,
     )

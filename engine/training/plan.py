@@ -18,6 +18,7 @@ from engine.config.parse import LARGEST
 from engine.config.schedules import OneCycleConfig, TVLARSConfig, WarmupConfig
 from engine.data.dataset import known_training_size
 from engine.errors import key_error
+from engine.training.muon import check_torch
 from engine.training.schedule import SCHEDULES, Length, count_warmup_steps, warmup_error
 from models.batch_norm import group_sizes
 
@@ -44,6 +45,7 @@ class Plan:
         decay: the learning rate after warm-up as a formula.
         scaling: how the peak rate follows from optimizer.base_lr, as text.
         bias_lr_scale: factor on the learning rate of biases and normalization parameters.
+        inner_lr_scale: factor on the learning rate of the parameters that AdamW trains under Muon.
         min_passes: least number of forward passes of a rank per step, if it has enough examples.
         world_size: number of ranks that share each batch.
         max_steps: bound on the run's optimizer steps; None is `total_steps`.
@@ -68,6 +70,7 @@ class Plan:
     decay: str = ""
     scaling: str = ""
     bias_lr_scale: float = 1.0
+    inner_lr_scale: float = 1.0
     min_passes: int = 1
     world_size: int = 1
     max_steps: int | None = None
@@ -154,17 +157,20 @@ class Plan:
         return {"base_lr": self.base_lr, "peak_lr": self.peak_lr, "final_lr": self.final_lr}
 
     def describe(self) -> str:
-        """Return the plan as five to seven lines, from which every rate can be computed."""
+        """Return the plan as five to eight lines, from which every rate can be computed."""
         parts = Counter(map(describe_sizes, self.rank_passes(self.batch)))
         shown = ", ".join(
             passes if self.world_size == 1 else f"{ranks} rank{'s' * (ranks > 1)} of {passes}"
             for passes, ranks in parts.items()
         )
         reached = "" if self.warmup_steps < self.last_step else ", which the run does not reach"
-        biases = ""
+        others = ""
+        if self.inner_lr_scale != 1.0:
+            times = f"{self.inner_lr_scale:g} times these rates"
+            others = f"\nAdamW     for what Muon does not train: {times}"
         if self.bias_lr_scale != 1.0:
-            times = f"{self.bias_lr_scale:g} times these rates"
-            biases = f"\nbiases    and normalization parameters: {times}"
+            times = f"{self.bias_lr_scale * self.inner_lr_scale:g} times these rates"
+            others += f"\nbiases    and normalization parameters: {times}"
         return (
             f"steps     {self.total_steps} = {self.epochs} epochs x {self.steps_per_epoch} "
             f"(batch {self.batch}, last batch of an epoch {self.last_batch}, "
@@ -174,7 +180,7 @@ class Plan:
             f"{self.warmup_steps}{reached}, final {self.final_lr:.6g} at step "
             f"{self.last_step - 1}\n"
             f"scaling   {self.scaling}\n"
-            f"decay     {self.decay}{biases}{self._describe_end()}"
+            f"decay     {self.decay}{others}{self._describe_end()}"
         )
 
     def _describe_end(self) -> str:
@@ -216,6 +222,8 @@ def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Pla
     if config.sync_bn and world_size == 1:
         allowed = "needs several ranks; start them with torchrun --nproc-per-node=2"
         raise key_error("sync_bn", True, allowed)
+    if config.optimizer.name == "muon":
+        check_torch()
     if config.batch > train_examples:
         allowed = f"must be at most the training split's {train_examples} images"
         raise key_error("batch", config.batch, allowed)
@@ -227,8 +235,10 @@ def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Pla
         raise warmup_error(scheduler, warmup_steps, f"at most the run's {total_steps} steps")
     base_lr, peak_lr = first_and_peak_rate(config)
     optimizer_lr = scaled_rate(config)
-    if (largest := max(peak_lr, optimizer_lr)) > LARGEST:
+    if (largest := max(peak_lr, optimizer_lr)) > config.optimizer.largest_lr:
         allowed = f"gives a peak rate of {largest:.6g}, which float32 cannot hold"
+        if largest <= LARGEST:
+            allowed = f"gives a peak rate of {largest:.6g}, above {config.optimizer.largest_lr:.6g}"
         raise key_error("optimizer.base_lr", config.optimizer.base_lr, allowed)
     length = Length(config.epochs, steps_per_epoch, warmup_steps, peak_lr)
     plan = Plan(
@@ -247,6 +257,7 @@ def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Pla
         schedule=SCHEDULES[scheduler.name].options(scheduler, length),
         scaling=describe_scaling(config, optimizer_lr),
         bias_lr_scale=config.optimizer.bias_lr_scale,
+        inner_lr_scale=config.optimizer.inner_lr_scale,
         # The noise scale compares the gradients of the first pass and of the whole batch.
         min_passes=2 if config.noise_scale else 1,
         world_size=world_size,

@@ -21,6 +21,7 @@ from engine.config.compose import make_jobs
 from engine.config.optimizers import MEMBERS, Optimizers
 from engine.config.schema import Config
 from engine.training.build import MODELS
+from engine.training.muon import HAS_MUON, MuonAdamW
 from lars import LAMB, LARS, LARSWrapper, parameter_groups
 from scripts.bench.harness import BATCH, Harness
 from scripts.bench.report import Row
@@ -34,6 +35,7 @@ NORMS = 8  # read w, g
 LARS_STEP = NORMS + SGD
 ADAM = 28  # read w, g, m, v; write w, m, v
 LAMB_STEP = 40  # read w, g, m, v; write m, v and the update; read w and the update; write w
+MUON_STEP = 20  # as SGD, without the matrix products, which take most of the time
 
 Build = Callable[[Any], torch.optim.Optimizer]
 Networks = dict[str, Callable[[], nn.Module]]
@@ -84,7 +86,8 @@ def run(
     session.note(
         f"Copy bandwidth {bandwidth / 1e9:.1f} GB/s. `floor` is the median divided by the time "
         f"that the least memory traffic takes at that bandwidth: per parameter {SGD} bytes for "
-        f"SGD, {LARS_STEP} for LARS, {ADAM} for AdamW and {LAMB_STEP} for LAMB. Caches can bring "
+        f"SGD and Muon, {LARS_STEP} for LARS, {ADAM} for AdamW and {LAMB_STEP} for LAMB. Muon's "
+        "matrix products take far longer than its memory traffic. Caches can bring "
         "it below 1. `the norms alone` is the pass in which LARS reads norms before torch's fused "
         "SGD kernel could update. The sum of both is a lower bound for a rule with two norms per "
         "tensor on this machine."
@@ -158,6 +161,7 @@ def entries(device: torch.device) -> dict[str, Entry]:
         "LAMB one by one": Entry(LAMB_STEP, _maker(LAMB, common, foreach=False)),
         "timm LAMB": Entry(LAMB_STEP, _peer(optim, "Lamb", common, foreach=False)),
         "timm LAMB foreach": Entry(LAMB_STEP, _peer(optim, "Lamb", common, foreach=True)),
+        "Muon, AdamW fused": Entry(MUON_STEP, _muon if HAS_MUON else None),
         "pytorch_optimizer LAMB": Entry(LAMB_STEP, _peer(kozistr, "Lamb", common, foreach=False)),
         "pytorch_optimizer LAMB foreach": Entry(
             LAMB_STEP, _peer(kozistr, "Lamb", common, foreach=True)
@@ -170,6 +174,24 @@ def entries(device: torch.device) -> dict[str, Entry]:
 
 def _maker(optimizer: Callable[..., Any], common: dict[str, Any], **options: Any) -> Build:
     return lambda params: optimizer(params, **common, **options)
+
+
+def _muon(params: Any) -> torch.optim.Optimizer:
+    """Return Muon over all weights of two dimensions or more; every group is split by these."""
+    groups = params if isinstance(params[0], dict) else [{"params": params}]
+    split = [
+        {**group, "params": pairs, "muon": muon}
+        for group in groups
+        for muon in (True, False)
+        if (pairs := [p for p in group["params"] if (_tensor(p).ndim > 1) == muon])
+    ]
+    return MuonAdamW(split, lr=1e-3, fused=True)
+
+
+def _tensor(member: Any) -> torch.Tensor:
+    """Return a member of a group, which may be a (name, parameter) pair, as a tensor."""
+    found: torch.Tensor = member[1] if isinstance(member, tuple) else member
+    return found
 
 
 def _peer(package: str, name: str, common: dict[str, Any], **options: Any) -> Build | None:

@@ -118,15 +118,16 @@ class Trial:
         )
 
 
-@pytest.fixture(scope="module")
-def trials(drawn_tree, tmp_path_factory):
+@pytest.fixture(scope="module", params=["lars", "muon"])
+def trials(request, drawn_tree, tmp_path_factory):
     """Yield an uninterrupted trial, and a function that makes further trials of the same run."""
     folder = tmp_path_factory.mktemp("trials")
+    toolbox = [choice.replace("optimizer=lars", f"optimizer={request.param}") for choice in TOOLBOX]
     patch = pytest.MonkeyPatch()
     patch.setenv("PYTHONPATH", os.pathsep.join([str(PROJECT), *filter(None, sys.path)]))
     overrides = [
         "data=image_folder", f"data.root={drawn_tree}", "model=resnet8", f"epochs={EPOCHS}",
-        "batch=32", "threads=1", "deterministic=true", *TOOLBOX, "log_layers_every=2",
+        "batch=32", "threads=1", "deterministic=true", *toolbox, "log_layers_every=2",
     ]  # fmt: skip
     alone = Trial(folder / "alone", overrides, 0.0)
     process = alone.start()

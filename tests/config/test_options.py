@@ -37,7 +37,10 @@ def test_a_members_own_key_and_default_are_shown():
 
 def test_a_key_with_another_meaning_in_another_member_is_listed_for_each():
     listed = [o for o in list_options(Config, "train") if o.key == "optimizer.eps"]
-    assert [o.describe_defaults() for o in listed] == ["null", "adamw 1e-08, lamb 1e-06"]
+    assert [o.describe_defaults() for o in listed] == [
+        "null",
+        "adamw 1e-08, lamb 1e-06, muon 1e-08",
+    ]
     assert listed[0].describe_members() == "lars"
     assert "adamw" in listed[1].describe_members().split(", ")
     meanings = [option.meaning for option in listed]

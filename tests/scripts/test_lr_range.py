@@ -56,6 +56,14 @@ def test_the_command_writes_and_prints_a_rate(small, workplace, lr_range_command
     assert json.loads(other.read_text())["train_loss"] == json.loads(numbers)["train_loss"]
 
 
+def test_muons_two_rates_keep_their_ratio(small, workplace, lr_range_command):
+    outcome = lr_range_command(*small, "optimizer=muon", "batch=60", "range.steps=20")
+    assert outcome.status == 0, outcome.err
+    base, inner = outcome.out.splitlines()[-1].split()
+    made = config("optimizer=muon", base, inner).optimizer
+    assert made.base_lr != 0.02 and made.inner_lr_scale == pytest.approx(0.015, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

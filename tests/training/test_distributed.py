@@ -104,6 +104,7 @@ def exercise():
     made = {
         "float64": trained(make_resnet(8), [*GHOSTS, "optimizer=lars"], torch.float64, ema=0.9),
         "fp32": trained(make_resnet(8), [*GHOSTS, "optimizer.base_lr=0.02"], ema=0.9),
+        "muon": trained(make_resnet(8), [*GHOSTS, "optimizer=muon"], torch.float64, ema=0.9),
         "plain": trained(make_plain(), ["batch=30", "epochs=2"], torch.float64, epochs=2),
         "warmed up": trained(
             make_plain(), ["batch=30", "epochs=2"], torch.float64, epochs=2, compiled=True
@@ -332,7 +333,9 @@ def assert_close(left, right, close):
         torch.testing.assert_close(left[name], right[name], rtol=close, atol=close, msg=name)
 
 
-@pytest.mark.parametrize(("precision", "close"), [("float64", 1e-9), ("fp32", 1e-3)])
+@pytest.mark.parametrize(
+    ("precision", "close"), [("float64", 1e-9), ("fp32", 1e-3), ("muon", 1e-9)]
+)
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_train_the_weights_of_one_process(made, world, precision, close):
     expected = made[1][0][precision]
@@ -349,7 +352,7 @@ def test_ranks_train_the_weights_of_one_process(made, world, precision, close):
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_all_ranks_have_bit_identical_states(made, world):
-    for precision in ("float64", "fp32"):
+    for precision in ("float64", "fp32", "muon"):
         for rank in made[world][1:]:
             for part in ("state", "ema"):
                 first = made[world][0][precision][part]

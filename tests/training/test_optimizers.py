@@ -8,6 +8,7 @@ import torch
 from engine.config.optimizers import TITLES
 from engine.training.build import OPTIMIZERS, build_optimizer
 from engine.training.cuda_graph import make_capturable, plain_state
+from engine.training.muon import MuonAdamW
 from engine.training.plan import build_scheduler, make_plan
 from lars import LAMB
 from lars.reference import lamb_step
@@ -150,7 +151,9 @@ def test_lamb_takes_its_keys(adapt):
         torch.testing.assert_close(parameter.detach(), rows[name][0].detach(), rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize(("name", "optimizer"), [("adamw", torch.optim.AdamW), ("lamb", LAMB)])
+@pytest.mark.parametrize(
+    ("name", "optimizer"), [("adamw", torch.optim.AdamW), ("lamb", LAMB), ("muon", MuonAdamW)]
+)
 def test_an_optimizer_that_counts_steps_resumes_to_the_bit_in_mid_epoch(
     name, optimizer, small, workplace, command, monkeypatch
 ):
