@@ -50,7 +50,7 @@ GHOSTS = ["batch=64", "micro_batch=16", "model.ghost_batch=8", "epochs=10"]
 
 # An epoch of the 90 images that are left has 3 steps.
 TO_TARGET = [
-    "data.holdout=30", "stop_at_target=true", "target_accuracy=50", "eval_every=2steps",
+    "data.holdout=30", "stop_at_target=true", "target_accuracy=90", "eval_every=4steps",
 ]  # fmt: skip
 
 
@@ -577,10 +577,10 @@ def test_ranks_stop_together_at_a_target(made, places, drawn_tree, command, monk
         rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
         found = list(evaluations(rows, 32))
         assert summary["status"] == "completed" and summary["steps"] == found[-1].step
-        assert summary["steps_to_target"] == found[-1].step and found[-1].step % 2 == 0
+        assert summary["steps_to_target"] == found[-1].step
         accuracies = [e.accuracy("holdout") for e in found]
-        assert accuracies[-1] >= 50 and all((a or 0.0) < 50 for a in accuracies[:-1])
-        seen.append([(e.step, e.accuracy("holdout")) for e in found])
-    # The ranks' sums differ by rounding errors, which may change one image of 30.
-    assert [step for step, _ in seen[0]] == [step for step, _ in seen[1]]
-    print(seen)
+        assert accuracies[-1] >= 90 and all((a or 0.0) < 90 for a in accuracies[:-1])
+        seen.append([e.step for e in found])
+    # Step 8 is inside epoch 3. Rounding errors of the ranks' sums change no more than one image of
+    # 30, and the accuracies are further from the target.
+    assert seen[0] == seen[1] == [3, 4, 6, 8]

@@ -15,6 +15,7 @@ import train
 from engine.cli import exit_status
 from engine.runs.history import evaluations
 from engine.runs.records import load_records
+from engine.runs.run import Run
 from models import commit_batch_statistics
 from tests.helpers.runs import STATE, assert_same, only_run, rows_of, state_of
 
@@ -170,10 +171,20 @@ def test_a_run_stopped_in_mid_epoch_resumes_to_the_bit(
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate_splits(*arguments)
 
+    start, started = Run.start, []
+
+    def interrupt_start(self, *arguments, **options):
+        started.append(steps.done)
+        if started[-2:] == [9, 20]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        start(self, *arguments, **options)
+
     monkeypatch.setattr(engine.runs.epochs, "evaluate_splits", interrupt)
-    # At an evaluation, between two, at an epoch's last step, during an evaluation, at the end.
+    monkeypatch.setattr(Run, "start", interrupt_start)
+    # At an evaluation, between two, at an epoch's last step, during an evaluation, then before
+    # the next step, at the end.
     steps.stop = {4, 6, 9, 27}
-    for stop in (4, 6, 9, 20, 27):
+    for stop in (4, 6, 9, 20, 20, 27):
         assert command("train.py", *whole.run).status == 143
         assert steps.done == stop
         assert summary_of(only_run(workplace))["status"] == "interrupted"
