@@ -26,15 +26,13 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from engine.cli import CommandLine, exit_status, read_command_line, read_own_keys
-from engine.config.compose import Job, make_jobs
+from engine.config.compose import Job
 from engine.config.parse import Range
 from engine.config.schema import Config, Count
 from engine.errors import UserError, key_error
 from engine.report.write import read_notes, runs_lines
 from engine.runs.records import FINISHED, RESULTS, cannot_write, load_records
-from engine.runs.run import Run
-from engine.sweeps.launch import check_launcher
-from engine.sweeps.sweep import claim_missing, failure, make_plans, train_missing
+from engine.sweeps.sweep import train_trials
 from engine.sweeps.tune import (
     Cell,
     draw_rates,
@@ -137,19 +135,7 @@ def measure(cells: Sequence[Cell], seeds: Sequence[int], command: CommandLine) -
         (cell, point) for cell in cells for point in cell.points() if point not in cell.scores
     ]
     lists = [trial_overrides(c, p, s) for c, p in trials for s in seeds]
-    # A run's own overrides leave out what concerns the whole search.
-    shared = [*command.hydra_overrides, f"parallel={command.jobs[0].config.parallel}"]
-    jobs = make_jobs("train", Config, [[*o, *shared] for o in lists])
-    plans = make_plans(jobs)
-    check_launcher(command.hydra_overrides)
-    pending, way = claim_missing(jobs, plans, command.hydra_overrides)
-    train_missing(jobs, pending, way, command.hydra_overrides, sweep_job)
-    failures = [text for job in jobs if (text := failure(Run(job.config)))]
-    if failures:
-        advice = "run the same command again to retry the failed trials"
-        print(*failures, advice, sep="\n", file=sys.stderr)
-        raise SystemExit(1)
-    summaries = iter([Run(job.config).summary() or {} for job in jobs])
+    summaries = iter(train_trials(lists, command, sweep_job))
     for cell, point in trials:
         results = [next(summaries) for _ in seeds]
         diverged = any(result["status"] == FINISHED[1] for result in results)

@@ -13,9 +13,10 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from engine.cli import CommandLine
-from engine.config.compose import Job
+from engine.config.compose import Job, make_jobs
 from engine.config.schema import Config, DataConfig
 from engine.data.dataset import Dataset, load_data, plan_data
 from engine.errors import UserError, key_error
@@ -207,6 +208,34 @@ def launch(
         launch_jobs(task, jobs, hydra_overrides, ended)
     except Exception as error:
         print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def train_trials(
+    lists: Sequence[Sequence[str]], command: CommandLine, task: Task
+) -> list[dict[str, Any]]:
+    """Train the trials of a search that are missing; return the summaries of all.
+
+    Exits with status 1 if any trial failed: a choice among fewer trials would not be fair.
+
+    Args:
+        lists: the overrides of each trial.
+        command: the search's command line, which chooses the launcher and `parallel`.
+        task: trains one run from its composed configuration.
+
+    """
+    # A run's own overrides leave out what concerns the whole search.
+    shared = [*command.hydra_overrides, f"parallel={command.jobs[0].config.parallel}"]
+    jobs = make_jobs("train", Config, [[*overrides, *shared] for overrides in lists])
+    plans = make_plans(jobs)
+    check_launcher(command.hydra_overrides)
+    pending, way = claim_missing(jobs, plans, command.hydra_overrides)
+    train_missing(jobs, pending, way, command.hydra_overrides, task)
+    failures = [text for job in jobs if (text := failure(Run(job.config)))]
+    if failures:
+        advice = "run the same command again to retry the failed trials"
+        print(*failures, advice, sep="\n", file=sys.stderr)
+        raise SystemExit(1)
+    return [Run(job.config).summary() or {} for job in jobs]
 
 
 def report(jobs: Iterable[Job]) -> bool:

@@ -38,8 +38,8 @@ class Cell:
         batch: batch size.
         overrides: overrides of every trial, without seed and tuned keys.
         axes: values of each tuned key, in ascending order.
-        scores: hold-out accuracy in % of each point tried, the mean over seeds; None if a seed
-            diverged.
+        scores: score of each point tried, higher for a better one; None if a seed diverged.
+            scripts.tune has the hold-out accuracy in %, the mean over seeds.
         asked: the points that Optuna chose.
 
     """
@@ -56,9 +56,9 @@ class Cell:
         return self.asked or list(itertools.product(*self.axes.values()))
 
     def score(self, point: Point) -> float:
-        """Return a point's score in %; -1 if it diverged."""
+        """Return a point's score; minus infinity if it diverged."""
         score = self.scores[point]
-        return -1.0 if score is None else score
+        return -math.inf if score is None else score
 
     def best(self) -> Point:
         """Return the best point; of several with equal scores, the one with the smallest values."""
@@ -173,7 +173,8 @@ def search_by_optuna(cells: Sequence[Cell], measure: Measure, trials: int) -> No
                 cell.axes[key] = sorted({tried[place] for tried in cell.asked})
         measure(cells)
         for cell, study, trial in zip(cells, studies, asked, strict=True):
-            study.tell(trial, cell.score(cell.asked[-1]))
+            # Optuna gets a finite score, which is below every accuracy.
+            study.tell(trial, max(-1.0, cell.score(cell.asked[-1])))
 
 
 def experiment(cells: Sequence[Cell], command: str, scored: str, recipe: str | None) -> str:

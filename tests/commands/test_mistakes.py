@@ -39,6 +39,11 @@ MISTAKES = [
     ("epochs=0", "epochs=0: must be"),
     ("epochs=1.5", "epochs=1.5: must be"),
     ("eval_every=0", "eval_every=0: must be"),
+    ("eval_every=0steps", "eval_every=0steps: must be a whole number at least 1 or steps such"),
+    ("eval_every=50 steps", "eval_every=50 steps: must be a whole number at least 1 or steps"),
+    ("eval_every=5epochs", "eval_every=5epochs: must be a whole number at least 1 or steps such"),
+    ("max_steps=0", "max_steps=0: must be a whole number at least 1 or null"),
+    ("stop_at_target=true", "stop_at_target=true: needs target_accuracy, the accuracy in %"),
     ("seed=-1", "seed=-1: must be"),
     ("group=../../escape", "group=../../escape: must be letters"),
     ("group=runs", "group=runs: must not be"),
@@ -104,6 +109,12 @@ def test_a_mistake_is_one_line_with_status_2_and_writes_nothing(
     others = [o for o in small if o.partition("=")[0] != key]
     before = files_below(workplace)
     assert_refused(command("train.py", *others, argument), message, workplace, before)
+
+
+def test_a_run_cannot_stop_at_a_target_without_a_hold_out_split(small, workplace, command):
+    outcome = command("train.py", *small, "stop_at_target=true", "target_accuracy=70")
+    message = "stop_at_target=true: needs data.holdout above 0, such as data.holdout=5000"
+    assert_refused(outcome, message, workplace, set())
 
 
 @pytest.mark.parametrize(

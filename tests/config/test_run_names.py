@@ -136,6 +136,23 @@ def test_same_choices_name_the_same_run():
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
+def test_what_ends_a_run_names_it_only_if_it_is_given():
+    holdout = "data.holdout=500"
+    name = config(holdout).run_name()
+    assert (
+        config(holdout, "max_steps=null", "eval_every=1", "stop_at_target=false").run_name() == name
+    )
+    assert config(holdout, "target_accuracy=70").run_name() == name
+    stop = [holdout, "stop_at_target=true"]
+    ends = [
+        [holdout, "max_steps=100"], [holdout, "eval_every=50steps"],
+        [*stop, "target_accuracy=70"], [*stop, "target_accuracy=71"],
+    ]  # fmt: skip
+    assert len({name, *(config(*words).run_name() for words in ends)}) == 5
+    choices = config(*ends[2]).choices()
+    assert choices["stop_at_target"] is True and choices["target_accuracy"] == 70.0
+
+
 def test_image_folder_runs_with_different_roots_have_different_names():
     here, there = (config("data=image_folder", f"data.root={root}") for root in "ab")
     assert here.run_name() != there.run_name()

@@ -5,6 +5,8 @@ import shutil
 import pytest
 
 from engine.errors import UserError
+from engine.report.plots import with_accuracy
+from engine.report.rows import make_rows
 from engine.report.write import write_report
 from engine.runs.records import load_records
 from tests.helpers.report import HISTORY, baselines_drawn, page_of, put, table
@@ -42,6 +44,22 @@ def test_time_to_target_needs_every_seed_to_reach_it(workplace):
     put(workplace, "seed=0", target_accuracy=60.0)
     put(workplace, "seed=1", target_accuracy=60.0, history=HISTORY[:1])
     assert table(workplace)[1][0]["seconds_to_target_mean"] == ""
+
+
+def test_a_run_that_stops_at_its_target_is_no_baseline_and_enters_no_accuracy_plot(workplace):
+    stop = ["data.holdout=500", "stop_at_target=true", "target_accuracy=70", "batch=64"]
+    put(workplace, *stop, steps_to_target=16, holdout_accuracy=71.0)
+    put(workplace, *stop, "seed=1", steps_to_target=None, holdout_accuracy=60.0)
+    assert "| 80.00 ± 0.00 (70 % not reached by 1 of 2) |" in table(workplace)[0]
+    assert baselines_drawn() == []
+    plots = {path.name for path in (workplace / "results" / "g").glob("*.png")}
+    assert "accuracy.png" not in plots
+    put(workplace, "batch=128", accuracy=79.0)
+    text = table(workplace)[0]
+    assert "| 128 | 0.1 | 79.00 (base line) |" in text and text.count("(base line)") == 1
+    rows = make_rows(load_records("g"))
+    assert [row.batch for row in with_accuracy(rows)] == [128]
+    assert [row.target_split for row in rows] == ["holdout", "test"]
 
 
 def test_published_runs_count_without_their_directories(workplace):

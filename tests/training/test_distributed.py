@@ -27,6 +27,7 @@ from engine.cli import exit_status
 from engine.config.schema import EMAConfig
 from engine.data.augment import Normalization, TrainingImages
 from engine.errors import UserError
+from engine.runs.history import evaluations
 from engine.runs.run import Follower
 from engine.system.distributed import check_equal, distribute
 from engine.system.resources import available_cpus
@@ -46,6 +47,11 @@ pytestmark = pytest.mark.skipif(
 )
 # The last batch of an epoch is one group, so only one rank has examples in it.
 GHOSTS = ["batch=64", "micro_batch=16", "model.ghost_batch=8", "epochs=10"]
+
+# An epoch of the 90 images that are left has 3 steps.
+TO_TARGET = [
+    "data.holdout=30", "stop_at_target=true", "target_accuracy=90", "eval_every=4steps",
+]  # fmt: skip
 
 
 def trained(
@@ -270,6 +276,7 @@ def run_commands(rank, ports, run):
     engine.training.step.clip_gradients = signal_one_rank
     made["paused"] = command(ports[6], *run, "group=paused")
     engine.training.step.clip_gradients = clip
+    made["target"] = command(ports[7], *run, *TO_TARGET, "group=target")
     return made
 
 
@@ -315,7 +322,7 @@ def made(places, drawn_tree):
     run = [*RANKED, f"data.root={drawn_tree}"]
     found = {}
     for world in (2, 4):
-        torch.multiprocessing.spawn(work, (world, free_ports(8), places, run), nprocs=world)
+        torch.multiprocessing.spawn(work, (world, free_ports(9), places, run), nprocs=world)
         found[world] = [
             torch.load(places / f"{world}-{rank}.pt", weights_only=False) for rank in range(world)
         ]
@@ -559,3 +566,24 @@ def test_torchs_cuda_kernels_synchronize(tmp_path):
     torch.multiprocessing.spawn(normalize_on_gpu, (free_ports(1)[0], tmp_path), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert_normalized_as_one(ranks, normalize_together(torch.device("cpu")))
+
+
+def test_ranks_stop_together_at_a_target(made, places, drawn_tree, command, monkeypatch):
+    assert made[2][0]["target"][0] == 0 and made[2][1]["target"] == (0, "", "")
+    monkeypatch.chdir(places / "1")
+    run = [*RANKED, f"data.root={drawn_tree}", *TO_TARGET, "group=target"]
+    assert command("train.py", *run).status == 0
+    seen = []
+    for place in ("1", "2"):
+        (directory,) = (places / place / "results" / "runs" / "target").iterdir()
+        summary = json.loads((directory / "summary.json").read_text())
+        rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+        found = list(evaluations(rows, 32))
+        assert summary["status"] == "completed" and summary["steps"] == found[-1].step
+        assert summary["steps_to_target"] == found[-1].step
+        accuracies = [e.accuracy("holdout") for e in found]
+        assert accuracies[-1] >= 90 and all((a or 0.0) < 90 for a in accuracies[:-1])
+        seen.append([e.step for e in found])
+    # Step 8 is inside epoch 3. Rounding errors of the ranks' sums change no more than one image of
+    # 30, and the accuracies are further from the target.
+    assert seen[0] == seen[1] == [3, 4, 6, 8]
