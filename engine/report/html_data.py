@@ -69,6 +69,14 @@ def page_data(groups: Mapping[str, Sequence[Row]], target: float | None = None) 
             runs += [run_data(group, row, record, place) for record in row.records]
         found = gather_lines(members, "batch")
         lines |= {comparison_name(group, n, f) if several else n: f for n, f in found.items()}
+    # A run leaves out keys at their default. It shows those that other runs have.
+    keys = sorted({key for run in runs for key in run["choices"]})
+    for run in runs:
+        known = default_choices(run["choices"]) | run["choices"]
+        run["choices"] = {key: known[key] for key in keys if key in known}
+    if len(groups) == 1:
+        for entry in (*rows, *runs):
+            del entry["cells"]["Group"]
     ratios = {
         run["name"]: ratio_plot(logged)
         for run in runs
@@ -85,6 +93,7 @@ def page_data(groups: Mapping[str, Sequence[Row]], target: float | None = None) 
         "rows": rows,
         "runs": runs,
         "lines": [[places[id(row)] for row in line] for line in lines.values()],
+        "curves": [key for key in CURVES if any(key in run["curves"] for run in runs)],
         "series": list(series.values()),
         "sections": {title: plots for title, plots in sections.items() if plots},
     }
@@ -128,10 +137,12 @@ def row_data(group: str, row: Row, goal: Target, common: Known) -> dict[str, Any
     """Return a row's cells by heading, and what is drawn of it."""
     seconds, speed = row.mean_time("train_seconds"), row.mean_time("images_per_second")
     steps, to_target = first(row, goal, "steps"), first(row, goal, "seconds")
+    setting = row.title.removeprefix(str(row.batch)).strip()
     cells: dict[str, Cell] = {
         "Group": (group, group),
         "Optimizer": (row.optimizer_title, row.optimizer_title),
-        "Batch and setting": (row.title, row.batch),
+        "Batch": (str(row.batch), row.batch),
+        "Setting": (setting, setting),
         "Epochs": (str(row.epochs), row.epochs),
         "Base LR": (rates_cell(row), row.first("base_lr")),
         "Runs": (str(len(row.records)), len(row.records)),
@@ -146,7 +157,7 @@ def row_data(group: str, row: Row, goal: Target, common: Known) -> dict[str, Any
         "batch": row.batch,
         # The accuracy of runs that end at their target is no result.
         "accuracy": None if row.stops_at_target else row.accuracy(),
-        "spread": row.spread() or 0.0,
+        "spread": row.spread(),
     }
 
 
@@ -179,7 +190,7 @@ def run_data(group: str, row: Row, record: Record, place: int) -> dict[str, Any]
         "name": summary["run"],
         "cells": cells,
         "accuracy": None if row.stops_at_target else accuracy,
-        "choices": {**default_choices(record.choices), **record.choices},
+        "choices": record.choices,
         "facts": {key: value for key, value in summary.items() if key != "choices"},
         "curves": curves(record),
     }

@@ -3,11 +3,12 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
-const several = data.groups.length > 1;
 const shown = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 // plotly interprets some tags in its texts, such as <b> and <a>.
 const literal = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
 const pairsOf = (run) => Object.entries(run.choices).map(([key, value]) => `${key}=${shown(value)}`);
+// A plot of more points than this has no markers, which take long to draw.
+const MOST_MARKERS = 2000;
 const opened = new Set();
 let compared = [];
 let visible = data.runs;
@@ -21,12 +22,8 @@ function element(tag, properties = {}, ...children) {
 const texts = (tag, list, properties = {}) =>
   list.map((textContent) => element(tag, { textContent, ...properties }));
 
-// The column Group is left out if there is only one group.
-const cellsOf = (entry) =>
-  Object.entries(entry.cells).filter(([heading]) => several || heading !== "Group");
-
 function cellElements(entry) {
-  return cellsOf(entry).map(([, [text, value]]) =>
+  return Object.values(entry.cells).map(([text, value]) =>
     element("td", { textContent: text, className: typeof value === "number" ? "number" : "" }));
 }
 
@@ -44,7 +41,7 @@ function inOrder(heading, direction) {
 function sortable(table, entries, isVisible, lines, first = []) {
   const body = element("tbody");
   let order = null;
-  const heads = cellsOf(entries[0]).map(([heading]) => {
+  const heads = Object.keys(entries[0].cells).map((heading) => {
     const cell = element("th", { scope: "col" }, element("button", { textContent: heading }));
     cell.firstChild.onclick = () => {
       const direction = cell.ariaSort === "ascending" ? -1 : 1;
@@ -79,7 +76,7 @@ function runLines(run) {
     fillRuns();
   };
   const cells = cellElements(run);
-  cells[several ? 1 : 0].replaceChildren(button);
+  cells[Object.keys(run.cells).indexOf("Run")].replaceChildren(button);
   const line = element("tr", {}, element("td", {}, box), ...cells);
   if (!opened.has(run)) return [line];
   const content = [
@@ -114,14 +111,13 @@ function plot(place, content) {
     const color = (name) => getComputedStyle(document.body).getPropertyValue(name);
     const { traces, x, y } = content();
     const axis = { gridcolor: color("--line"), zerolinecolor: color("--line"), automargin: true };
-    const narrow = place.clientWidth < 600;
     const layout = {
       paper_bgcolor: "transparent", plot_bgcolor: "transparent", hovermode: "closest",
       font: { color: color("--text"), family: getComputedStyle(document.body).fontFamily },
       margin: { l: 8, r: 8, t: 8, b: 8 }, xaxis: { ...axis, ...x }, yaxis: { ...axis, ...y },
       hoverlabel: { bgcolor: color("--page"), font: { color: color("--text") }, namelength: 0 },
       showlegend: traces.some((trace) => trace.showlegend !== false),
-      legend: narrow ? { orientation: "h", y: -0.2, yanchor: "top" } : {},
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
     };
     const made = traces.map(({ color: shade, dash, size, ...trace }) => ({
       hoverinfo: "text", ...trace, name: literal(trace.name),
@@ -129,8 +125,7 @@ function plot(place, content) {
       line: { color: shade, dash, width: 1.6 },
       marker: { color: shade, size: size ?? 7, symbol: trace.symbol },
     }));
-    const options = { responsive: true, displaylogo: false, displayModeBar: !narrow };
-    Plotly.react(place, made, layout, options);
+    Plotly.react(place, made, layout, { responsive: true, displaylogo: false });
   });
 }
 
@@ -166,9 +161,9 @@ function accuracies() {
       .map((line) => line.map((row) => data.rows[row]).filter((row) => row.accuracy !== null))
       .filter((line) => line.length);
     const means = lines.map((line) => line.map((row) => {
-      const [optimizer, setting, accuracy] =
-        ["Optimizer", "Batch and setting", "top-1 Accuracy, %"].map((name) => row.cells[name][0]);
-      return [row.batch, row.accuracy, `${optimizer} ${setting}: ${accuracy}`];
+      const words = ["Optimizer", "Batch", "Setting"].map((name) => row.cells[name][0]);
+      const text = `${words.join(" ").trim()}: ${row.cells["top-1 Accuracy, %"][0]}`;
+      return [row.batch, row.accuracy, text];
     }));
     const array = lines.flatMap((line) => [...line.map((row) => row.spread), 0]);
     const dots = visible.filter((run) => isMember(run.row) && run.accuracy !== null).map((run) =>
@@ -185,12 +180,14 @@ function accuracies() {
 }
 
 function curves(key) {
+  const points = visible.reduce((sum, run) => sum + (run.curves[key]?.[0].length ?? 0), 0);
+  const mode = points > MOST_MARKERS ? "lines" : "lines+markers";
   const traces = seriesTraces((isMember) => {
     const runs = visible.filter((run) => isMember(run.row) && run.curves[key]);
     const lines = runs.map(({ name, curves: { [key]: [epochs, values] } }) =>
       epochs.map((epoch, place) =>
         [epoch, values[place], `${name}, epoch ${epoch}: ${values[place]}`]));
-    return [{ ...joined(lines), mode: "lines+markers", size: 3 }];
+    return [{ ...joined(lines), mode, size: 3 }];
   });
   const unit = key.endsWith("accuracy") ? ", %" : "";
   return { traces, x: { title: { text: "Epoch" } }, y: { title: { text: named(key) + unit } } };
@@ -202,8 +199,7 @@ const newPlot = (id) => element("div", { className: "plot", id });
 section("Accuracy against batch", newPlot("accuracies"));
 plot(at("accuracies"), accuracies);
 for (const kind of ["accuracy", "loss"]) {
-  const every = new Set(data.runs.flatMap((run) => Object.keys(run.curves)));
-  const keys = [...every].filter((key) => key.endsWith(kind));
+  const keys = data.curves.filter((key) => key.endsWith(kind));
   if (!keys.length) continue;
   const choice = element("p");
   const list = selection(choice, "Show", keys.map(named));
@@ -221,7 +217,7 @@ for (const [title, plots] of Object.entries(data.sections)) {
   });
 }
 for (const group of data.groups) {
-  at("answers").append(...texts("h2", several ? [group.name] : []), ...texts("p", group.answers));
+  at("answers").append(...texts("h2", data.groups.length > 1 ? [group.name] : []), ...texts("p", group.answers));
   at("answers").append(...texts("p", [group.notes], { className: "note" }));
 }
 const fillRows = sortable(at("rows"), data.rows,
