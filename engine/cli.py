@@ -29,13 +29,14 @@ from omegaconf.errors import OmegaConfBaseException
 from engine.config.choices import check_utf8
 from engine.config.compose import (
     CONF,
+    SWEEP_KEYS,
     Job,
     as_text,
     check_overrides,
     plain_config,
     read_overrides,
     search_path,
-    sets,
+    sweep_key,
 )
 from engine.config.hydra_rules import (
     check_hydra_overrides,
@@ -184,21 +185,25 @@ def read_command_line(
             "-m: torchrun trains one run; sweep with python train.py -m, which trains several "
             "runs at once, or start torchrun once for each run"
         )
-    check_parallel(overrides, jobs, flags.multirun)
+    check_sweep_keys(overrides, jobs, flags.multirun)
     hydra_overrides = [o for o in overrides if is_hydras(o)]
     return CommandLine(jobs, flags.multirun, hydra_overrides)
 
 
-def check_parallel(overrides: Sequence[str], jobs: Sequence[Job], multirun: bool) -> None:
-    """Check `parallel`; raise UserError if it has several values, no sweep, or a launcher."""
-    given = next((o for o in overrides if sets("parallel", o)), None)
-    if given is not None and not multirun:
-        raise UserError(f"{given}: is for sweeps, python train.py -m ...; one run needs no number")
-    if multirun and len({getattr(job.config, "parallel", None) for job in jobs}) > 1:
-        raise UserError(f"{given or 'parallel'}: must be one value for the whole sweep")
+def check_sweep_keys(overrides: Sequence[str], jobs: Sequence[Job], multirun: bool) -> None:
+    """Check `SWEEP_KEYS`; raise UserError if one has several values, no sweep, or a launcher."""
+    given = {key: override for override in overrides if (key := sweep_key(override))}
+    if given and not multirun:
+        allowed = "is for sweeps, python train.py -m ...; one run has no use for it"
+        raise UserError(f"{next(iter(given.values()))}: {allowed}")
+    for key in SWEEP_KEYS:
+        if multirun and len({getattr(job.config, key, None) for job in jobs}) > 1:
+            raise UserError(f"{given.get(key, key)}: must be one value for the whole sweep")
     launcher = next(filter(is_launchers, overrides), None)
-    if given is not None and launcher is not None:
-        raise UserError(f"{given}: cannot be combined with {launcher}; give one of them")
+    if "parallel" in given and launcher is not None:
+        raise UserError(
+            f"{given['parallel']}: cannot be combined with {launcher}; give one of them"
+        )
 
 
 def _make_parser() -> argparse.ArgumentParser:

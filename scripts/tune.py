@@ -96,14 +96,17 @@ def main() -> int:
 def make_cells(jobs: Sequence[Job], arguments: Arguments) -> tuple[list[Cell], list[int]]:
     """Return a cell for each optimizer and batch, with a grid around its configured values.
 
-    Returns the seeds as well. Raises UserError for plan=true, for several values of any other key,
-    and for a weight decay of 0 that is to be tuned.
+    Returns the seeds as well. Raises UserError for plan=true or report=true, for several values of
+    any other key, and for a weight decay of 0 that is to be tuned.
     """
     cells: dict[tuple[str, int], Cell] = {}
     for job in jobs:
         optimizer = job.config.optimizer
         if job.config.plan:
             raise key_error("plan", True, "scripts.tune has no dry run")
+        if job.config.report:
+            allowed = "must be false; python -m scripts.report writes a page of a search"
+            raise key_error("report", True, allowed)
         overrides = [o for o in job.overrides if not o.startswith("seed=")]
         axes = {
             "optimizer.base_lr": geometric(optimizer.base_lr, arguments.points, arguments.factor)

@@ -33,6 +33,8 @@ from engine.errors import UserError
 # Composing a run takes about 0.1 s, so a sweep of this many runs prints that it is checking them.
 MANY = 20
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
+# Keys of a sweep as a whole. A run's command leaves them out.
+SWEEP_KEYS = ("parallel", "report")
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Job:
 
     Attributes:
         config: the checked configuration.
-        overrides: the run's overrides, without `parallel` and those of Hydra's own keys, which
+        overrides: the run's overrides, without those of `SWEEP_KEYS` and of Hydra's own keys, which
             concern the sweep.
         folders: the --config-dir flags that the overrides need.
 
@@ -162,9 +164,14 @@ def _make_job(
     if "experiment" in composed:
         given = next(o for o in overrides if "experiment" in o)
         raise UserError(f"{given}: the first line of its file must be '# @package _global_'")
-    chosen = [o for o in overrides if not (hydra_rules.is_hydras(o) or sets("parallel", o))]
+    chosen = [o for o in overrides if not (hydra_rules.is_hydras(o) or sweep_key(o))]
     config = config_type.from_hydra(plain_config(composed))
     return Job(config, chosen, config_dir_flags(overrides))
+
+
+def sweep_key(override: str) -> str | None:
+    """Return the key of `SWEEP_KEYS` that an override sets; None if it sets another key."""
+    return next((key for key in SWEEP_KEYS if sets(key, override)), None)
 
 
 def sets(key: str, override: str) -> bool:

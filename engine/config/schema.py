@@ -196,6 +196,12 @@ class Config:
         default="auto",
         same_result=True,
     )
+    report: bool = key(
+        "with -m: write results/<group>/report.html too, one page to open in a browser; needs "
+        "plotly",
+        default=False,
+        same_result=True,
+    )
     stop_at_target: bool = key(
         "end the run at the first evaluation at or above target_accuracy on the hold-out split; "
         "needs data.holdout",

@@ -115,11 +115,16 @@ def times_note(rows: Sequence[Row]) -> str:
 
 
 def time_cell(row: Row, common: Known) -> str:
+    """Return a row's training time as Markdown; see `time_text`."""
+    return escaped(time_text(row, common))
+
+
+def time_text(row: Row, common: Known) -> str:
     """Return a row's training time as text, with a note if some runs or `common` do not apply."""
     cell, notes = seconds_cell(row.mean_time("train_seconds")), row.timed.notes(common)
     if notes == [NOT_RECORDED]:
         return NOT_RECORDED
-    return f"{cell} ({escaped(', '.join(notes))})" if notes else cell
+    return f"{cell} ({', '.join(notes)})" if notes else cell
 
 
 def seconds_cell(seconds: float | None) -> str:

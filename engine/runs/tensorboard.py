@@ -7,6 +7,7 @@ Scalars.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -113,6 +114,29 @@ def write_epoch(writer: "SummaryWriter", row: Mapping[str, Any], trained: "Train
         for tag, key in TAGS.items():
             if measured.get(key) is not None:
                 writer.add_scalar(tag, measured[key], measured["step"])
+
+
+def read_trust_ratios(directory: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Return the steps and trust ratios of each logged layer of a run; empty if none were logged.
+
+    Args:
+        directory: the run's directory.
+
+    """
+    events = sorted(directory.glob("events.out.tfevents.*"))
+    # To parse the events takes far longer than to see that the tag is not in them.
+    if not any(b"trust_ratio/" in path.read_bytes() for path in events):
+        return {}
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
+    found = {}
+    for tag in read.Tags()["scalars"]:
+        if tag.startswith("trust_ratio/"):
+            points = read.Scalars(tag)
+            layer = tag.removeprefix("trust_ratio/")
+            found[layer] = [point.step for point in points], [point.value for point in points]
+    return found
 
 
 def write_mistakes(

@@ -20,6 +20,7 @@ from engine.config.compose import Job, make_jobs
 from engine.config.schema import Config, DataConfig
 from engine.data.dataset import Dataset, load_data, plan_data
 from engine.errors import UserError, key_error
+from engine.report.html import NO_PLOTLY, has_plotly, write_html
 from engine.report.write import write_report
 from engine.runs.claims import plan_threads
 from engine.runs.records import FAILED, FINISHED, MISSING, RESULTS, check_inside
@@ -54,6 +55,9 @@ def run_sweep(command: CommandLine, task: Task) -> int:
         if (RESULTS / group).exists() and not (RESULTS / group).is_dir():
             raise key_error("group", group, f"{RESULTS / group} must be a directory for its tables")
     check_launcher(command.hydra_overrides)
+    if jobs[0].config.report and not has_plotly():
+        advice = "installed before the sweep ends, it still counts"
+        print(f"report=true: {NO_PLOTLY}; {advice}", file=sys.stderr, flush=True)
     claimed, way = claim_missing(jobs, plans, command.hydra_overrides)
     try:
         train_missing(jobs, claimed, way, command.hydra_overrides, task)
@@ -238,13 +242,15 @@ def train_trials(
     return [Run(job.config).summary() or {} for job in jobs]
 
 
-def report(jobs: Iterable[Job]) -> bool:
+def report(jobs: Sequence[Job]) -> bool:
     """Write and print the report of each job's group; return False if one failed."""
-    succeeded = True
+    succeeded, html = True, jobs[0].config.report
     # The target is this command's: earlier runs may have had another one, or none.
     for group, target in {job.config.group: job.config.target_accuracy for job in jobs}.items():
         try:
             print(write_report(group, target))
+            if html and has_plotly():
+                print(f"written   {write_html([group], target)}")
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             succeeded = False

@@ -1,0 +1,250 @@
+"use strict";
+// Texts of the data enter the page by textContent, and plots only through `literal`.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const at = (id) => document.getElementById(id);
+const shown = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+// plotly interprets some tags in its texts, such as <b> and <a>.
+const literal = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+const pairsOf = (run) => Object.entries(run.choices).map(([key, value]) => `${key}=${shown(value)}`);
+// A plot of more points than this has no markers, which take long to draw.
+const MOST_MARKERS = 2000;
+const opened = new Set();
+let compared = [];
+let visible = data.runs;
+
+function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+const texts = (tag, list, properties = {}) =>
+  list.map((textContent) => element(tag, { textContent, ...properties }));
+
+function cellElements(entry) {
+  return Object.values(entry.cells).map(([text, value]) =>
+    element("td", { textContent: text, className: typeof value === "number" ? "number" : "" }));
+}
+
+// Entries without a value come last in both directions.
+function inOrder(heading, direction) {
+  const value = (entry) => entry.cells[heading][1];
+  return (one, other) => {
+    const [a, b] = [value(one), value(other)];
+    if (a === null || b === null) return (a === null) - (b === null);
+    return direction * (typeof a === "string" ? a.localeCompare(b) : a - b);
+  };
+}
+
+// Makes a table whose headings sort it; returns a function that fills it with the visible entries.
+function sortable(table, entries, isVisible, lines, first = []) {
+  const body = element("tbody");
+  let order = null;
+  const heads = Object.keys(entries[0].cells).map((heading) => {
+    const cell = element("th", { scope: "col" }, element("button", { textContent: heading }));
+    cell.firstChild.onclick = () => {
+      const direction = cell.ariaSort === "ascending" ? -1 : 1;
+      heads.forEach((head) => head.removeAttribute("aria-sort"));
+      cell.ariaSort = direction > 0 ? "ascending" : "descending";
+      order = inOrder(heading, direction);
+      fill();
+    };
+    return cell;
+  });
+  const fill = () => {
+    const found = entries.filter(isVisible);
+    body.replaceChildren(...(order ? found.sort(order) : found).flatMap(lines));
+  };
+  table.append(element("thead", {}, element("tr", {}, ...texts("th", first), ...heads)), body);
+  return fill;
+}
+
+function runLines(run) {
+  const box = element("input", { type: "checkbox", checked: compared.includes(run) });
+  box.ariaLabel = `compare ${run.name}`;
+  box.onchange = () => {
+    compared = compared.filter((other) => other !== run);
+    if (box.checked) compared = [...compared, run].slice(-2);
+    fillRuns();
+    fillComparison();
+  };
+  const button = element("button", { textContent: run.name, className: "name" });
+  button.ariaExpanded = String(opened.has(run));
+  button.onclick = () => {
+    if (!opened.delete(run)) opened.add(run);
+    fillRuns();
+  };
+  const cells = cellElements(run);
+  cells[Object.keys(run.cells).indexOf("Run")].replaceChildren(button);
+  const line = element("tr", {}, element("td", {}, box), ...cells);
+  if (!opened.has(run)) return [line];
+  const content = [
+    ...texts("pre", [run.facts.command ?? "no command is recorded"]),
+    ...texts("p", run.facts.error ? [run.facts.error] : [], { className: "error" }),
+    element("ul", {}, ...texts("li", pairsOf(run))),
+  ];
+  const wide = element("td", { colSpan: cells.length + 1 }, ...content);
+  return [line, element("tr", { className: "details" }, wide)];
+}
+
+function fillComparison() {
+  at("compared").hidden = compared.length < 2;
+  at("hint").hidden = compared.length === 2;
+  if (compared.length < 2) return;
+  const [a, b] = compared.map((run) => ({ run: run.name, ...run.choices, ...run.facts }));
+  const lines = [...new Set([...Object.keys(a), ...Object.keys(b)])].map((key) => {
+    const [left, right] = [a, b].map((values) => (key in values ? shown(values[key]) : ""));
+    const differs = left !== right;
+    const cells = texts("td", [differs ? "≠" : "", key, left, right]);
+    return element("tr", { className: differs ? "differs" : "same" }, ...cells);
+  });
+  at("comparison").replaceChildren(...lines);
+}
+
+const drawings = [];
+const drawAll = () => drawings.forEach((draw) => draw());
+
+// Draws a plot now and whenever the filter or the colors of the page change.
+function plot(place, content) {
+  drawings.push(() => {
+    const color = (name) => getComputedStyle(document.body).getPropertyValue(name);
+    const { traces, x, y } = content();
+    const axis = { gridcolor: color("--line"), zerolinecolor: color("--line"), automargin: true };
+    const layout = {
+      paper_bgcolor: "transparent", plot_bgcolor: "transparent", hovermode: "closest",
+      font: { color: color("--text"), family: getComputedStyle(document.body).fontFamily },
+      margin: { l: 8, r: 8, t: 8, b: 8 }, xaxis: { ...axis, ...x }, yaxis: { ...axis, ...y },
+      hoverlabel: { bgcolor: color("--page"), font: { color: color("--text") }, namelength: 0 },
+      showlegend: traces.some((trace) => trace.showlegend !== false),
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
+    };
+    const made = traces.map(({ color: shade, dash, size, ...trace }) => ({
+      hoverinfo: "text", ...trace, name: literal(trace.name),
+      hovertext: trace.hovertext.map(literal),
+      line: { color: shade, dash, width: 1.6 },
+      marker: { color: shade, size: size ?? 7, symbol: trace.symbol },
+    }));
+    Plotly.react(place, made, layout, { responsive: true, displaylogo: false });
+  });
+}
+
+function selection(parent, label, names) {
+  const list = element("select", { onchange: drawAll }, ...texts("option", names));
+  if (names.length > 1) parent.append(element("label", {}, `${label} `, list));
+  return list;
+}
+
+function section(title, ...children) {
+  at("plots").append(element("section", {}, ...texts("h2", [title]), ...children));
+}
+
+// Joins the lines [x, y, text] into one trace, with a gap after each of them.
+function joined(lines) {
+  const ended = (place, end) => lines.flatMap((line) => [...line.map((point) => point[place]), end]);
+  return { x: ended(0, null), y: ended(1, null), hovertext: ended(2, "") };
+}
+
+// Returns traces of each series that has points; lines of one series share a look.
+function seriesTraces(tracesOf) {
+  return data.series.flatMap((look, series) =>
+    tracesOf((row) => data.rows[row].series === series)
+      .filter((trace) => trace.x.length)
+      .map((trace) => ({ ...look, legendgroup: String(series), ...trace })));
+}
+
+function accuracies() {
+  const rows = new Set(visible.map((run) => run.row));
+  const traces = seriesTraces((isMember) => {
+    const lines = data.lines
+      .map((line) => line.filter((row) => isMember(row) && rows.has(row)))
+      .map((line) => line.map((row) => data.rows[row]).filter((row) => row.accuracy !== null))
+      .filter((line) => line.length);
+    const means = lines.map((line) => line.map((row) => {
+      const words = ["Optimizer", "Batch", "Setting"].map((name) => row.cells[name][0]);
+      const text = `${words.join(" ").trim()}: ${row.cells["top-1 Accuracy, %"][0]}`;
+      return [row.batch, row.accuracy, text];
+    }));
+    const array = lines.flatMap((line) => [...line.map((row) => row.spread), 0]);
+    const dots = visible.filter((run) => isMember(run.row) && run.accuracy !== null).map((run) =>
+      [data.rows[run.row].batch, run.accuracy, `${run.name}: ${run.accuracy.toFixed(2)} %`]);
+    return [
+      { ...joined(means), mode: "lines+markers", error_y: { array, width: 3, thickness: 1 } },
+      { ...joined(dots.map((dot) => [dot])), mode: "markers", symbol: "circle-open", size: 6,
+        showlegend: false },
+    ];
+  });
+  const tickvals = [...new Set(data.rows.map((row) => row.batch))];
+  const x = { type: "log", title: { text: "Batch" }, tickvals, ticktext: tickvals.map(String) };
+  return { traces, x, y: { title: { text: "Final accuracy, %" } } };
+}
+
+function curves(key) {
+  const points = visible.reduce((sum, run) => sum + (run.curves[key]?.[0].length ?? 0), 0);
+  const mode = points > MOST_MARKERS ? "lines" : "lines+markers";
+  const traces = seriesTraces((isMember) => {
+    const runs = visible.filter((run) => isMember(run.row) && run.curves[key]);
+    const lines = runs.map(({ name, curves: { [key]: [epochs, values] } }) =>
+      epochs.map((epoch, place) =>
+        [epoch, values[place], `${name}, epoch ${epoch}: ${values[place]}`]));
+    return [{ ...joined(lines), mode, size: 3 }];
+  });
+  const unit = key.endsWith("accuracy") ? ", %" : "";
+  return { traces, x: { title: { text: "Epoch" } }, y: { title: { text: named(key) + unit } } };
+}
+
+const named = (key) => key.replace("holdout", "hold-out").replace("_", " ");
+
+const newPlot = (id) => element("div", { className: "plot", id });
+section("Accuracy against batch", newPlot("accuracies"));
+plot(at("accuracies"), accuracies);
+for (const kind of ["accuracy", "loss"]) {
+  const keys = data.curves.filter((key) => key.endsWith(kind));
+  if (!keys.length) continue;
+  const choice = element("p");
+  const list = selection(choice, "Show", keys.map(named));
+  section(kind === "loss" ? "Loss by epoch" : "Accuracy by epoch", choice, newPlot(kind));
+  plot(at(kind), () => curves(keys[list.selectedIndex]));
+}
+for (const [title, plots] of Object.entries(data.sections)) {
+  const [choice, about] = [element("p"), element("div", { className: "note" })];
+  const list = selection(choice, "Show", Object.keys(plots));
+  section(title, choice, about, newPlot(title));
+  plot(at(title), () => {
+    const content = Object.values(plots)[list.selectedIndex];
+    about.replaceChildren(...texts("p", content.texts));
+    return content;
+  });
+}
+for (const group of data.groups) {
+  at("answers").append(...texts("h2", data.groups.length > 1 ? [group.name] : []), ...texts("p", group.answers));
+  at("answers").append(...texts("p", [group.notes], { className: "note" }));
+}
+const fillRows = sortable(at("rows"), data.rows,
+  (row) => visible.some((run) => data.rows[run.row] === row),
+  (row) => [element("tr", {}, ...cellElements(row))]);
+const fillRuns =
+  sortable(at("runs"), data.runs, (run) => visible.includes(run), runLines, ["Compare"]);
+for (const run of data.runs) {
+  const cells = [...Object.values(data.rows[run.row].cells), ...Object.values(run.cells)];
+  run.text = [...cells.map(([text]) => text), ...pairsOf(run)].join(" ").toLowerCase();
+}
+
+function filter() {
+  const words = at("filter").value.toLowerCase().split(/\s+/);
+  visible = data.runs.filter((run) => words.every((word) => run.text.includes(word)));
+  at("count").textContent = `${visible.length} of ${data.runs.length} runs`;
+  fillRows();
+  fillRuns();
+  drawAll();
+}
+
+let waiting;
+at("filter").oninput = () => {
+  clearTimeout(waiting);
+  waiting = setTimeout(filter, 150);
+};
+at("differing").onchange = () => at("compared").classList.toggle("differing");
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+fillComparison();
+filter();
