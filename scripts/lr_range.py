@@ -125,7 +125,7 @@ def suggest(config: Config, made: "RangeTest", peak: float, facts: dict[str, Any
         "lr_scaling": scaling,
         "model": config.model.name,
         "data": config.data.name,
-        "optimizer": config.optimizer.name,
+        "optimizer": config.optimizer.label,
         "batch": config.batch,
         "seed": config.seed,
     } | facts

@@ -117,7 +117,7 @@ def make_cells(jobs: Sequence[Job], arguments: Arguments) -> tuple[list[Cell], l
             axes["optimizer.weight_decay"] = geometric(
                 optimizer.weight_decay, arguments.decay_points, arguments.factor
             )
-        cell = Cell(optimizer.name, job.config.batch, overrides, axes)
+        cell = Cell(optimizer.label, job.config.batch, overrides, axes)
         if cells.setdefault((cell.optimizer, cell.batch), cell).overrides != overrides:
             raise UserError("scripts.tune: only optimizer, batch and seed may have several values")
     return list(cells.values()), sorted({job.config.seed for job in jobs})

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from engine.config import hydra_rules
 from engine.config.choices import check_utf8
+from engine.config.optimizers import MEMBERS, REPLACED, SHARED
 from engine.config.parse import known_keys, text_keys
 from engine.errors import UserError
 
@@ -119,7 +120,10 @@ def plain_config(composed: DictConfig) -> dict[str, Any]:
 
 def values_of(group: str, member: str) -> dict[str, Any]:
     """Read the values of a group's member from conf/, with those of the files that it extends."""
-    values: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{member}.yaml"))
+    hydra_rules.register_resolvers()
+    root = OmegaConf.create({group: OmegaConf.load(CONF / group / f"{member}.yaml")})
+    values: Any = OmegaConf.to_container(root, resolve=True)
+    values = values[group]
     for entry in values.pop("defaults", ()):
         values = values_of(group, entry.partition("@")[0]) | values
     return dict(values)
@@ -129,6 +133,7 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """Replace each `ABSENT` value by the default in conf/, or remove the key if it has none.
 
     An experiment lists values for some optimizers; under another one its keys stay as they are.
+    LARS with a base has the base's defaults.
     """
     parts = [value for value in values.values() if isinstance(value, dict)]
     if all(hydra_rules.ABSENT not in part.values() for part in (values, *parts)):
@@ -141,6 +146,10 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
             continue
         is_member = (CONF / key / f"{value.get('name')}.yaml").is_file()
         defaults = values_of(key, value["name"]) if is_member else root.get(key, {})
+        if key == "optimizer" and value.get("base") in MEMBERS:
+            # LARS with a base has the base's rate and decay, and no momentum.
+            own = values_of(key, value["base"])
+            defaults |= dict.fromkeys(REPLACED) | {name: own[name] for name in SHARED}
         found[key] = hydra_rules.without_absent(value, defaults)
     return found
 

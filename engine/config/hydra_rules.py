@@ -11,6 +11,11 @@ An experiment's YAML can use these OmegaConf resolvers:
     ${by_optimizer:{sgd: 5e-4, lars: 5e-3}}     the chosen optimizer's value; no key if not listed
     ${by_batch:{128: 0.1, 1024: 0.8}}           the chosen batch's value; an error if not listed
 
+conf/optimizer/lars.yaml uses one more:
+
+    ${without_base:4.0}                         the value; with optimizer.base the base's own value,
+                                                or null if the base replaces the key
+
 The command line overrides each of them, like any value of an experiment.
 """
 
@@ -23,6 +28,7 @@ from typing import Any
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from engine.config.optimizers import MEMBERS, label_of
 from engine.errors import UserError, closest, key_error
 
 SETTABLE = r"[+~]*hydra(/launcher=|\.launcher\.)"
@@ -172,7 +178,7 @@ def one_line(error: Exception) -> str:
 
 def register_resolvers() -> None:
     """Register the resolvers with OmegaConf in this process; further calls have no effect."""
-    for resolver in (times_k, by_optimizer, by_batch):
+    for resolver in (times_k, by_optimizer, by_batch, without_base):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
@@ -190,7 +196,18 @@ def times_k(value: float, *, _root_: Any) -> float:
 def by_optimizer(values: Mapping[str, Any], *, _root_: Any) -> Any:
     """Return the value listed for the chosen optimizer, or `ABSENT`: the key's default."""
     _check_mapping("by_optimizer", values)
-    return values.get(_root_.optimizer.name, ABSENT)
+    return values.get(label_of(_root_.optimizer.name, _base(_root_)), ABSENT)
+
+
+def without_base(value: Any, *, _root_: Any) -> Any:
+    """Return the value, or `ABSENT` if LARS wraps another optimizer."""
+    return value if _base(_root_) == "none" else ABSENT
+
+
+def _base(root: Any) -> str:
+    """Return the value of optimizer.base; none if it is not the name of an optimizer."""
+    base = root.optimizer.get("base", "none")
+    return base if base in MEMBERS else "none"
 
 
 def by_batch(values: Mapping[int, Any], *, _root_: Any, _node_: Any) -> Any:

@@ -1,6 +1,8 @@
 """The keys of each optimizer. training/build.py builds the optimizers from them."""
 
-from typing import ClassVar, Literal, get_args, get_type_hints
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from engine.config.keys import (
     Count,
@@ -54,6 +56,11 @@ class OptimizerConfig:
     )
 
     @property
+    def label(self) -> str:
+        """Return the optimizer's name in run names, tables and files."""
+        return self.name
+
+    @property
     def state_tensors(self) -> int:
         """Return the number of state tensors, each of the parameter's size, per parameter."""
         raise NotImplementedError
@@ -92,14 +99,32 @@ class SGDConfig(OptimizerConfig):
 
 @configuration
 class LARSConfig(SGDConfig):
-    """The keys of lars.LARS. null takes the variant's value."""
+    """The keys of lars.LARS, or of lars.LARSWrapper around the optimizer `base`.
+
+    null takes the variant's value.
+    """
 
     title, cuda_graph = "LARS", True
 
     name: Literal["lars"]  # type: ignore[assignment]
+    # mypy: a subclass may not allow more values. With a base these keys have none.
+    momentum: Momentum | None = key(  # type: ignore[assignment]
+        "momentum; 0 for none; null with optimizer.base"
+    )
+    dampening: Fraction | None = key(  # type: ignore[assignment]
+        "fraction of each gradient that is not added to the momentum; null with optimizer.base"
+    )
+    nesterov: bool | None = key(  # type: ignore[assignment]
+        "use Nesterov momentum; null with optimizer.base"
+    )
     adapt: Which = key("parameters that get a trust ratio: all or weights")
     variant: Variant = key(
         "update rule to use; it gives the value of each key below that is null", default="paper"
+    )
+    base: Literal["none", "sgd", "adamw", "lamb", "muon"] = key(
+        "optimizer that takes the step with gradients scaled by trust ratios, and with its own "
+        "values of keys that LARS lacks; none: LARS",
+        default="none",
     )
     trust_coefficient: NotNegative | None = key("eta in the paper", default=None)
     eps: NotNegative | None = key("added to the trust ratio's denominator", default=None)
@@ -123,6 +148,25 @@ class LARSConfig(SGDConfig):
     trust_clip: bool | None = key(
         "bound the trust ratio: min(ratio / rate, 1), as LARC does", default=None
     )
+
+    @property
+    def label(self) -> str:
+        """Return `lars`, or with a base for example `lars-adamw`."""
+        return label_of(self.name, self.base)
+
+    def check(self) -> None:
+        """Raise UserError if keys that the base replaces are set, or missing without a base."""
+        for name in REPLACED:
+            value = getattr(self, name)
+            if self.base == "none" and value is None and name != "momentum_scaling":
+                raise key_error(
+                    f"optimizer.{name}", None, "must not be null without optimizer.base"
+                )
+            if self.base != "none" and value is not None:
+                allowed = f"must be null with optimizer.base={self.base}, which replaces it"
+                raise key_error(f"optimizer.{name}", value, allowed)
+        if self.base == "none":
+            super().check()
 
 
 @configuration
@@ -207,13 +251,34 @@ MEMBERS: dict[str, type[OptimizerConfig]] = {
     for member in get_args(Optimizers)
     for name in get_args(get_type_hints(member)["name"])
 }
+# Keys of LARS that have no meaning with a base.
+REPLACED = ("momentum", "dampening", "nesterov", "momentum_scaling")
+# Keys of every optimizer. Under LARS with a base, their defaults are the base's.
+SHARED = frozenset(f.name for f in dataclasses.fields(OptimizerConfig)) - {"name"}
 TITLES = {name: member.title for name, member in MEMBERS.items()}
 
 
-def title_of(name: str) -> str:
+def label_of(name: str, base: str = "none") -> str:
+    """Return an optimizer's name in run names, tables and files.
+
+    >>> label_of("sgd"), label_of("lars", "adamw")
+    ('sgd', 'lars-adamw')
+    """
+    return name if base == "none" else f"{name}-{base}"
+
+
+def label_in(choices: Mapping[str, Any]) -> str:
+    """Return the label of the optimizer in a run's choices."""
+    return label_of(choices["optimizer.name"], choices.get("optimizer.base", "none"))
+
+
+def title_of(label: str) -> str:
     """Return an optimizer's name in tables and plots; an unknown one in capitals.
 
-    >>> title_of("sgd"), title_of("unknown")
-    ('SGD', 'UNKNOWN')
+    >>> title_of("sgd"), title_of("lars-adamw"), title_of("unknown")
+    ('SGD', 'LARS(AdamW)', 'UNKNOWN')
     """
-    return TITLES.get(name, name.upper())
+    name, _, base = label.partition("-")
+    if name in TITLES and base in TITLES:
+        return f"{TITLES[name]}({TITLES[base]})"
+    return TITLES.get(label, label.upper())

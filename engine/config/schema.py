@@ -248,7 +248,7 @@ class Config:
         text = json.dumps(self.choices(as_typed), sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
         return (
-            f"{self.model.name}-{self.data.name}-{self.optimizer.name}"
+            f"{self.model.name}-{self.data.name}-{self.optimizer.label}"
             f"-b{self.batch}-e{self.epochs}-s{self.seed}-{digest}"
         )
 

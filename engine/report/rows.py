@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from engine.config.optimizers import title_of
+from engine.config.optimizers import label_in, title_of
 from engine.errors import key_error
 from engine.report import titles
 from engine.report.times import Timed
@@ -63,8 +63,8 @@ class Row:
 
     @property
     def optimizer(self) -> str:
-        """Return the name of the optimizer as in the configuration."""
-        return self.choices["optimizer.name"]
+        """Return the label of the optimizer: its name, with its base if it has one."""
+        return label_in(self.choices)
 
     @property
     def optimizer_title(self) -> str:

@@ -76,7 +76,8 @@ def seconds_left(record: Record, records: Sequence[Record]) -> float | None:
         return [r for r in others if [r.choices.get(key) for key in keys] == own]
 
     equal = equal_in(EPOCH_WORK, records)
-    for sources in ([record], equal_in(("optimizer.name", "batch"), equal), equal):
+    nearest = equal_in(("optimizer.name", "optimizer.base", "batch"), equal)
+    for sources in ([record], nearest, equal):
         epochs = [epoch["wall_seconds"] for source in sources for epoch in source.history]
         if epochs:
             remaining = record.summary["epochs"] - len(record.history)

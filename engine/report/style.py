@@ -16,6 +16,16 @@ from engine.config.optimizers import TITLES
 from engine.runs.records import DIVERGED
 from engine.system.files import write_atomically
 
+
+def darker(color: str) -> str:
+    """Return a color with half of its brightness.
+
+    >>> darker("#0072b2")
+    '#003959'
+    """
+    return "#" + "".join(f"{int(color[place : place + 2], 16) // 2:02x}" for place in (1, 3, 5))
+
+
 # Six colors that remain distinct with color-vision deficiencies (Okabe and Ito 2008).
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 GREY = "#6c757d"
@@ -23,6 +33,8 @@ GREY = "#6c757d"
 ORDER = ("SGD", "LARS", "AdamW", "LAMB", "Muon")
 COLORS = {title: PALETTE[place] for place, title in enumerate(ORDER)}
 COLORS |= dict.fromkeys([title for title in TITLES.values() if title not in ORDER], PALETTE[-1])
+# An optimizer inside LARSWrapper has its own color, darker.
+COLORS |= {f"LARS({title})": darker(COLORS[title]) for title in ORDER if title != "LARS"}
 # Line style and marker of each recipe in turn.
 STYLES = (
     ("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (6, 1, 1, 1, 1, 1)), "v"),

@@ -1,8 +1,8 @@
 """Name a row by the choices in which it differs from other rows of its group.
 
 A row's choices are a dictionary by dotted key, and a group is the list of its rows' choices. Rows
-of one optimizer, batch, model, data and epochs are in the same cell. The setting of a row is what
-it differs in from the other rows of its cell.
+of one optimizer, batch, model, data and epochs are in the same cell. LARS with a base is another
+optimizer than LARS. The setting of a row is what it differs in from the other rows of its cell.
 """
 
 import json
@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from engine.config.optimizers import label_in
 from engine.config.schema import default_choices
 
 Choices = Mapping[str, Any]
@@ -39,7 +40,7 @@ def cell_of(choices: Choices) -> tuple[Any, ...]:
     >>> cell_of(dict(zip(CELL, ("sgd", 128, "resnet8", "cifar10", 15))) | {"clip.norm": 1.0})
     ('sgd', 128, 'resnet8', 'cifar10', 15)
     """
-    return tuple(choices[key] for key in CELL)
+    return (label_in(choices), *(choices[key] for key in CELL[1:]))
 
 
 def setting(own: Choices, group: Sequence[Choices]) -> str:
@@ -84,7 +85,7 @@ def line_setting(own: Choices, group: Sequence[Choices]) -> str:
         return "" if named == COMMON else named
     cells: dict[tuple[Any, ...], list[Choices]] = {}
     for row in group:
-        if row["optimizer.name"] == own["optimizer.name"]:
+        if label_in(row) == label_in(own):
             cells.setdefault(cell_of(row), []).append(row)
     keys = {key for cell in cells.values() for key in _varied(cell)}
     # A recipe gives each batch a separate rate.
@@ -103,7 +104,7 @@ def cell_setting(own: Choices, group: Sequence[Choices]) -> str:
     ['clip.norm=null', 'clip.norm=1.0']
     """
     varied = _varied([row for row in group if cell_of(row) == cell_of(own)])
-    same_optimizer = [row for row in group if row["optimizer.name"] == own["optimizer.name"]]
+    same_optimizer = [row for row in group if label_in(row) == label_in(own)]
     keys = [
         key
         for key in _varied(same_optimizer)

@@ -219,7 +219,7 @@ def _load_record(directory: Path) -> Record:
             "run": directory.name,
             "model": config.model.name,
             "data": config.data.name,
-            "optimizer": config.optimizer.name,
+            "optimizer": config.optimizer.label,
             "batch": config.batch,
             "seed": config.seed,
             "epochs": config.epochs,
@@ -243,5 +243,5 @@ def _command(directory: Path) -> str | None:
 
 def optimizer_order(name: str) -> tuple[int, str]:
     """Return the sort key of an optimizer: the baseline's comes first, unknown ones last."""
-    known = list(TITLES)
-    return (known.index(name) if name in known else len(known), name)
+    known, own = list(TITLES), name.partition("-")[0]
+    return (known.index(own) if own in known else len(known), name)

@@ -44,7 +44,7 @@ def summarize(
         "group": config.group,
         "model": config.model.name,
         "data": config.data.name,
-        "optimizer": config.optimizer.name,
+        "optimizer": config.optimizer.label,
         "batch": config.batch,
         "micro_batch": config.micro_batch,
         "seed": config.seed,

@@ -57,6 +57,7 @@ FIRST_CHOICES = {
     "batch": "batch",
     "model.name": "model",
     "optimizer.name": "optimizer",
+    "optimizer.base": "optimizer_base",
     "seed": "seed",
 }
 POINTS_AN_EPOCH = 20

@@ -15,6 +15,7 @@ import torch
 
 from engine.config.compose import Job
 from engine.config.hydra_rules import is_launchers
+from engine.config.wrapped import stepper
 from engine.data.dataset import load_data
 from engine.errors import key_error
 from engine.runs.claims import claimed_threads
@@ -216,7 +217,7 @@ def count_fitting(jobs: Sequence[Job], plans: Sequence[Plan]) -> int:
     distinct = {}
     for job, plan in zip(jobs, plans, strict=True):
         c = job.config
-        state = c.optimizer.state_tensors
+        state = stepper(c.optimizer).state_tensors
         requirements = (c.model, c.data, state, c.ema, c.precision, c.device, largest_pass(plan))
         distinct[requirements] = (c, plan)
     needed = max(needed_bytes(c, load_data(c.data), plan) for c, plan in distinct.values())

@@ -13,9 +13,10 @@ from torch.optim import SGD, AdamW, Optimizer
 import models
 from engine.config import optimizers as o
 from engine.config import schema as c
+from engine.config.wrapped import stepper
 from engine.training.ema import Average
 from engine.training.muon import MuonAdamW, hidden_weights, muon_groups
-from lars import LAMB, LARS, parameter_groups
+from lars import LAMB, LARS, PRESETS, LARSWrapper, parameter_groups
 
 Groups = list[dict[str, Any]]
 # Each name is a function of `models`.
@@ -93,9 +94,26 @@ def build_sgd(
 def build_lars(
     groups: Groups, config: o.LARSConfig, lr: float, clip: c.ClipConfig, model: nn.Module
 ) -> Optimizer:
-    """Return LARS, which clips with gradient norms that it computes anyway."""
+    """Return LARS, which clips with gradient norms that it computes anyway, or LARSWrapper."""
+    if config.base != "none":
+        return wrap(groups, config, lr, clip, model)
     options = same_options(LARS, config) | {"clip_norm": clip.norm, "clip_value": clip.value}
     return LARS(groups, lr, **options)
+
+
+def wrap(
+    groups: Groups, config: o.LARSConfig, lr: float, clip: c.ClipConfig, model: nn.Module
+) -> Optimizer:
+    """Return LARSWrapper around the base; the training step clips."""
+    base = stepper(config)
+    if isinstance(base, o.LAMBConfig):
+        # LAMB's groups have an option `adapt` too, so the wrapper's has a prefix.
+        lambs = parameter_groups(model, 0.0, adapt=base.adapt)
+        for group, own in zip(groups, lambs, strict=True):
+            group |= {"lars_adapt": group["adapt"], "adapt": own["adapt"]}
+    given = same_options(LARSWrapper, config)
+    options = {name: PRESETS[config.variant][name] if v is None else v for name, v in given.items()}
+    return LARSWrapper(OPTIMIZERS[base.name](groups, base, lr, clip, model), **options)
 
 
 def build_adamw(
@@ -146,6 +164,7 @@ def same_options(optimizer: Callable[..., Optimizer], config: o.OptimizerConfig)
 
 def state_bytes(config: o.OptimizerConfig, model: nn.Module) -> int:
     """Return the bytes that the optimizer's state takes, without its step counts."""
+    config = stepper(config)
     kept: dict[Tensor, int] = dict.fromkeys(model.parameters(), config.state_tensors)
     if isinstance(config, o.MuonConfig):
         kept |= dict.fromkeys(hidden_weights(model, config.muon_first_last), 1)

@@ -14,8 +14,10 @@ from torch.optim import Optimizer
 
 import schedulers
 from engine.config import schema as c
+from engine.config.optimizers import MuonConfig
 from engine.config.parse import LARGEST
 from engine.config.schedules import OneCycleConfig, TVLARSConfig, WarmupConfig
+from engine.config.wrapped import stepper
 from engine.data.dataset import known_training_size
 from engine.errors import key_error
 from engine.training.muon import check_torch
@@ -222,8 +224,10 @@ def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Pla
     if config.sync_bn and world_size == 1:
         allowed = "needs several ranks; start them with torchrun --nproc-per-node=2"
         raise key_error("sync_bn", True, allowed)
-    if config.optimizer.name == "muon":
+    optimizer = stepper(config.optimizer)
+    if isinstance(optimizer, MuonConfig):
         check_torch()
+        optimizer.check()
     if config.batch > train_examples:
         allowed = f"must be at most the training split's {train_examples} images"
         raise key_error("batch", config.batch, allowed)
@@ -235,10 +239,10 @@ def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Pla
         raise warmup_error(scheduler, warmup_steps, f"at most the run's {total_steps} steps")
     base_lr, peak_lr = first_and_peak_rate(config)
     optimizer_lr = scaled_rate(config)
-    if (largest := max(peak_lr, optimizer_lr)) > config.optimizer.largest_lr:
+    if (largest := max(peak_lr, optimizer_lr)) > optimizer.largest_lr:
         allowed = f"gives a peak rate of {largest:.6g}, which float32 cannot hold"
         if largest <= LARGEST:
-            allowed = f"gives a peak rate of {largest:.6g}, above {config.optimizer.largest_lr:.6g}"
+            allowed = f"gives a peak rate of {largest:.6g}, above {optimizer.largest_lr:.6g}"
         raise key_error("optimizer.base_lr", config.optimizer.base_lr, allowed)
     length = Length(config.epochs, steps_per_epoch, warmup_steps, peak_lr)
     plan = Plan(
@@ -257,7 +261,7 @@ def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Pla
         schedule=SCHEDULES[scheduler.name].options(scheduler, length),
         scaling=describe_scaling(config, optimizer_lr),
         bias_lr_scale=config.optimizer.bias_lr_scale,
-        inner_lr_scale=config.optimizer.inner_lr_scale,
+        inner_lr_scale=optimizer.inner_lr_scale,
         # The noise scale compares the gradients of the first pass and of the whole batch.
         min_passes=2 if config.noise_scale else 1,
         world_size=world_size,

@@ -9,6 +9,7 @@ from functools import cached_property
 from torch import nn
 
 from engine.config.schema import Config
+from engine.config.wrapped import stepper
 from engine.data.augment import Normalization, TrainingImages
 from engine.data.dataset import Dataset, load_data, plan_data
 from engine.system import distributed
@@ -70,6 +71,8 @@ class Setup:
     def make_step(self, state: State, images: TrainingImages) -> Step:
         """Return the optimizer step over a state, into which any checkpoint is already loaded."""
         config, network = self.config, state.model
+        # LARSWrapper in a CUDA graph is not tested.
+        captured = config.optimizer.cuda_graph and stepper(config.optimizer) is config.optimizer
         if config.compile:
             network = self.runtime.compile(network)
             if self.runtime.rank == 0:
@@ -77,7 +80,7 @@ class Setup:
         return Step(
             distributed.distribute(network), state.optimizer, images, self.plan, self.runtime,
             clip=config.clip, label_smoothing=config.loss.label_smoothing, ema=state.ema,
-            noise=state.noise, compiled=config.compile, cuda_graph=config.optimizer.cuda_graph,
+            noise=state.noise, compiled=config.compile, cuda_graph=captured,
         )  # fmt: skip
 
 
