@@ -14,7 +14,11 @@ trains only the missing runs. Other keys are passed to train.py. Its own keys:
     factor       ratio between neighboring rates                         [2]
 
 It sets max_steps, eval_every and stop_at_target. These keys of train.py have other defaults here:
-DEFAULTS.
+
+    group=critical epochs=30 data.holdout=5000 data.test_size=0 model.ghost_batch=32
+    scheduler=constant scheduler.warmup_steps=10
+
+With epochs the first trial at the smallest batch ends if it does not reach the target.
 
 The trials are the group NAME-search, the runs with other seeds NAME. The report, with steps.png,
 rates.png and critical.json, is written to results/NAME.
@@ -41,8 +45,7 @@ from engine.system.terminal import say
 # The study launches the same job as train.py -m. No module of engine may import train.py.
 from train import sweep_job
 
-# Warm-up is a number of steps, so that it is equal at all batches. With epochs, the first trial at
-# the smallest batch ends without the target.
+# Warm-up is a number of steps, so that it is equal at all batches.
 DEFAULTS = (
     "group=critical", "epochs=30", "data.holdout=5000", "data.test_size=0", "model.ghost_batch=32",
     "scheduler=constant", "scheduler.warmup_steps=10",
@@ -85,6 +88,7 @@ class Study:
         budget = Budget(
             self.arguments.trials, self.arguments.seeds, self.arguments.factor, config.seed,
             first_steps=config.epochs * epoch, first_evaluation=evaluation_steps(epoch),
+            warmup_steps=config.scheduler.warmup_steps,
         )  # fmt: skip
         own = {name: job.config.optimizer.base_lr for (name, _), job in self.jobs.items()}
         measure_steps(own, list(self.epoch_steps), budget, self.train, say)
@@ -137,6 +141,12 @@ def read_study(given: Sequence[str]) -> CommandLine:
     if not any(sets("target_accuracy", g) for g in given):
         allowed = "must be the accuracy in % to reach, such as target_accuracy=70"
         raise key_error("target_accuracy", None, allowed)
+    other = next((g for g in given if sets("scheduler", g) and g != "scheduler=constant"), None)
+    if other is not None:
+        raise UserError(
+            f"{other}: must be scheduler=constant; a decay would depend on the steps at which a "
+            "run ends"
+        )
     added = [o for o in DEFAULTS if not any(sets(o.partition("=")[0], g) for g in given)]
     words = ["-m", *given, *added, "stop_at_target=true"]
     command = read_command_line(words, "train", Config)
@@ -147,11 +157,7 @@ def read_study(given: Sequence[str]) -> CommandLine:
         raise UserError(
             "scripts.critical: only optimizer and batch may have several values, each given once"
         )
-    scheduler = command.jobs[0].config.scheduler
-    if scheduler.name != "constant":
-        allowed = "must be constant: a decay would depend on the steps at which a run ends"
-        raise key_error("scheduler", scheduler.name, allowed)
-    if scheduler.warmup_steps is None:
+    if command.jobs[0].config.scheduler.warmup_steps is None:
         allowed = "must be a number of steps, which is equal at all batches"
         raise key_error("scheduler.warmup_steps", None, allowed)
     return command
@@ -161,7 +167,7 @@ def main() -> int:
     """Run the study and write its report; return the exit status."""
     given = sys.argv[1:]
     if {"--help", "-h"} & set(given):
-        print((__doc__ or "").strip().replace("DEFAULTS", "\n    " + "\n    ".join(DEFAULTS)))
+        print((__doc__ or "").strip())
         return 0
     study = Study(given)
     try:

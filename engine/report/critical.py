@@ -101,6 +101,11 @@ class Curve:
         """Return the points that count in the fit."""
         return [point for point in self.points if point.fitted]
 
+    @property
+    def noise_scale(self) -> float | None:
+        """Return the mean gradient noise scale of the fitted points; None if none has one."""
+        return _mean([s for point in self.fitted if (s := point.noise_scale) is not None])
+
     @functools.cached_property
     def fit(self) -> Fit | str:
         """Return the fitted curve, or one sentence that says why there is none."""
@@ -201,7 +206,9 @@ def study_of(rows: Sequence[Row], requested: float | None) -> Study | None:
     for row in rows:
         families.setdefault(tuple(row.choices.get(key) for key in SHARED), []).append(row)
     studies = [_make_study(family, target) for family in families.values()]
-    found = [s for s in studies if any(len(c.points) >= LEAST_BATCHES for c in s.curves)]
+    # The steps are the only result of runs that stop at their target.
+    least = 1 if all(row.stops_at_target for row in rows) else LEAST_BATCHES
+    found = [s for s in studies if any(len(c.points) >= least for c in s.curves)]
     return max(found, key=lambda study: (study.reached_batches, study.runs), default=None)
 
 

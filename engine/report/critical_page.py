@@ -33,19 +33,22 @@ def _batch(point: Point) -> dict[str, Any]:
         "runs": len(point.passages),
         "censored": len(point.passages) - len(point.reached),
         "base_lr": point.row.first("base_lr"),
+        "eval_every": point.row.choices.get("eval_every"),
     }
 
 
 def _fit(curve: Curve) -> dict[str, Any]:
-    fit = curve.fit
+    fit, scale = curve.fit, curve.noise_scale
+    noise = {} if scale is None else {"noise_scale": _figure(scale)}
     if isinstance(fit, str):
-        return {"reason": fit}
+        return {"reason": fit, **noise}
     return {
         "b_crit": _figure(fit.b_crit),
         "b_crit_low": _figure(fit.low),
         "b_crit_high": _figure(fit.high),
         "s_min": _figure(fit.s_min),
         "e_min": _figure(fit.e_min),
+        **noise,
     }
 
 
@@ -110,11 +113,32 @@ def critical_section(study: Study, plots: Sequence[str]) -> str:
     return "\n\n".join(parts)
 
 
+def critical_text(study: Study) -> str:
+    """Return the table of all optimizers and one sentence for each, as aligned text."""
+    tables = {curve.title: _cells(curve, False) for curve in study.curves}
+    (heading, *_), *_ = tables.values()
+    lines = [["Optimizer", *heading]]
+    lines += [[title, *cells] for title, table in tables.items() for cells in table[1:]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    sentences = [f"{c.title}: critical batch size {_result(c)}." for c in study.curves]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", *sentences])
+
+
 def _table(curve: Curve, noise: bool) -> str:
     """Return a table of an optimizer's batches as Markdown."""
-    columns = ["Batch", "Best LR", "Steps", "Examples", "Efficiency, %", "Regime"]
-    columns += ["Noise scale", "B_crit"] * noise
+    columns, *rows = _cells(curve, noise)
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in rows)])
+
+
+def _cells(curve: Curve, noise: bool) -> list[list[str]]:
+    """Return the cells of an optimizer's table, the heading first."""
+    columns = ["Batch", "Best LR", "Steps", "Evaluated every", "Examples", "Efficiency, %"]
+    lines = [[*columns, "Regime", *["Noise scale", "B_crit"] * noise]]
     b_crit = rounded(curve.fit.b_crit, 3) if isinstance(curve.fit, Fit) else "-"
     for point in curve.points:
         efficiency = curve.efficiency(point)
@@ -122,6 +146,7 @@ def _table(curve: Curve, noise: bool) -> str:
             f"{point.batch}",
             _rate_cell(point),
             _steps_cell(point),
+            _every(point),
             "-" if point.examples is None else f"{point.examples:,.0f}",
             "-" if efficiency is None else f"{100 * efficiency:.0f}",
             curve.regime(point),
@@ -129,8 +154,17 @@ def _table(curve: Curve, noise: bool) -> str:
         if noise:
             scale = point.noise_scale
             cells += ["-" if scale is None else f"{scale:,.0f}", b_crit]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return lines
+
+
+def _every(point: Point) -> str:
+    """Return the pause between evaluations as text."""
+    every = point.row.choices.get("eval_every")
+    if isinstance(every, str):
+        every = int(every.removesuffix("steps"))
+        return f"{every:,} step{'s' * (every > 1)}"
+    return "-" if every is None else f"{every} epoch{'s' * (every > 1)}"
 
 
 def _rate_cell(point: Point) -> str:

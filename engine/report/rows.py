@@ -52,7 +52,7 @@ class Row:
 
     Attributes:
         choices: the choices of these runs by dotted key, without the seed.
-        group: the choices of all rows of the group.
+        group: the choices of all rows of the group, as `titles.without_bounds` returns them.
         records: the runs.
 
     """
@@ -97,20 +97,25 @@ class Row:
         """Return the split on which a target counts: `holdout` if the runs stop at it."""
         return "holdout" if self.stops_at_target else self.split
 
+    @functools.cached_property
+    def named(self) -> titles.Choices:
+        """Return the choices that the row can be named by."""
+        return titles.without_bounds(self.choices)
+
     @property
     def cell(self) -> tuple[Any, ...]:
         """Return what all rows in the same cell have in common."""
-        return titles.cell_of(self.choices)
+        return titles.cell_of(self.named)
 
     @functools.cached_property
     def scope(self) -> str:
         """Return those of model, data and epochs in which rows of the group differ."""
-        return titles.differences(self.choices, self.group, titles.SCOPE)
+        return titles.differences(self.named, self.group, titles.SCOPE)
 
     @functools.cached_property
     def setting(self) -> str:
         """Return the choices in which the row differs from other rows in the same cell."""
-        return titles.setting(self.choices, self.group)
+        return titles.setting(self.named, self.group)
 
     @property
     def title(self) -> str:
@@ -120,7 +125,7 @@ class Row:
     @property
     def settings_column(self) -> str:
         """Return the `settings` column of table.csv: what no other column says."""
-        cell_setting = titles.cell_setting(self.choices, self.group)
+        cell_setting = titles.cell_setting(self.named, self.group)
         return _joined(self.setting, cell_setting, self._mixed)
 
     def line(self, axis: Axis) -> str:
@@ -129,8 +134,8 @@ class Row:
         return _joined(
             self.optimizer_title,
             "" if axis == "batch" else str(self.batch),
-            titles.differences(self.choices, self.group, fixed),
-            titles.line_setting(self.choices, self.group),
+            titles.differences(self.named, self.group, fixed),
+            titles.line_setting(self.named, self.group),
         )
 
     @property
@@ -235,14 +240,16 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
     for record in records:
         chosen = {key: value for key, value in record.choices.items() if key != "seed"}
         members.setdefault(json.dumps(chosen, sort_keys=True), []).append(record)
-    group = [json.loads(chosen) for chosen in members]
+    chosen_by_row = [json.loads(chosen) for chosen in members]
+    group = [titles.without_bounds(chosen) for chosen in chosen_by_row]
 
     def place(row: Row) -> tuple[tuple[int, str], int, float, int]:
         rate = row.choices.get("optimizer.base_lr", 0.0)
         return (optimizer_order(row.optimizer), row.batch, rate, row.setting.count("="))
 
     rows = [
-        Row(chosen, group, found) for chosen, found in zip(group, members.values(), strict=True)
+        Row(chosen, group, found)
+        for chosen, found in zip(chosen_by_row, members.values(), strict=True)
     ]
     return sorted(rows, key=place)
 

@@ -89,10 +89,21 @@ def markdown_tables(rows: Sequence[Row]) -> str:
 
 
 def scopes(rows: Sequence[Row]) -> list[str]:
-    """Return each combination of model, data and epochs of a group's runs as text."""
-    keys = ("model", "data", "epochs")
-    found = {tuple(r.summary[key] for key in keys) for row in rows for r in row.records}
-    return [f"{model} on {data}, {epochs} epochs" for model, data, epochs in sorted(found)]
+    """Return each combination of model, data and epochs, or target, of a group's runs as text."""
+    found = {
+        (r.summary["model"], r.summary["data"], *_length(row, r.summary["epochs"]))
+        for row in rows
+        for r in row.records
+    }
+    return [f"{model} on {data}, {text}" for model, data, _, text in sorted(found)]
+
+
+def _length(row: Row, epochs: int) -> tuple[float, str]:
+    """Return how long a row's runs train as a number to sort by and as text."""
+    if row.stops_at_target:
+        target = row.choices["target_accuracy"]
+        return target, f"to {target:g} % on the hold-out split"
+    return epochs, f"{epochs} epochs"
 
 
 def rates_cell(row: Row) -> str:

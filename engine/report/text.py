@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.report.critical import Study
-from engine.report.critical_page import answers
+from engine.report.critical_page import answers, critical_text
 from engine.report.rows import Row
 from engine.report.tables import (
     accuracy_cell,
@@ -65,12 +65,16 @@ def text_report(
 
     """
     lines = ["", *(shown(f"{group}: {scope}") for scope in scopes(rows)), ""]
-    lines += [text_table(rows), "", f"{BEST} best of its column. {accuracy_note(rows)}"]
-    if conditions := describe_conditions([row.timed for row in rows]):
-        lines.append(shown(conditions))
-    for answer in answers(rows, study):
-        lines += ["", *textwrap.wrap(shown(answer), WIDTH)]
-    lines.append("")
+    if study is not None and all(row.stops_at_target for row in rows):
+        # Accuracies at the target are no results.
+        lines += [critical_text(study), ""]
+    else:
+        lines += [text_table(rows), "", f"{BEST} best of its column. {accuracy_note(rows)}"]
+        if conditions := describe_conditions([row.timed for row in rows]):
+            lines.append(shown(conditions))
+        for answer in answers(rows, study):
+            lines += ["", *textwrap.wrap(shown(answer), WIDTH)]
+        lines.append("")
     svg = " (each plot also as .svg)" if any(name.endswith(".png") for name in names) else ""
     lines += [f"written   {RESULTS / group}: {' '.join(names)}{svg}", *_next(group, rows)]
     return "\n".join(lines)

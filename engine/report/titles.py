@@ -18,10 +18,21 @@ Choices = Mapping[str, Any]
 # Only rows that are equal in these are compared with a target derived from a baseline.
 SCOPE = ("model.name", "data.name", "epochs")
 CELL = ("optimizer.name", "batch", *SCOPE)
+# How long a run may take that ends at its target, and how often it is evaluated, are no settings.
+BOUNDS = ("epochs", "max_steps", "eval_every")
 # If a cell varies more keys than this, a setting names only those in which it differs from most.
 MOST_NAMED = 3
 # Name of the setting that has the most common value of every key.
 COMMON = "(what most rows share)"
+
+
+def without_bounds(choices: Choices) -> Choices:
+    """Return choices in which those of `BOUNDS` are None if the run ends at its target.
+
+    >>> without_bounds({"epochs": 15, "stop_at_target": True})
+    {'epochs': None, 'stop_at_target': True, 'max_steps': None, 'eval_every': None}
+    """
+    return {**choices, **dict.fromkeys(BOUNDS)} if choices.get("stop_at_target") else choices
 
 
 def differences(own: Choices, group: Sequence[Choices], keys: Iterable[str]) -> str:

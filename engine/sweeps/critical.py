@@ -23,6 +23,8 @@ from engine.system.terminal import duration
 RATE = "optimizer.base_lr"
 # Steps between evaluations, as a share of the fewest steps expected.
 EVALUATION_SHARE = 0.05
+# A longer warm-up, as a share of the fewest steps, is reported.
+WARMUP_SHARE = 0.2
 # A larger batch needs no more steps than a smaller one but for noise, so its first trials may take
 # this many times the fewest steps of the batch before it.
 FIRST_SLACK = 1.5
@@ -105,6 +107,7 @@ class Budget:
         seed: the search's seed; the other ones follow it.
         first_steps: optimizer steps after which the first trial at the smallest batch ends.
         first_evaluation: steps between the evaluations of the trials there.
+        warmup_steps: optimizer steps of warm-up.
 
     """
 
@@ -114,6 +117,7 @@ class Budget:
     seed: int
     first_steps: int
     first_evaluation: int
+    warmup_steps: int = 0
 
 
 @dataclass
@@ -192,16 +196,22 @@ class Search:
         cell = self.cell
         return [Trial(cell.optimizer, cell.batch, self.rate, s, end, steps, True) for s in seeds]
 
-    def edge_note(self) -> str:
-        """Return a line if the best rate is on the edge of those tried; else an empty one."""
-        edge = self.cell.edge(RATE)
-        if not edge:
-            return ""
-        place, tried = "smallest" if edge < 0 else "largest", len(self.cell.points())
-        return (
-            f"edge      batch {self.cell.batch}: the best rate of {self.title}, {self.rate:g}, is "
-            f"the {place} of the {tried} tried; more trials may find a better one"
-        )
+    def notes(self, warmup_steps: int) -> list[str]:
+        """Return lines on what makes the steps of this batch too many: its rate, its warm-up."""
+        lines, start = [], f"note      batch {self.cell.batch}, {self.title}: "
+        if edge := self.cell.edge(RATE):
+            place, tried = "smallest" if edge < 0 else "largest", len(self.cell.points())
+            lines.append(
+                f"{start}the best rate, {self.rate:g}, is the {place} of the {tried} tried; more "
+                "trials may find a better one"
+            )
+        if self.fewest is not None and warmup_steps > WARMUP_SHARE * self.fewest:
+            share = 100 * warmup_steps / self.fewest
+            lines.append(
+                f"{start}the warm-up of {warmup_steps} steps is {share:.0f} % of the fewest steps, "
+                f"{self.fewest}; scheduler.warmup_steps sets it"
+            )
+        return lines
 
 
 def evaluation_steps(expected: float) -> int:
@@ -312,7 +322,7 @@ def measure_steps(
             outcomes = rounds.run([t for _, t in trials], f"batch {batch}: {what}")
             for (search, trial), outcome in zip(trials, outcomes, strict=True):
                 search.add(trial, outcome)
-        for note in filter(None, (search.edge_note() for search in here)):
+        for note in [note for search in here for note in search.notes(budget.warmup_steps)]:
             say(note)
         best = ", ".join(f"{s.title} {s.rate:g} ({_result(s)})" for s in here)
         seeds = f"{budget.seeds} other seed{'s' * (budget.seeds > 1)}"
