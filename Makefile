@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?=
 BIN := .venv/bin
 
-.PHONY: help setup lint check test stress package audit demo bench clean
+.PHONY: help setup lint check test stress docs package audit demo bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -34,6 +34,11 @@ test: lint  ## lint, types and all tests
 stress: setup  ## kill, stop and damage runs for ten minutes
 	$(BIN)/python -m pytest -m stress -v
 
+docs: setup  ## build the pages as a site in docs/_build/html; a warning fails
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	mkdir -p docs/_build/source
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs docs/_build/source docs/_build/html
+
 package: setup  ## build wheel and sdist, check them, try the wheel in a bare environment
 	rm -rf dist .bare
 	$(BIN)/python -m pip install --quiet build twine
@@ -55,4 +60,4 @@ bench: setup  ## measure speed, compared with a reference loop
 	$(BIN)/python -m scripts.bench
 
 clean:  ## remove .venv and caches; results stay
-	rm -rf .venv .bare dist .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .bare dist docs/_build .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -1,6 +1,7 @@
 """LARS and LAMB for PyTorch: LARS with its published variants by name and a fast path per device.
 
-Example:
+Example::
+
     from lars import LARS, parameter_groups
     optimizer = LARS(parameter_groups(model, weight_decay=5e-4), lr=0.1)
 

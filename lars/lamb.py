@@ -27,7 +27,7 @@ class LAMB(LayerwiseOptimizer):
 
     Source: Yang You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76
     minutes", arXiv 1904.00962, Algorithm 2. For each parameter tensor w with gradient g, step t
-    computes
+    computes::
 
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g^2

@@ -31,7 +31,7 @@ class LARS(LayerwiseOptimizer):
     r"""Implement LARS (layer-wise adaptive rate scaling) for SGD with momentum.
 
     Source: Yang You, Igor Gitman and Boris Ginsburg, "Large Batch Training of Convolutional
-    Networks", arXiv 1708.03888. For each parameter tensor w with gradient g, a step computes
+    Networks", arXiv 1708.03888. For each parameter tensor w with gradient g, a step computes::
 
         u = g + weight_decay * w
         ratio = trust_coefficient * ||w|| / (||g|| + weight_decay * ||w|| + eps)
@@ -59,17 +59,18 @@ class LARS(LayerwiseOptimizer):
         nesterov: use Nesterov momentum. It needs momentum above 0 and dampening 0.
         variant: key of `PRESETS`, the settings of a published implementation. It sets the options
             from `trust_coefficient` to `adapt` that are None. Departures from "paper":
-            "blog": eps 1e-15, momentum_scaling "none", zero_norm "raw".
-            "quadra": eps 1e-8, momentum_scaling "trust", zero_norm "skip", adapt "decayed".
-            "torchlars": eps 1e-8, momentum_scaling "trust".
-            "braintools": eps 1e-8, momentum_scaling "trust", trust_norm "decayed".
-            "pytorch-lars": trust_coefficient 0.1, trust_weight_decay "momentum",
-                momentum_scaling "none", zero_norm "raw".
-            "pytorch-lars-v1": trust_coefficient 0.1, trust_weight_decay "momentum",
-                zero_norm "raw".
-            "timm": eps 1e-8, momentum_scaling "trust", adapt "decayed".
-            "larc": trust_coefficient 0.02, eps 1e-8, momentum_scaling "trust",
-                zero_norm "skip", trust_clip True.
+
+            - "blog": eps 1e-15, momentum_scaling "none", zero_norm "raw".
+            - "quadra": eps 1e-8, momentum_scaling "trust", zero_norm "skip", adapt "decayed".
+            - "torchlars": eps 1e-8, momentum_scaling "trust".
+            - "braintools": eps 1e-8, momentum_scaling "trust", trust_norm "decayed".
+            - "pytorch-lars": trust_coefficient 0.1, trust_weight_decay "momentum",
+              momentum_scaling "none", zero_norm "raw".
+            - "pytorch-lars-v1": trust_coefficient 0.1, trust_weight_decay "momentum",
+              zero_norm "raw".
+            - "timm": eps 1e-8, momentum_scaling "trust", adapt "decayed".
+            - "larc": trust_coefficient 0.02, eps 1e-8, momentum_scaling "trust",
+              zero_norm "skip", trust_clip True.
         trust_coefficient: factor of the ratio. "paper": 0.001.
         eps: added to the denominator of the ratio. "paper": 0.
         trust_norm: denominator of the ratio, without eps. "separate" ("paper"):

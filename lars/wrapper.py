@@ -27,6 +27,8 @@ _PLAIN = {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "momentum_scalin
 class LARSWrapper(Optimizer):
     """Scale each gradient by a trust ratio, then take the step of another optimizer.
 
+    Example::
+
         optimizer = LARSWrapper(torch.optim.Adam(model.parameters()), trust_coefficient=0.001)
 
     During a step, the wrapped optimizer sees the gradient ratio * (g + weight_decay * w) and a

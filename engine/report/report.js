@@ -4,8 +4,9 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const shown = (value) => (typeof value === "string" ? value : JSON.stringify(value));
-// plotly interprets some tags in its texts, such as <b> and <a>.
-const literal = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+// plotly interprets tags in its texts, such as <b> and <a>, and dollar signs as a formula.
+const codes = { "&": "&amp;", "<": "&lt;", "$": "&#36;" };
+const literal = (text) => String(text).replace(/[&<$]/g, (sign) => codes[sign]);
 const pairsOf = (run) => Object.entries(run.choices).map(([key, value]) => `${key}=${shown(value)}`);
 // A plot of more points than this has no markers, which take long to draw.
 const MOST_MARKERS = 2000;
@@ -120,8 +121,7 @@ function plot(place, content) {
       legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
     };
     const made = traces.map(({ color: shade, dash, size, ...trace }) => ({
-      hoverinfo: "text", ...trace, name: literal(trace.name),
-      hovertext: trace.hovertext.map(literal),
+      hoverinfo: "text", ...trace, name: literal(trace.name), hovertext: trace.hovertext.map(literal),
       line: { color: shade, dash, width: 1.6 },
       marker: { color: shade, size: size ?? 7, symbol: trace.symbol },
     }));
@@ -238,7 +238,6 @@ function filter() {
   fillRuns();
   drawAll();
 }
-
 let waiting;
 at("filter").oninput = () => {
   clearTimeout(waiting);

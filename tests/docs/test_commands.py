@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch.distributed.run
 
+import engine.report.html
 import engine.report.write
 import engine.sweeps.sweep
 import engine.training.memory
@@ -44,6 +45,7 @@ ELSEWHERE = [
     "pip install -e '.[submitit]'",
     "pip install -e '.[ray]'",
     "pip install -e '.[joblib]'",
+    "pip install -e '.[report-html]'",
 ]
 RUN = [command for command in FOUND if command not in ELSEWHERE]
 # Dividing the images of a plan takes most of its time, so it is done once.
@@ -85,6 +87,9 @@ def place(workplace, named, monkeypatch):
         monkeypatch.setattr(module, "plan_data", BLANK)
     for part in ("write_plots", "write_noise_plot", "write_critical_plots"):
         monkeypatch.setattr(engine.report.write, part, nothing)
+    # plotly may be missing.
+    monkeypatch.setattr(engine.report.html, "has_plotly", lambda: True)
+    monkeypatch.setattr(engine.report.html, "html_page", lambda title, data: title)
     monkeypatch.setattr(scripts.lr_range, "search", nothing)
     for part in ("search", "search_by_optuna", "write"):
         monkeypatch.setattr(scripts.tune, part, nothing)
@@ -173,7 +178,7 @@ def test_most_commands_are_run():
     assert len([words for words in programs if words[0] in ("python", "torchrun")]) >= 20
     scripts_run = {words[2] for words in programs if words[1] == "-m"}
     assert scripts_run >= {
-        f"scripts.{part}" for part in "tables status tune bench lr_range".split()
+        f"scripts.{part}" for part in "tables report status tune bench lr_range".split()
     }
     assert {"train.py", "val.py"} <= {words[1] for words in programs}
 
@@ -192,8 +197,8 @@ def test_make_targets_exist():
 
 def test_extras_exist():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    named = [e for command in ELSEWHERE for e in re.findall(r"'\.\[(\w+)\]'", command)]
-    assert len(named) == 4 and set(named) <= set(project["optional-dependencies"])
+    named = [e for command in ELSEWHERE for e in re.findall(r"'\.\[([\w-]+)\]'", command)]
+    assert len(named) == 5 and set(named) <= set(project["optional-dependencies"])
 
 
 def test_tensorboard_reads_the_runs():
