@@ -174,8 +174,8 @@ def muon_groups(
     return split
 
 
-def check_torch() -> None:
-    """Raise UserError if this version of torch has no Muon."""
+def check_torch(key: str) -> None:
+    """Raise UserError, which names the key that chose Muon, if this version of torch has none."""
     if not HAS_MUON:
         allowed = f"needs torch.optim.Muon of torch 2.9 or newer, and this is {torch.__version__}"
-        raise key_error("optimizer", "muon", allowed)
+        raise key_error(key, "muon", allowed)

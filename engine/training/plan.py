@@ -226,7 +226,7 @@ def make_plan(config: c.Config, train_examples: int, world_size: int = 1) -> Pla
         raise key_error("sync_bn", True, allowed)
     optimizer = stepper(config.optimizer)
     if isinstance(optimizer, MuonConfig):
-        check_torch()
+        check_torch("optimizer" if optimizer is config.optimizer else "optimizer.base")
         optimizer.check()
     if config.batch > train_examples:
         allowed = f"must be at most the training split's {train_examples} images"

@@ -151,6 +151,9 @@ def entries(device: torch.device) -> dict[str, Entry]:
         "LARSWrapper(SGD fused)": Entry(
             LARS_STEP, lambda p: LARSWrapper(torch.optim.SGD(p, fused=True, **heavy))
         ),
+        "LARSWrapper(AdamW fused)": Entry(
+            NORMS + ADAM, lambda p: LARSWrapper(torch.optim.AdamW(p, fused=True, **common))
+        ),
         "timm": Entry(LARS_STEP, _peer(optim, "Lars", heavy, foreach=False)),
         "timm foreach": Entry(LARS_STEP, _peer(optim, "Lars", heavy, foreach=True)),
         "pytorch_optimizer": Entry(LARS_STEP, _peer(kozistr, "LARS", heavy, foreach=False)),

@@ -6,12 +6,12 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from engine.config.optimizers import TITLES
+from engine.config.optimizers import TITLES, title_of
 from engine.report.curves import draw_curves
 from engine.report.plots import draw_against
 from engine.report.rows import Row, gather_lines, make_rows
 from engine.report.settings import draw_settings
-from engine.report.style import COLORS, PALETTE, STYLES, color_of, save, spread, styles_of
+from engine.report.style import COLORS, GREY, PALETTE, STYLES, color_of, save, spread, styles_of
 from engine.report.write import write_report
 from engine.runs.records import load_records
 from tests.helpers.report import put
@@ -23,6 +23,12 @@ def test_the_palette_has_six_distinct_colors_and_each_optimizer_has_one():
     assert len(set(PALETTE)) == 6 and len(set(STYLES)) == 6
     assert [color_of(title) for title in ("SGD", "LARS")] == [BLUE, VERMILION]
     assert set(TITLES.values()) <= set(COLORS)
+
+
+def test_an_optimizer_inside_lars_has_another_color_than_any_other():
+    bases = [name for name in TITLES if name != "lars"]
+    colors = [color_of(title_of(label)) for label in (*TITLES, *(f"lars-{b}" for b in bases))]
+    assert len(set(colors)) == len(colors) and GREY not in colors
 
 
 def test_the_color_is_the_optimizer_and_the_style_the_recipe_in_every_plot(workplace):

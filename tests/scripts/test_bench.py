@@ -91,7 +91,7 @@ def run_epochs(session: Session, compiler: str = "no-such-compiler") -> None:
 # Each part's run at its smallest settings, and its tables with their figures.
 OPTIMIZERS = {"torch SGD", "torch SGD fused", "the norms alone", "LARS (default)"}
 OPTIMIZERS |= {"torch AdamW", "torch AdamW fused", "LAMB (default)", "LAMB one by one"}
-OPTIMIZERS |= {"Muon, AdamW fused"}
+OPTIMIZERS |= {"Muon, AdamW fused", "LARSWrapper(SGD fused)", "LARSWrapper(AdamW fused)"}
 STEPS = {"SGD", "LARS", "LARS, log_layers_every=1"}
 REST = {"training", "drawing", "evaluation", "records and TensorBoard"}
 LOADERS, LOOPS = {"this harness", "DataLoader"}, {"this harness", "reference loop"}

@@ -15,7 +15,9 @@ from tests.helpers.runs import CPU, TOOLBOX, assert_same, only_run, rewrite, sta
 
 
 @pytest.mark.parametrize(
-    "choices", [["optimizer=sgd"], ["optimizer=lars"], TOOLBOX], ids=["sgd", "lars", "toolbox"]
+    "choices",
+    [["optimizer=sgd"], ["optimizer=lars"], ["optimizer=lars", "optimizer.base=muon"], TOOLBOX],
+    ids=["sgd", "lars", "wrapped muon", "toolbox"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(
     small, workplace, command, monkeypatch, choices
