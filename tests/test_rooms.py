@@ -74,8 +74,8 @@ def test_libraries_import_no_engine_and_nothing_imports_a_command():
     for name, found in IMPORTS.items():
         if name.partition(".")[0] in ("lars", "models", "schedulers"):
             assert not [t for t in found if t.partition(".")[0] != name.partition(".")[0]], name
-        # The tuner launches the same job as train.py -m.
-        allowed = {"train"} if name == "scripts.tune" else set()
+        # Searches launch the same job as train.py -m.
+        allowed = {"train"} if name in ("scripts.tune", "scripts.critical") else set()
         if name.startswith("engine"):
             assert not [t for t in found if t.startswith("scripts")], name
         assert not found & {"train", "val"} - allowed, name
