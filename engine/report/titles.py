@@ -41,8 +41,14 @@ def differences(own: Choices, group: Sequence[Choices], keys: Iterable[str]) -> 
     >>> short, long = {"data.name": "cifar10", "epochs": 15}, {"data.name": "cifar10", "epochs": 45}
     >>> differences(short, [short, long], ("data.name", "epochs"))
     'epochs=15'
+
+    A key that is None in a row, as `without_bounds` leaves it, is not compared with that row.
+
+    >>> differences(short, [short, short | {"epochs": None}], ("data.name", "epochs"))
+    ''
     """
-    return _named(own, [key for key in keys if any(row[key] != own[key] for row in group)])
+    known = [key for key in keys if own[key] is not None]
+    return _named(own, [k for k in known if any(row[k] not in (own[k], None) for row in group)])
 
 
 def cell_of(choices: Choices) -> tuple[Any, ...]:

@@ -63,7 +63,7 @@ def test_critical_json_has_the_points_and_the_fit_of_each_optimizer(workplace):
     # 3000 (1 + 1000 / 64) steps.
     assert found["sgd"]["batches"][0] == {
         "batch": 64, "steps": 49_875, "examples": 3_192_000, "runs": 1, "censored": 0,
-        "base_lr": 0.1,
+        "base_lr": 0.1, "eval_every": 1,
     }  # fmt: skip
     assert [entry["batch"] for entry in found["lars"]["batches"]] == list(SIX)
     for name, b_crit in (("sgd", 1000), ("lars", 4000)):
@@ -104,7 +104,7 @@ def test_a_batch_at_which_half_of_the_runs_miss_the_target_is_not_fitted(workpla
     assert found["b_crit"] == pytest.approx(1000, rel=0.01)
     entry = by_batch(found)[4096]
     assert (entry["steps"], entry["runs"], entry["censored"]) == (10, 2, 1)
-    assert "| 10 (1 of 2 censored) | 40,960 | - | - |" in section()
+    assert "| 10 (1 of 2 censored) | 1 epoch | 40,960 | - | - |" in section()
     figure = Figure()
     critical_plots.draw_steps("g", study(), figure)
     assert list(figure.axes[0].lines[0].get_xdata()) == list(SIX)
@@ -114,7 +114,7 @@ def test_a_run_that_reached_the_target_and_then_diverged_did_not_reach_it(workpl
     put_group(workplace, 1000, SIX)
     put_run(workplace, 4096, 300, accuracies=(50, 71, 10.0), status="diverged", accuracy=10.0)
     assert by_batch(measured()["sgd"])[4096]["steps"] is None
-    assert "| not in 300 (1 of 1 nan) | - | - | - |" in section()
+    assert "| not in 300 (1 of 1 nan) | 1 epoch | - | - | - |" in section()
 
 
 def test_of_several_settings_the_one_with_most_seeds_counts_then_the_fastest(workplace):
@@ -123,7 +123,7 @@ def test_of_several_settings_the_one_with_most_seeds_counts_then_the_fastest(wor
     put_run(workplace, 64, 20_000, *fast, base_lr=0.4)
     assert by_batch(measured()["sgd"])[64] == {
         "batch": 64, "steps": 20_000, "examples": 1_280_000, "runs": 1, "censored": 0,
-        "base_lr": 0.4,
+        "base_lr": 0.4, "eval_every": 1,
     }  # fmt: skip
     for seed in (0, 1):
         put_run(workplace, 64, 60_000, *slow, f"seed={seed}", base_lr=0.2)
@@ -258,6 +258,7 @@ def test_the_noise_scale_up_to_the_target_is_next_to_the_critical_batch_size(wor
     put_run(workplace, 64, 49_875, history=rows)
     b_crit = f"{study().curves[0].fit.b_crit:,.0f}"
     assert "| Regime | Noise scale | B_crit |" in section()
+    assert "noise_scale" in measured()["sgd"] and measured()["sgd"]["noise_scale"] == 800
     assert re.search(rf"\| 64 \|[^\n]* \| 800 \| {b_crit[:2]}", section())
     assert re.search(rf"\| 128 \|[^\n]* \| - \| {b_crit[:2]}", section())
 
@@ -265,8 +266,34 @@ def test_the_noise_scale_up_to_the_target_is_next_to_the_critical_batch_size(wor
 def test_the_terminal_says_the_critical_batch_size(workplace):
     put_group(workplace, 1000, SIX)
     text = " ".join(write_report("g").split())
-    assert "Critical batch size at 70 % on the hold-out split: SGD 1,000 (90 % interval" in text
+    assert text.startswith("g: resnet18 on cifar10, to 70 % on the hold-out split Optimizer Batch")
+    assert "SGD 64 0.1 49,875 1 epoch 3,192,000 100 perfect scaling" in text
+    assert "SGD: critical batch size 1,000 (90 % interval" in text and "accuracy, %" not in text
     assert "critical.json" in text and "reaches 80.0 %" not in text
+    # Next to runs that train all their epochs, accuracies are shown too.
+    put(workplace, "batch=64", "data.holdout=5000", "epochs=15")
+    text = " ".join(write_report("g").split())
+    assert "Critical batch size at 70 % on the hold-out split: SGD 1,000 (90 % interval" in text
+    assert "accuracy, %" in text
+
+
+def test_the_steps_are_shown_from_the_first_batch_on(workplace):
+    put_run(workplace, 64, 300, "eval_every=50steps")
+    text = " ".join(write_report("g").split())
+    assert "SGD 64 0.1, peak 0.2 300 50 steps" in text
+    assert "SGD: critical batch size not known (a fit needs 3 batch sizes" in text
+
+
+def test_how_long_a_run_may_take_and_its_evaluations_are_no_setting(workplace):
+    for batch, steps in ((64, 900), (128, 500), (256, 300)):
+        ends = [f"epochs={batch}", f"max_steps={steps}", f"eval_every={steps // 20}steps"]
+        put_run(workplace, batch, steps, *ends)
+    write_report("g")
+    with open(workplace / "results" / "g" / "table.csv") as file:
+        assert [row["settings"] for row in csv.DictReader(file)] == ["", "", ""]
+    assert "epochs=" not in (workplace / "results" / "g" / "table.md").read_text()
+    found = written(workplace)["sgd"]["batches"]
+    assert [entry["eval_every"] for entry in found] == ["45steps", "25steps", "15steps"]
 
 
 def test_the_same_runs_give_the_same_files_without_nan(workplace):
