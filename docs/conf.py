@@ -40,7 +40,8 @@ def copy_pages() -> None:
     """Copy the README and the files that links lead to, and add the list of pages to the README."""
     shutil.rmtree(SOURCE, ignore_errors=True)
     shutil.copytree(PROJECT / "docs" / "api", SOURCE / "docs" / "api")
-    found, pending = [], [PROJECT / "README.md"]
+    # The list of pages begins as docs/README.md lists them.
+    found, pending = [], [PROJECT / "docs" / "README.md", PROJECT / "README.md"]
     while pending:
         path = pending.pop(0)
         if path in found or not path.is_file() or not path.is_relative_to(PROJECT):
@@ -52,11 +53,12 @@ def copy_pages() -> None:
         if path.suffix == ".md":
             links = LINK.findall(path.read_text(encoding="utf-8"))
             pending += [(path.parent / link).resolve() for link in links]
-    pages = [str(path.relative_to(PROJECT)) for path in found[1:] if path.suffix == ".md"]
+    pages = [str(path.relative_to(PROJECT)) for path in found if path.suffix == ".md"]
+    pages.remove("README.md")
     lists = {
         "Guides": [page for page in pages if page.startswith("docs/")],
         "API reference": [f"docs/api/{package}.rst" for package in API],
-        "Results": [page for page in pages if page.startswith("results/")],
+        "Results": sorted(page for page in pages if page.startswith("results/")),
         "Project": [page for page in pages if "/" not in page],
     }
     with open(SOURCE / "README.md", "a", encoding="utf-8") as readme:

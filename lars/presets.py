@@ -65,6 +65,7 @@ _DEPARTURES: dict[str, dict[str, Any]] = {
         "trust_clip": True,
     },
 }
+#: The options of each variant, by its name. `lars.PRESETS` is the same dictionary.
 PRESETS = {name: {**_PAPER, **departure} for name, departure in _DEPARTURES.items()}
 
 _CHOICES: dict[str, tuple[Any, ...]] = {

@@ -24,6 +24,7 @@ def _ratio(batch: int, base_batch: int) -> float:
     return batch_size / check_number("base_batch", base_batch, above_zero=True)
 
 
+#: The scaling rules by name. Each takes the batch size and the base batch size.
 SCALING_RULES: dict[str, Callable[[int, int], float]] = {
     "linear": linear_scale,
     "sqrt": sqrt_scale,
