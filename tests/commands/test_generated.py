@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.config.options import group_members
-from engine.config.parse import Pattern, known_keys
+from engine.config.parse import Pattern, key_types, known_keys
 from engine.config.schema import Config
 from engine.data import sources, synthetic
 
@@ -51,7 +51,7 @@ TEXT = st.text("ab1.-_=,:{}[]()'\"$\\+*%&|<>!?@^`é\n\t #;", max_size=6)
 
 def leaves(cls, chosen, prefix=""):
     """Yield each dotted key and its type, for the chosen members of the groups."""
-    for name, hint in get_type_hints(cls, include_extras=True).items():
+    for name, hint in key_types(cls).items():
         groups = [m for m in get_args(hint) or (hint,) if isinstance(m, type) and is_dataclass(m)]
         if not groups:
             yield prefix + name, hint
