@@ -24,6 +24,7 @@ import engine.report.write
 import engine.sweeps.sweep
 import engine.training.memory
 import engine.training.setup
+import scripts.critical
 import scripts.lr_range
 import scripts.tune
 import train
@@ -64,7 +65,7 @@ def named(tmp_path_factory, drawn_tree):
         assert exit_status(train.main) == 0
     (run,) = (runs / "first").iterdir()
     run.rename(runs / "first" / "RUN")
-    for group in ("ladder", "tuned"):
+    for group in ("ladder", "tuned", "critical-search"):
         put(folder)
         (runs / "g").rename(runs / group)
     recipe = folder / "DIR" / "experiment" / "NAME.yaml"
@@ -93,6 +94,8 @@ def place(workplace, named, monkeypatch):
     monkeypatch.setattr(scripts.lr_range, "search", nothing)
     for part in ("search", "search_by_optuna", "write"):
         monkeypatch.setattr(scripts.tune, part, nothing)
+    monkeypatch.setattr(scripts.critical, "measure_steps", nothing)
+    monkeypatch.setattr(scripts.critical, "plan_data", BLANK)
     runner = SimpleNamespace(measure_parts=nothing)
     monkeypatch.setitem(sys.modules, "scripts.bench.runner", runner)
     return workplace
@@ -178,7 +181,7 @@ def test_most_commands_are_run():
     assert len([words for words in programs if words[0] in ("python", "torchrun")]) >= 20
     scripts_run = {words[2] for words in programs if words[1] == "-m"}
     assert scripts_run >= {
-        f"scripts.{part}" for part in "tables report status tune bench lr_range".split()
+        f"scripts.{part}" for part in "tables report status tune critical bench lr_range".split()
     }
     assert {"train.py", "val.py"} <= {words[1] for words in programs}
 
@@ -219,6 +222,7 @@ def test_launchers_and_their_options_exist():
         ("python train.py batch=4096 optimizer=lasr", "optimizer=lasr: must be one of"),
         ("python -m scripts.bench ladders", "ladders: must be one of"),
         ("python -m scripts.tune optimizer=sgd tune.pionts=3", "tune.pionts"),
+        ("python -m scripts.critical batch=64 target_accuracy=70 trails=3", "trails"),
         ("python val.py checkpoint=results/runs/first/NONE", "checkpoint="),
         ("torchrun --nproc-per-node=2 train.py batchsize=4", "batchsize"),
         ("scripts/sweep.sh attempt9", "attempt9"),
