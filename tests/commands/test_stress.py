@@ -109,7 +109,10 @@ class Trial:
     def outcome(self):
         directory = only_run(self.folder)
         summary = json.loads((directory / "summary.json").read_text())
-        timed = {"images_per_second", "peak_memory_bytes", "train_seconds", "wall_seconds"}
+        timed = {
+            "images_per_second", "peak_memory_bytes", "shared_machine", "startup_seconds",
+            "train_seconds", "wall_seconds",
+        }  # fmt: skip
         saved, rows = state_of(directory)
         return (
             {key: saved[key] for key in STATE},
