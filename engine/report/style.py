@@ -33,7 +33,7 @@ GREY = "#6c757d"
 ORDER = ("SGD", "LARS", "AdamW", "LAMB", "Muon")
 COLORS = {title: PALETTE[place] for place, title in enumerate(ORDER)}
 COLORS |= dict.fromkeys([title for title in TITLES.values() if title not in ORDER], PALETTE[-1])
-# An optimizer inside LARSWrapper has its own color, darker.
+# An optimizer inside LARSWrapper has a darker shade of its color.
 COLORS |= {f"LARS({title})": darker(COLORS[title]) for title in ORDER if title != "LARS"}
 # Line style and marker of each recipe in turn.
 STYLES = (

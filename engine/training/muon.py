@@ -83,7 +83,7 @@ class MuonAdamW(Optimizer):
 
     def _step_muon(self, groups: list[dict[str, Any]]) -> None:
         # The matrices are made at each step, because `model.to` and `zero_grad` replace memory and
-        # gradients. They take microseconds, Newton-Schulz takes milliseconds.
+        # gradients.
         state: dict[Tensor, dict[str, Tensor]] = {}
         matrices = []
         for group in groups:

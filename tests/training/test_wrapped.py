@@ -107,6 +107,18 @@ def test_an_experiments_values_for_lars_are_not_those_of_lars_with_a_base():
     assert config("+experiment=attempt5", "optimizer=lars", "batch=4096").optimizer.momentum == 0.95
 
 
+def test_an_experiment_lists_values_for_a_base_by_its_label(tmp_path, small, workplace, command):
+    file = tmp_path / "own" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    listed = '"${by_optimizer:{lars: 3.0, lars-adamw: ${by_batch:{32: 0.25}}}}"'
+    file.write_text(f"# @package _global_\noptimizer:\n  base_lr: {listed}\n")
+    run = [*small, "+experiment=mine", "optimizer=lars", "optimizer.lr_scaling=none", "plan=true"]
+    for base, rate in (("adamw", "0.25"), ("none", "3"), ("muon", "0.02")):
+        flags = ["--config-dir", file.parent.parent]
+        outcome = command("train.py", *flags, *run, f"optimizer.base={base}")
+        assert outcome.status == 0 and f"peak {rate} = optimizer.base_lr" in outcome.out, outcome
+
+
 @pytest.mark.parametrize("variant", ["timm", "larc"])
 def test_the_variant_gives_the_trust_options_that_are_null(variant):
     made = wrapped("adamw", f"optimizer.variant={variant}", "optimizer.eps=0.5")
