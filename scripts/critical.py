@@ -50,7 +50,7 @@ DEFAULTS = (
     "group=critical", "epochs=30", "data.holdout=5000", "data.test_size=0", "model.ghost_batch=32",
     "scheduler=constant", "scheduler.warmup_steps=10",
 )  # fmt: skip
-DECIDED = ("max_steps", "eval_every", "stop_at_target", "plan", "sync_bn")
+DECIDED = ("max_steps", "eval_every", "stop_at_target", "plan")
 
 
 @dataclass(frozen=True)

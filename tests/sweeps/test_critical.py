@@ -135,7 +135,7 @@ def test_a_batch_at_which_no_rate_reaches_the_target_is_reported_as_censored():
     assert made.rates(128) == [0.2, 0.1, 0.4, 0.8, 1.6] and made.rates(256)[0] == 1.6
     reported = [t for t in made.trials if t.reported and t.batch == 128]
     assert [(t.base_lr, t.max_steps, t.eval_steps) for t in reported] == [(1.6, 4000, 75)] * 3
-    assert {t.max_steps for t in made.trials if t.batch == 256} == {4000}
+    assert {(t.max_steps, t.eval_steps) for t in made.trials if t.batch == 256} == {(4000, 37)}
     (line,) = [line for line in made.lines if "batch 128: 3 other seeds" in line]
     assert "SGD 1.6 (target not reached in 4,000 steps)" in line
 
