@@ -104,7 +104,8 @@ function fillComparison() {
 }
 
 const drawings = [];
-const drawAll = () => drawings.forEach((draw) => draw());
+// The browser may answer a click between two plots.
+const drawAll = () => drawings.forEach((draw) => setTimeout(draw));
 
 // Adds a section with a plot, which is drawn again when the filter or the page's colors change.
 function plot(title, id, content, ...before) {
@@ -122,8 +123,7 @@ function plot(title, id, content, ...before) {
       font: { color: color("--text"), family: getComputedStyle(document.body).fontFamily },
       margin: { l: 8, r: 8, t: 8, b: 8 }, xaxis: { ...axis, ...x }, yaxis: { ...axis, ...y },
       hoverlabel: { bgcolor: color("--page"), font: { color: color("--text") }, namelength: 0 },
-      showlegend: listed > 0,
-      legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
+      showlegend: listed > 0, legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
     };
     const made = traces.map(({ color: shade, dash, size, ...trace }) => ({
       hoverinfo: "text", ...trace, name: literal(trace.name), hovertext: trace.hovertext.map(literal),
@@ -235,14 +235,15 @@ function filter() {
   at("count").textContent = `${visible.length} of ${data.runs.length} runs`;
   fillRows();
   fillRuns();
-  drawAll();
+  if (window.Plotly) drawAll();
 }
-let waiting;
 at("filter").oninput = () => {
-  clearTimeout(waiting);
-  waiting = setTimeout(filter, 150);
+  clearTimeout(filter.waiting);
+  filter.waiting = setTimeout(filter, 150);
 };
 at("differing").onchange = () => at("compared").classList.toggle("differing");
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 fillComparison();
 filter();
+// plotly's script comes last, so that the tables are shown before it is read.
+addEventListener("load", drawAll);

@@ -75,9 +75,12 @@ def test_a_browser_sorts_filters_and_compares(workplace, open_page):
     page.get_by_label("only keys that differ").check()
     assert not page.locator("#comparison .same").first.is_visible()
 
+    expect = pytest.importorskip("playwright.sync_api").expect
+    expect(page.locator("#accuracy .points path")).to_have_count(8)
     page.get_by_label("Show runs with").fill("batch=256 completed")
     page.get_by_text("1 of 4 runs").wait_for()
     assert texts(page, accuracies) == ["82.00"] and texts(page, "#runs .name") == ["run-1"]
+    expect(page.locator("#accuracy .points path")).to_have_count(2)
     assert page.evaluate("document.getElementById('accuracy').data[0].x") == [1, 3, None]
 
 
