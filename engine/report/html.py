@@ -56,9 +56,9 @@ Figures of a row are those of all its runs.</p>
 </div>
 </main>
 <script type="application/json" id="data">$data</script>
-<script>$plotly</script>
 <script>
 $script</script>
+<script>$plotly</script>
 </body>
 </html>
 """)

@@ -104,21 +104,26 @@ function fillComparison() {
 }
 
 const drawings = [];
-const drawAll = () => drawings.forEach((draw) => draw());
+// The browser may answer a click between two plots.
+const drawAll = () => drawings.forEach((draw) => setTimeout(draw));
 
-// Draws a plot now and whenever the filter or the colors of the page change.
-function plot(place, content) {
+// Adds a section with a plot, which is drawn again when the filter or the page's colors change.
+function plot(title, id, content, ...before) {
+  const place = element("div", { className: "plot", id });
+  at("plots").append(element("section", {}, ...texts("h2", [title]), ...before, place));
   drawings.push(() => {
     const color = (name) => getComputedStyle(document.body).getPropertyValue(name);
     const { traces, x, y } = content();
+    // On a phone each entry of the legend has a line.
+    const listed = traces.filter((trace) => trace.showlegend !== false).length;
+    place.style.height = `${440 + (place.clientWidth < 600 ? 20 * listed : 0)}px`;
     const axis = { gridcolor: color("--line"), zerolinecolor: color("--line"), automargin: true };
     const layout = {
       paper_bgcolor: "transparent", plot_bgcolor: "transparent", hovermode: "closest",
       font: { color: color("--text"), family: getComputedStyle(document.body).fontFamily },
       margin: { l: 8, r: 8, t: 8, b: 8 }, xaxis: { ...axis, ...x }, yaxis: { ...axis, ...y },
       hoverlabel: { bgcolor: color("--page"), font: { color: color("--text") }, namelength: 0 },
-      showlegend: traces.some((trace) => trace.showlegend !== false),
-      legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
+      showlegend: listed > 0, legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
     };
     const made = traces.map(({ color: shade, dash, size, ...trace }) => ({
       hoverinfo: "text", ...trace, name: literal(trace.name), hovertext: trace.hovertext.map(literal),
@@ -133,10 +138,6 @@ function selection(parent, label, names) {
   const list = element("select", { onchange: drawAll }, ...texts("option", names));
   if (names.length > 1) parent.append(element("label", {}, `${label} `, list));
   return list;
-}
-
-function section(title, ...children) {
-  at("plots").append(element("section", {}, ...texts("h2", [title]), ...children));
 }
 
 // Joins the lines [x, y, text] into one trace, with a gap after each of them.
@@ -195,26 +196,24 @@ function curves(key) {
 
 const named = (key) => key.replace("holdout", "hold-out").replace("_", " ");
 
-const newPlot = (id) => element("div", { className: "plot", id });
-section("Accuracy against batch", newPlot("accuracies"));
-plot(at("accuracies"), accuracies);
+if (data.rows.some((row) => row.accuracy !== null))
+  plot("Accuracy against batch", "accuracies", accuracies);
 for (const kind of ["accuracy", "loss"]) {
   const keys = data.curves.filter((key) => key.endsWith(kind));
   if (!keys.length) continue;
   const choice = element("p");
   const list = selection(choice, "Show", keys.map(named));
-  section(kind === "loss" ? "Loss by epoch" : "Accuracy by epoch", choice, newPlot(kind));
-  plot(at(kind), () => curves(keys[list.selectedIndex]));
+  const title = kind === "loss" ? "Loss by epoch" : "Accuracy by epoch";
+  plot(title, kind, () => curves(keys[list.selectedIndex]), choice);
 }
 for (const [title, plots] of Object.entries(data.sections)) {
   const [choice, about] = [element("p"), element("div", { className: "note" })];
   const list = selection(choice, "Show", Object.keys(plots));
-  section(title, choice, about, newPlot(title));
-  plot(at(title), () => {
+  plot(title, title, () => {
     const content = Object.values(plots)[list.selectedIndex];
     about.replaceChildren(...texts("p", content.texts));
     return content;
-  });
+  }, choice, about);
 }
 for (const group of data.groups) {
   at("answers").append(...texts("h2", data.groups.length > 1 ? [group.name] : []), ...texts("p", group.answers));
@@ -236,14 +235,15 @@ function filter() {
   at("count").textContent = `${visible.length} of ${data.runs.length} runs`;
   fillRows();
   fillRuns();
-  drawAll();
+  if (window.Plotly) drawAll();
 }
-let waiting;
 at("filter").oninput = () => {
-  clearTimeout(waiting);
-  waiting = setTimeout(filter, 150);
+  clearTimeout(filter.waiting);
+  filter.waiting = setTimeout(filter, 150);
 };
 at("differing").onchange = () => at("compared").classList.toggle("differing");
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 fillComparison();
 filter();
+// plotly's script comes last, so that the tables are shown before it is read.
+addEventListener("load", drawAll);

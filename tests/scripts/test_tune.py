@@ -160,6 +160,10 @@ def test_a_failed_trial_stops_the_search(small, workplace, tune, monkeypatch):
         (["tune.factor=1"], "tune.factor=1: must be a number above 1"),
         (["tune.pionts=3"], "tune.pionts=3: unknown key; did you mean tune.points"),
         (["plan=true", "data.holdout=30"], "plan=true: scripts.tune has no dry run"),
+        (
+            ["report=true", "data.holdout=30"],
+            "report=true: must be false; python -m",
+        ),
         (["data.holdout=0"], "data.holdout=0: must be above 0"),
         (["optimizer.momentum=0,0.9"], "only optimizer, batch and seed may have several"),
         (["--cfg", "job"], "scripts.tune: cannot show a configuration"),
