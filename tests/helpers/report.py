@@ -1,6 +1,7 @@
 """Write the files of runs without training them, and read their group's report."""
 
 import csv
+import dataclasses
 import json
 
 import yaml
@@ -38,7 +39,9 @@ def put(work, *overrides, status="completed", accuracy=80.0, history=HISTORY, **
         changes: entries of the summary that replace the default ones.
 
     """
-    made = config(*overrides)
+    seeds = [int(o.removeprefix("seed=")) for o in overrides if o.startswith("seed=")]
+    made = config(*(o for o in overrides if not o.startswith("seed=")))
+    made = dataclasses.replace(made, seed=(seeds or [made.seed])[-1])
     name = f"run-{len(list(work.glob('results/runs/g/*')))}"
     folder = work / "results" / "runs" / "g" / name
     (folder / ".hydra").mkdir(parents=True)
