@@ -36,6 +36,7 @@ stress: setup  ## kill, stop and damage runs for ten minutes
 
 docs: setup  ## build the pages as a site in docs/_build/html; a warning fails
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	rm -rf docs/_build/html
 	mkdir -p docs/_build/source
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs docs/_build/source docs/_build/html
 

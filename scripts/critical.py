@@ -13,7 +13,8 @@ trains only the missing runs. Other keys are passed to train.py. Its own keys:
     seeds        other seeds with which the best rate is trained         [3]
     factor       ratio between neighboring rates                         [2]
 
-It sets max_steps, eval_every and stop_at_target. These keys of train.py have other defaults here:
+It sets max_steps, eval_every and stop_at_target. These keys of train.py have other defaults here,
+which also replace the values of an experiment:
 
     group=critical epochs=30 data.holdout=5000 data.test_size=0 model.ghost_batch=32
     scheduler=constant scheduler.warmup_steps=10
@@ -39,7 +40,7 @@ from engine.errors import UserError, key_error
 from engine.report.write import write_report
 from engine.runs.records import load_records
 from engine.sweeps.critical import Budget, Outcome, Trial, evaluation_steps, measure_steps
-from engine.sweeps.sweep import make_plans, train_trials
+from engine.sweeps.sweep import check_groups, make_plans, train_trials
 from engine.system.terminal import say
 
 # The study launches the same job as train.py -m. No module of engine may import train.py.
@@ -76,9 +77,10 @@ class Study:
         self.command = read_study([g for g in given if g not in own])
         self.name = self.command.jobs[0].config.group
         check_group_name(f"{self.name}-search")
+        check_groups([self.name])
         self.target = self.command.jobs[0].config.target_accuracy
         plans = make_plans([checked(job) for job in self.command.jobs], plan_data)
-        self.jobs = {(j.config.optimizer.name, j.config.batch): j for j in self.command.jobs}
+        self.jobs = {(j.config.optimizer.label, j.config.batch): j for j in self.command.jobs}
         self.epoch_steps = {plan.batch: plan.steps_per_epoch for plan in plans}
 
     def run(self) -> None:
@@ -90,7 +92,10 @@ class Study:
             first_steps=config.epochs * epoch, first_evaluation=evaluation_steps(epoch),
             warmup_steps=config.scheduler.warmup_steps,
         )  # fmt: skip
-        own = {name: job.config.optimizer.base_lr for (name, _), job in self.jobs.items()}
+        own = {
+            name: job.config.optimizer.base_lr
+            for (name, batch), job in self.jobs.items() if batch == smallest
+        }  # fmt: skip
         measure_steps(own, list(self.epoch_steps), budget, self.train, say)
 
     def train(self, trials: Sequence[Trial]) -> list[Outcome]:
@@ -152,11 +157,14 @@ def read_study(given: Sequence[str]) -> CommandLine:
     command = read_command_line(words, "train", Config)
     if command.answer is not None:
         raise UserError("scripts.critical: cannot show a configuration; use train.py")
-    cells = {(job.config.optimizer.name, job.config.batch) for job in command.jobs}
+    cells = {(job.config.optimizer.label, job.config.batch) for job in command.jobs}
     if len(cells) < len(command.jobs):
         raise UserError(
             "scripts.critical: only optimizer and batch may have several values, each given once"
         )
+    if command.jobs[0].config.report:
+        allowed = "must be false; python -m scripts.report writes a page of the results"
+        raise key_error("report", True, allowed)
     if command.jobs[0].config.scheduler.warmup_steps is None:
         allowed = "must be a number of steps, which is equal at all batches"
         raise key_error("scheduler.warmup_steps", None, allowed)
@@ -172,8 +180,6 @@ def main() -> int:
     study = Study(given)
     try:
         study.run()
-    except UserError:
-        raise
     except BaseException:
         # After Ctrl-C or a failed run, the report shows what is finished.
         study.report()

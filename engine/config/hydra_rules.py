@@ -39,7 +39,7 @@ RECORDED = ("help", "hydra_help", "overrides", "runtime", "searchpath")
 LAUNCHERS = ("basic", "joblib", "ray", "slurm", "submitit_local", "submitit_slurm")
 # The study's k is batch / 128 in every recipe, whatever the optimizer's `base_batch` is.
 STUDY_BATCH = 128
-ABSENT = "(absent)"
+ABSENT = "(default of the optimizer or its base)"
 
 
 def is_hydras(override: str) -> bool:

@@ -164,8 +164,8 @@ class Config:
         same_result=True,
     )
     log_layers_every: Count | None = key(
-        "with LARS or LAMB, steps between logs of each layer's trust ratio, norms and effective "
-        "rate to TensorBoard; null: no logs",
+        "with LARS (without optimizer.base) or LAMB, steps between logs of each layer's trust "
+        "ratio, norms and effective rate to TensorBoard; null: no logs",
         same_result=True,
     )
     plan: bool = key("print the plan (steps, rates, memory) and stop", same_result=True)

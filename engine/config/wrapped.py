@@ -1,13 +1,10 @@
 """The optimizer that takes the step: the configured one, or the base inside LARSWrapper."""
 
-import functools
-
 from engine.config.compose import values_of
 from engine.config.optimizers import MEMBERS, SHARED, LARSConfig, OptimizerConfig
 from engine.config.parse import parse
 
 
-@functools.cache
 def stepper(config: OptimizerConfig) -> OptimizerConfig:
     """Return the keys of the base that LARS wraps, or `config` itself if there is no base.
 

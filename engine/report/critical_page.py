@@ -145,7 +145,7 @@ def _cells(curve: Curve, noise: bool) -> list[list[str]]:
         cells = [
             f"{point.batch}",
             _rate_cell(point),
-            _steps_cell(point),
+            steps_cell(point),
             _every(point),
             "-" if point.examples is None else f"{point.examples:,.0f}",
             "-" if efficiency is None else f"{100 * efficiency:.0f}",
@@ -175,7 +175,7 @@ def _rate_cell(point: Point) -> str:
     return f"{base:.4g}, peak {peak:.4g}"
 
 
-def _steps_cell(point: Point) -> str:
+def steps_cell(point: Point) -> str:
     """Return the mean steps and the runs that miss the target, or the steps that did not do."""
     total, reached = len(point.passages), len(point.reached)
     if point.steps is None:
@@ -203,10 +203,11 @@ def _notes(study: Study, noise: bool) -> str:
     return (
         f"{row['model']} on {row['data']}. Steps and examples are means over the seeds that reach "
         f"{study.target:g} % {SPLITS[study.split]}. Of several settings at a batch the one with "
-        "most seeds is shown, then the one with the fewest steps. A censored run ends below the "
-        "target. The efficiency is the examples at the smallest batch as a share of those at this "
-        "one; from 80 % on the scaling counts as perfect. The floor begins at 4 B_crit, where "
-        "steps are within a quarter of the fewest. The curve is S = S_min (1 + B_crit / B)."
+        "most finished runs is shown, then the one of which most runs reach the target, then "
+        "the one with the fewest steps. A censored run ends below the target. The efficiency is"
+        " the examples at the smallest fitted batch as a share of those at this one; from 80 % "
+        "on the scaling counts as perfect. The floor begins at 4 B_crit, where steps are within"
+        " a quarter of the fewest. The curve is S = S_min (1 + B_crit / B)."
         + " The noise scale is the mean of a run's estimates up to the target."
         * noise
         + " The true number of steps lies between the last evaluation below the target and the "

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.config.schema import default_choices
+from engine.report.critical import study_of
 from engine.report.critical_page import answers
 from engine.report.curves import recipe_of
 from engine.report.html_plots import ratio_plot, steps_plot
@@ -55,12 +56,12 @@ def page_data(groups: Mapping[str, Sequence[Row]], target: float | None = None) 
     steps, shown = {}, []
     places: dict[int, int] = {}
     for group, members in groups.items():
-        critical = read_critical(group)
-        if plot := steps_plot(critical):
-            steps[group] = plot
-        requested = target if target is not None else critical.get("target_accuracy")
+        requested = target if target is not None else read_target(group)
         goal = target_of(members) if requested is None else Target(requested)
-        opening = answers(members, None)
+        study = study_of(members, requested)
+        if study is not None and study.enough:
+            steps[group] = steps_plot(study)
+        opening = answers(members, study)
         shown.append({"name": group, "answers": opening, "notes": notes(members, goal)})
         common = common_conditions(row.timed for row in members)
         for row in members:
@@ -78,7 +79,7 @@ def page_data(groups: Mapping[str, Sequence[Row]], target: float | None = None) 
         for entry in (*rows, *runs):
             del entry["cells"]["Group"]
     ratios = {
-        run["name"]: ratio_plot(logged)
+        f"{run['group']}: {run['name']}" if several else run["name"]: ratio_plot(logged)
         for run in runs
         if (logged := read_trust_ratios(runs_directory(run["group"]) / run["name"]))
     }
@@ -99,13 +100,13 @@ def page_data(groups: Mapping[str, Sequence[Row]], target: float | None = None) 
     }
 
 
-def read_critical(group: str) -> dict[str, Any]:
-    """Return the content of a group's critical.json; empty if it has none that can be read."""
+def read_target(group: str) -> float | None:
+    """Return the target in % of a group's critical.json; None if it has none that can be read."""
     try:
         content = json.loads((RESULTS / group / "critical.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return float(content["target_accuracy"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def looks(lines: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, str]]:

@@ -6,47 +6,49 @@ report.js escapes their texts and adds the colors of the page.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.config.optimizers import title_of
+from engine.report.critical import SPLITS, Study
+from engine.report.critical_page import interval, steps_cell
+from engine.report.fit import rounded
 from engine.report.style import color_of
 
 # At most this many steps of a layer are drawn.
 MOST_POINTS = 200
 
 
-def steps_plot(critical: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the plot of steps to the target against the batch; None without measurements.
+def steps_plot(study: Study) -> dict[str, Any]:
+    """Return the plot of steps to the target against the batch.
 
-    Args:
-        critical: the content of critical.json; may be empty.
-
+    A batch that is not fitted is an open circle. One at which no run reaches the target is a text.
     """
-    found = {name: fit for name, fit in critical.items() if isinstance(fit, dict)}
-    if not found:
-        return None
-    traces, texts = [], [f"The target is {critical['target_accuracy']:g} %."]
-    batches = sorted({point["batch"] for fit in found.values() for point in fit["batches"]})
-    for name, fit in found.items():
-        title = title_of(name)
-        points = [point for point in fit["batches"] if point["steps"] is not None]
-        look: dict[str, Any] = {"name": title, "legendgroup": name, "color": color_of(title)}
+    traces, texts = [], [f"The target is {study.target:g} % {SPLITS[study.split]}."]
+    batches = sorted({point.batch for curve in study.curves for point in curve.points})
+    for curve in study.curves:
+        title, fit = curve.title, curve.fit
+        points = [point for point in curve.points if point.steps is not None]
+        look: dict[str, Any] = {"name": title, "legendgroup": title, "color": color_of(title)}
         traces.append({
             **look,
             "mode": "markers",
-            "x": [point["batch"] for point in points],
-            "y": [point["steps"] for point in points],
-            "hovertext": [f"{title} {p['batch']}: {p['steps']:,.0f} steps" for p in points],
+            "x": [point.batch for point in points],
+            "y": [point.steps for point in points],
+            "symbol": ["circle" if point.fitted else "circle-open" for point in points],
+            "hovertext": [f"{title} {p.batch}: {steps_cell(p)} steps" for p in points],
         })  # fmt: skip
-        if fit.get("b_crit") is None:
-            texts.append(f"{title}: {fit.get('reason') or 'no fit'}")
+        texts += [
+            f"{title} at batch {point.batch}: {steps_cell(point)} steps."
+            for point in curve.points if point.steps is None
+        ]  # fmt: skip
+        if isinstance(fit, str):
+            texts.append(f"{title}: {fit}")
             continue
-        low, high = (fit.get(key) for key in ("b_crit_low", "b_crit_high"))
-        ends = " to ".join("open" if end is None else f"{end:,.4g}" for end in (low, high))
-        texts.append(f"{title}: critical batch size {fit['b_crit']:,.4g}, 90 % interval {ends}.")
-        curve = [fit["s_min"] * (1 + fit["b_crit"] / batch) for batch in batches]
+        texts.append(
+            f"{title}: critical batch size {rounded(fit.b_crit, 3)}, 90 % interval {interval(fit)}."
+        )
         text = f"{title}: the fit"
         traces.append({
-            **look, "mode": "lines", "x": batches, "y": curve, "hovertext": [text] * len(curve),
-            "showlegend": False,
+            **look, "mode": "lines", "x": batches,
+            "y": [fit.s_min * (1 + fit.b_crit / batch) for batch in batches],
+            "hovertext": [text] * len(batches), "showlegend": False,
         })  # fmt: skip
     ticks = {"tickvals": batches, "ticktext": [str(batch) for batch in batches]}
     x = {"type": "log", "title": {"text": "Batch"}, **ticks}

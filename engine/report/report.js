@@ -226,12 +226,19 @@ const fillRuns =
   sortable(at("runs"), data.runs, (run) => visible.includes(run), runLines, ["Compare"]);
 for (const run of data.runs) {
   const cells = [...Object.values(data.rows[run.row].cells), ...Object.values(run.cells)];
-  run.text = [...cells.map(([text]) => text), ...pairsOf(run)].join(" ").toLowerCase();
+  run.text = cells.map(([text]) => text).join(" ").toLowerCase();
+  run.pairs = pairsOf(run).map((pair) => pair.toLowerCase().replace(".name=", "="));
+}
+
+// A word such as `batch=128` is a whole choice, since every run has 128 in some key.
+function matches(run, word) {
+  if (!word.includes("=")) return run.text.includes(word);
+  return run.pairs.some((pair) => pair === word || pair.endsWith(`.${word}`));
 }
 
 function filter() {
   const words = at("filter").value.toLowerCase().split(/\s+/);
-  visible = data.runs.filter((run) => words.every((word) => run.text.includes(word)));
+  visible = data.runs.filter((run) => words.every((word) => matches(run, word)));
   at("count").textContent = `${visible.length} of ${data.runs.length} runs`;
   fillRows();
   fillRuns();
@@ -241,7 +248,10 @@ at("filter").oninput = () => {
   clearTimeout(filter.waiting);
   filter.waiting = setTimeout(filter, 150);
 };
-at("differing").onchange = () => at("compared").classList.toggle("differing");
+const markDiffering = () =>
+  at("compared").classList.toggle("differing", at("differing").checked);
+at("differing").onchange = markDiffering;
+markDiffering();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 fillComparison();
 filter();

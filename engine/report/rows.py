@@ -169,27 +169,30 @@ class Row:
         """Return status and value under `key` of each run whose times count."""
         return _figures(self.timed.records, key)
 
-    def accuracies(self) -> list[float]:
-        """Return the final accuracies in %; a diverged run has that of chance."""
-        return [value for _, value in self.results()]
+    def accuracies(self, split: str | None = None) -> list[float]:
+        """Return the final accuracies in % on a split, by default `self.split`.
 
-    def accuracy(self) -> float | None:
-        """Return the mean of the final accuracies in %."""
-        return _mean(self.accuracies())
+        A diverged run has the accuracy of chance.
+        """
+        return [value for _, value in self.results(split)]
+
+    def accuracy(self, split: str | None = None) -> float | None:
+        """Return the mean of the final accuracies in % on a split, by default `self.split`."""
+        return _mean(self.accuracies(split))
 
     def train_accuracy(self) -> float | None:
         """Return the completed runs' mean training accuracy in the last epoch, in %."""
         ended = self.of(COMPLETED)
         return _mean(r.history[-1].get("train_accuracy") for r in ended if r.history)
 
-    def results(self) -> list[tuple[str, float]]:
-        """Return status and final accuracy in % of each run that has one."""
-        found = [(r.status, r.accuracy(self.split)) for r in self.records]
+    def results(self, split: str | None = None) -> list[tuple[str, float]]:
+        """Return status and final accuracy in % of each run that has one on the split."""
+        found = [(r.status, r.accuracy(split or self.split)) for r in self.records]
         return [(status, value) for status, value in found if value is not None]
 
-    def spread(self) -> float | None:
+    def spread(self, split: str | None = None) -> float | None:
         """Return the sample standard deviation of two or more accuracies, else None."""
-        accuracies = self.accuracies()
+        accuracies = self.accuracies(split)
         return statistics.stdev(accuracies) if len(accuracies) > 1 else None
 
     def figures(self, key: str) -> list[tuple[str, float]]:

@@ -33,6 +33,8 @@ COLUMNS: dict[str, Callable[[Row, Target], object]] = {
     "images_per_second_mean": lambda row, target: row.mean_time("images_per_second"),
     "steps_to_target_mean": lambda row, target: first(row, target, "steps"),
     "examples_to_target_mean": lambda row, target: first(row, target, "examples"),
+    "holdout_accuracy_mean": lambda row, target: _held_out(row, row.accuracy),
+    "holdout_accuracy_std": lambda row, target: _held_out(row, row.spread),
     "runs_at_once": lambda row, target: row.timed.conditions and row.timed.conditions.runs_at_once,
 }
 
@@ -40,6 +42,11 @@ COLUMNS: dict[str, Callable[[Row, Target], object]] = {
 def first(row: Row, target: Target, name: str) -> float | None:
     """Return a figure of `First` for a row; None if the row does not reach the target."""
     return getattr(row.first_at(target.of(row)), name, None)
+
+
+def _held_out(row: Row, figure: Callable[[str], float | None]) -> float | None:
+    """Return a figure on the hold-out split; None if the runs have none."""
+    return figure("holdout") if row.choices.get("data.holdout") else None
 
 
 def csv_text(rows: Sequence[Row], target: Target) -> str:

@@ -133,8 +133,8 @@ def read_trust_ratios(directory: Path) -> dict[str, tuple[list[int], list[float]
     read = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
     found = {}
     for tag in read.Tags()["scalars"]:
-        if tag.startswith("trust_ratio/"):
-            points = read.Scalars(tag)
+        # After a resume from before its first log, a tag has no points.
+        if tag.startswith("trust_ratio/") and (points := read.Scalars(tag)):
             layer = tag.removeprefix("trust_ratio/")
             found[layer] = [point.step for point in points], [point.value for point in points]
     return found

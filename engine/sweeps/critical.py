@@ -37,7 +37,7 @@ class Trial:
     """One run.
 
     Attributes:
-        optimizer: name of the optimizer.
+        optimizer: label of the optimizer, such as `lars-adamw`.
         batch: examples per step.
         base_lr: the value of `optimizer.base_lr`.
         seed: the run's seed.

@@ -33,9 +33,9 @@ class SweepProgress:
     """
 
     def __init__(self, runs: Sequence[Run], at_once: int, mode: Mode) -> None:
-        self.runs, self.at_once, self.mode = runs, max(1, at_once), mode
+        self.runs, self.at_once, self.mode = runs, at_once, mode
         self.bar: tqdm[Any] = tqdm(disable=True)
-        self.estimated_at, self.done = 0.0, 0
+        self.estimated_at, self.done = 0.0, sum(run.finished() for run in runs)
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:

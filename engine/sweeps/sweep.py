@@ -17,6 +17,7 @@ from typing import Any
 
 from engine.cli import CommandLine
 from engine.config.compose import Job, make_jobs
+from engine.config.hydra_rules import is_launchers
 from engine.config.schema import Config, DataConfig
 from engine.data.dataset import Dataset, load_data, plan_data
 from engine.errors import UserError, key_error
@@ -50,10 +51,7 @@ def run_sweep(command: CommandLine, task: Task) -> int:
         for job, plan in zip(jobs, plans, strict=True):
             print(f"{Run(job.config).name}\n{plan.describe()}\n")
         return 0
-    for group in {job.config.group for job in jobs}:
-        check_inside(group)
-        if (RESULTS / group).exists() and not (RESULTS / group).is_dir():
-            raise key_error("group", group, f"{RESULTS / group} must be a directory for its tables")
+    check_groups({job.config.group for job in jobs})
     check_launcher(command.hydra_overrides)
     if jobs[0].config.report and not has_plotly():
         advice = "installed before the sweep ends, it still counts"
@@ -68,6 +66,14 @@ def run_sweep(command: CommandLine, task: Task) -> int:
     for text in failures:
         print(text, file=sys.stderr)
     return 1 if failures or not reported else 0
+
+
+def check_groups(groups: Iterable[str]) -> None:
+    """Raise UserError if the report of a group could not be written."""
+    for group in groups:
+        check_inside(group)
+        if (RESULTS / group).exists() and not (RESULTS / group).is_dir():
+            raise key_error("group", group, f"{RESULTS / group} must be a directory for its tables")
 
 
 def make_plans(
@@ -155,6 +161,9 @@ def train_missing(
     if not pending:
         return
     runs, mode = [Run(job.config) for job in jobs], jobs[0].config.progress
+    if any(map(is_launchers, hydra_overrides)):
+        # A launcher returns when all runs have ended, so a bar would never move.
+        mode = "off"
     progress = SweepProgress(runs, way.at_once or 1, mode)
     with progress.shown():
         _train_missing(pending, way, hydra_overrides, task, progress.run_ended)
@@ -231,6 +240,7 @@ def train_trials(
     shared = [*command.hydra_overrides, f"parallel={command.jobs[0].config.parallel}"]
     jobs = make_jobs("train", Config, [[*overrides, *shared] for overrides in lists])
     plans = make_plans(jobs)
+    check_groups({job.config.group for job in jobs})
     check_launcher(command.hydra_overrides)
     pending, way = claim_missing(jobs, plans, command.hydra_overrides)
     train_missing(jobs, pending, way, command.hydra_overrides, task)
@@ -239,7 +249,8 @@ def train_trials(
         advice = "run the same command again to retry the failed trials"
         print(*failures, advice, sep="\n", file=sys.stderr)
         raise SystemExit(1)
-    return [Run(job.config).summary() or {} for job in jobs]
+    summaries = [Run(job.config).summary() for job in jobs]
+    return [summary for summary in summaries if summary is not None]
 
 
 def report(jobs: Sequence[Job]) -> bool:

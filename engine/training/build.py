@@ -163,12 +163,16 @@ def same_options(optimizer: Callable[..., Optimizer], config: o.OptimizerConfig)
 
 
 def state_bytes(config: o.OptimizerConfig, model: nn.Module) -> int:
-    """Return the bytes that the optimizer's state takes, without its step counts."""
-    config = stepper(config)
-    kept: dict[Tensor, int] = dict.fromkeys(model.parameters(), config.state_tensors)
-    if isinstance(config, o.MuonConfig):
-        kept |= dict.fromkeys(hidden_weights(model, config.muon_first_last), 1)
-    return sum(p.numel() * p.element_size() * count for p, count in kept.items())
+    """Return the bytes that the optimizer's state takes, without its step counts.
+
+    LARSWrapper has no state, but copies all gradients during a step.
+    """
+    base = stepper(config)
+    copies = int(base is not config)
+    kept: dict[Tensor, int] = dict.fromkeys(model.parameters(), base.state_tensors)
+    if isinstance(base, o.MuonConfig):
+        kept |= dict.fromkeys(hidden_weights(model, base.muon_first_last), 1)
+    return sum(p.numel() * p.element_size() * (count + copies) for p, count in kept.items())
 
 
 def build_ema(config: c.EMAConfig, model: nn.Module) -> Average | None:

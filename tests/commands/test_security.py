@@ -275,7 +275,8 @@ def test_temporary_files_of_a_killed_report_are_removed(small, workplace, comman
 
 @pytest.mark.parametrize(
     "script", ["val", "scripts.tables", "scripts.status", "scripts.tune", "scripts.lr_range",
-               "scripts.options", "scripts.bench.__main__", "scripts.bench.cpu_share"],
+               "scripts.options", "scripts.report", "scripts.critical", "scripts.bench.__main__",
+               "scripts.bench.cpu_share"],
 )  # fmt: skip
 def test_commands_for_one_process_refuse_ranks(script, workplace, capsys, monkeypatch):
     main = importlib.import_module(script).main
@@ -293,7 +294,7 @@ def test_commands_for_one_process_refuse_ranks(script, workplace, capsys, monkey
 def test_every_entry_point_is_tested():
     entries = {p for p in sources() if "__main__" in p.read_text()} - {PROJECT / "train.py"}
     asked = {"val", "tables", "status", "tune", "lr_range", "options", "bench", "cpu_share"}
-    asked |= {"figures"}
+    asked |= {"figures", "critical", "report"}
     # The benchmarks start the other two in separate processes.
     asked |= {"probe", "reference"}
     # A sweep starts it, and writes its input.

@@ -10,6 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 from engine.cli import exit_status
 from engine.errors import UserError
 from engine.report import html, html_data
+from engine.report.fit import rounded
 from engine.report.rows import make_rows, records_of, target_of
 from engine.report.tables import accuracy_cell, csv_text
 from engine.report.write import write_report
@@ -65,13 +66,17 @@ def test_steps_to_the_target_are_those_of_critical_json(workplace):
     points, curve = plot["traces"]
     assert points["y"] == [point["steps"] for point in critical["sgd"]["batches"]]
     assert curve["y"][0] == pytest.approx(points["y"][0], rel=0.01)
+    low, middle, high = (critical["sgd"][key] for key in ("b_crit_low", "b_crit", "b_crit_high"))
     assert plot["texts"] == [
-        "The target is 70 %.",
-        "SGD: critical batch size {b_crit:,.4g}, 90 % interval "
-        "{b_crit_low:,.4g} to {b_crit_high:,.4g}.".format(**critical["sgd"]),
+        "The target is 70 % on the test split, as history.",
+        f"SGD: critical batch size {rounded(middle, 3)}, 90 % interval {rounded(low, 3)} to "
+        f"{rounded(high, 3)}.",
     ]
-    (workplace / "results" / "g" / "critical.json").write_text("{")
-    assert data_of()["sections"] == {}
+    assert "Critical batch size at 70 %" in " ".join(data_of()["groups"][0]["answers"])
+    for damaged in ("{", "[]", "{}"):
+        (workplace / "results" / "g" / "critical.json").write_text(damaged)
+        assert data_of()["sections"] == {}
+    assert list(data_of(target=70.0)["sections"]) == ["Steps to the target"]
 
 
 def test_a_requested_target_sets_the_steps(workplace):

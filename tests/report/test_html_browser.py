@@ -82,6 +82,9 @@ def test_a_browser_sorts_filters_and_compares(workplace, open_page):
     assert texts(page, accuracies) == ["82.00"] and texts(page, "#runs .name") == ["run-1"]
     expect(page.locator("#accuracy .points path")).to_have_count(2)
     assert page.evaluate("document.getElementById('accuracy').data[0].x") == [1, 3, None]
+    for words, count in (("batch=1024", 1), ("batch=10", 0), ("name=resnet18", 0)):
+        page.get_by_label("Show runs with").fill(f"{words} optimizer=sgd")
+        page.get_by_text(f"{count} of 4 runs").wait_for()
 
 
 def test_the_pointer_shows_the_value_of_a_point(workplace, open_page):

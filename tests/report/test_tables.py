@@ -23,3 +23,17 @@ def test_diverged_failed_and_missing_runs_stay_visible(workplace):
         ("1", "1", "0", "0"), ("1", "0", "0", "1"),
     ]  # fmt: skip
     assert rows[0]["accuracy_mean"] == "45.0" and rows[1]["accuracy_mean"] == ""
+
+
+def test_the_csv_has_the_accuracies_on_both_splits(workplace):
+    held = "data.holdout=100"
+    put(workplace, held, "seed=0", accuracy=80.0, holdout_accuracy=70.0)
+    put(workplace, held, "seed=1", accuracy=80.0, holdout_accuracy=72.0)
+    put(workplace, held, "seed=0", "batch=256", status="diverged", accuracy=10.0)
+    put(workplace, "batch=512")
+    _, rows = table(workplace)
+    columns = ("accuracy_mean", "holdout_accuracy_mean", "holdout_accuracy_std")
+    found = {row["batch"]: [row[key] for key in columns] for row in rows}
+    assert found["128"] == ["80.0", "71.0", str(2**0.5)]
+    assert found["256"] == ["10.0", "10.0", ""]
+    assert found["512"] == ["80.0", "", ""]

@@ -163,6 +163,7 @@ def test_a_failed_trial_stops_the_study_and_the_rest_is_reported(
         (["stop_at_target=false"], "stop_at_target=false: scripts.critical decides this key"),
         (["max_steps=5"], "max_steps=5: scripts.critical decides this key"),
         (["eval_every=1"], "eval_every=1: scripts.critical decides this key"),
+        (["report=true"], "report=true: must be false; python -m scripts.report"),
         (["plan=true"], "plan=true: scripts.critical decides this key"),
         (["data.holdout=0"], "data.holdout=0: must be above 0"),
         (["scheduler=cosine"], "scheduler=cosine: must be scheduler=constant; a decay"),
@@ -180,6 +181,17 @@ def test_mistakes_are_reported(workplace, critical, asked, arguments, message):
     status, out, err = critical(*others, *arguments)
     assert status == 2 and message in err and err.count("\n") == 1 and out == "", (out, err)
     assert files_below(workplace) == set()
+
+
+def test_each_optimizer_begins_with_its_rate_at_the_smallest_batch(
+    workplace, critical, asked, monkeypatch
+):
+    begun = []
+    monkeypatch.setattr(scripts.critical, "measure_steps", lambda *given: begun.append(given[0]))
+    given = [o for o in asked if not o.startswith(("optimizer", "group"))]
+    rates = "optimizer.base_lr=${by_batch:{32:0.1,64:0.2}}"
+    critical(*given, "optimizer=sgd,lars", "optimizer.base=none,adamw", "batch=64,32", rates)
+    assert begun == [{"sgd": 0.1, "lars": 0.1, "lars-adamw": 0.1}]
 
 
 def test_a_target_is_needed_and_help_lists_the_defaults(workplace, critical, asked):

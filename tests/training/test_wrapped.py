@@ -1,5 +1,6 @@
 """LARS with a base: LARSWrapper around SGD, AdamW, LAMB or Muon."""
 
+import dataclasses
 import json
 
 import pytest
@@ -97,7 +98,8 @@ def test_without_a_base_lars_has_its_own_values_and_name():
     assert config("optimizer=lars") == config("optimizer=lars", "optimizer.base=none")
     made = config("optimizer=lars").optimizer
     assert (made.base_lr, made.momentum, made.bias_lr_scale) == (4.0, 0.9, 0.1)
-    assert stepper(made) is made
+    equal = dataclasses.replace(made)
+    assert stepper(made) is made and stepper(equal) is equal
     assert "optimizer.base" not in config("optimizer=lars").choices()
 
 
