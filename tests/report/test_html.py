@@ -68,15 +68,16 @@ def test_steps_to_the_target_are_those_of_critical_json(workplace):
     assert curve["y"][0] == pytest.approx(points["y"][0], rel=0.01)
     low, middle, high = (critical["sgd"][key] for key in ("b_crit_low", "b_crit", "b_crit_high"))
     assert plot["texts"] == [
-        "The target is 70 % on the test split, as history.",
+        "The target is 70 % on the hold-out split.",
         f"SGD: critical batch size {rounded(middle, 3)}, 90 % interval {rounded(low, 3)} to "
         f"{rounded(high, 3)}.",
     ]
     assert "Critical batch size at 70 %" in " ".join(data_of()["groups"][0]["answers"])
     for damaged in ("{", "[]", "{}"):
         (workplace / "results" / "g" / "critical.json").write_text(damaged)
-        assert data_of()["sections"] == {}
-    assert list(data_of(target=70.0)["sections"]) == ["Steps to the target"]
+        # The runs' own target is known without the file.
+        assert list(data_of()["sections"]) == ["Steps to the target"]
+    assert data_of(target=99.0)["sections"] == {}
 
 
 def test_a_requested_target_sets_the_steps(workplace):

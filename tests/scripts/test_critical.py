@@ -188,10 +188,16 @@ def test_each_optimizer_begins_with_its_rate_at_the_smallest_batch(
 ):
     begun = []
     monkeypatch.setattr(scripts.critical, "measure_steps", lambda *given: begun.append(given[0]))
-    given = [o for o in asked if not o.startswith(("optimizer", "group"))]
-    rates = "optimizer.base_lr=${by_batch:{32:0.1,64:0.2}}"
-    critical(*given, "optimizer=sgd,lars", "optimizer.base=none,adamw", "batch=64,32", rates)
-    assert begun == [{"sgd": 0.1, "lars": 0.1, "lars-adamw": 0.1}]
+    path = workplace / "mine" / "experiment" / "rates.yaml"
+    path.parent.mkdir(parents=True)
+    rates = "${by_optimizer:{sgd: ${by_batch:{32: 0.1, 64: 0.2}}, lars: 3.0}}"
+    path.write_text(f"# @package _global_\noptimizer:\n  base_lr: {json.dumps(rates)}\n")
+    given = [o for o in asked if not o.startswith("optimizer")]
+    given += ["--config-dir", "mine", "+experiment=rates", "optimizer.base=none,adamw"]
+    assert critical(*given, "optimizer=lars", "batch=32,64")[2] == ""
+    given = [o for o in given if not o.startswith("optimizer")]
+    assert critical(*given, "optimizer=sgd,lars", "batch=32,64")[2] == ""
+    assert begun == [{"lars": 3.0, "lars-adamw": 0.001}, {"sgd": 0.1, "lars": 3.0}]
 
 
 def test_a_target_is_needed_and_help_lists_the_defaults(workplace, critical, asked):

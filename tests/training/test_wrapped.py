@@ -132,7 +132,7 @@ def test_the_variant_gives_the_trust_options_that_are_null(variant):
 
 
 @every_base
-def test_the_memory_estimate_is_the_size_of_the_bases_state(base):
+def test_the_memory_estimate_is_the_size_of_the_bases_state_and_of_copied_gradients(base):
     made = wrapped(base, "model=resnet8")
     model = build_model(made.model, 10)
     optimizer = built(made, model)
@@ -141,7 +141,8 @@ def test_the_memory_estimate_is_the_size_of_the_bases_state(base):
     optimizer.step()
     states = [value for state in optimizer.state.values() for value in state.values()]
     kept = sum(v.nbytes for v in states if torch.is_tensor(v) and v.ndim)
-    assert state_bytes(made.optimizer, model) == kept
+    copied = sum(weight.grad.nbytes for weight in model.parameters())
+    assert state_bytes(made.optimizer, model) == kept + copied
 
 
 @pytest.mark.filterwarnings("error")
