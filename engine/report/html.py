@@ -38,7 +38,7 @@ $style</style>
 <div id="answers"></div>
 <p class="filter"><label>Show runs with <input id="filter" type="search" autocomplete="off"
 placeholder="lars batch=4096"></label> <span id="count" class="note"></span></p>
-<h2>Table</h2>
+<h2>Results by setting</h2>
 <p class="note">A click on a heading sorts. The filter hides runs, and rows of which no run is left.
 Figures of a row are those of all its runs.</p>
 <div class="scroll"><table id="rows"></table></div>
@@ -51,7 +51,7 @@ Figures of a row are those of all its runs.</p>
 <div id="compared" hidden>
 <p><label><input id="differing" type="checkbox"> only keys that differ</label></p>
 <div class="scroll"><table>
-<thead><tr><th></th><th>Key</th><th>First</th><th>Second</th></tr></thead>
+<thead><tr><th></th><th>Key</th><th id="first"></th><th id="second"></th></tr></thead>
 <tbody id="comparison"></tbody></table></div>
 </div>
 </main>

@@ -13,7 +13,7 @@ from engine.report.critical_page import answers
 from engine.report.curves import recipe_of
 from engine.report.html_plots import ratio_plot, steps_plot
 from engine.report.plots import comparison_name
-from engine.report.rows import Row, Target, gather_lines, target_of
+from engine.report.rows import MARGIN, Row, Target, gather_lines, target_of
 from engine.report.style import color_of
 from engine.report.tables import (
     accuracy_cell,
@@ -130,7 +130,15 @@ def notes(rows: Sequence[Row], goal: Target) -> str:
     found = [*(f"{scope}." for scope in scopes(rows)), accuracy_note(rows)]
     found.append(describe_conditions([row.timed for row in rows]))
     if goal.accuracy is not None:
-        found.append(f"The target is {goal.accuracy:.2f} %.")
+        found.append(
+            f"The target is {goal.accuracy:.2f} %. A row reaches it if all of its runs do."
+        )
+    if goal.baseline is not None:
+        found.append(
+            f"It is {MARGIN:g} points below the base line, {goal.baseline.optimizer_title} at "
+            f"batch {goal.baseline.batch}. Rows of another model, data set or number of epochs "
+            "have none."
+        )
     return " ".join(filter(None, found))
 
 
@@ -138,7 +146,7 @@ def row_data(group: str, row: Row, goal: Target, common: Known) -> dict[str, Any
     """Return a row's cells by heading, and what is drawn of it."""
     seconds, speed = row.mean_time("train_seconds"), row.mean_time("images_per_second")
     steps, to_target = first(row, goal, "steps"), first(row, goal, "seconds")
-    setting = row.title.removeprefix(str(row.batch)).strip()
+    setting = setting_of(row)
     cells: dict[str, Cell] = {
         "Group": (group, group),
         "Optimizer": (row.optimizer_title, row.optimizer_title),
@@ -173,17 +181,19 @@ def run_data(group: str, row: Row, record: Record, place: int) -> dict[str, Any]
 
     """
     summary, accuracy = record.summary, record.accuracy(row.split)
-    seconds = summary.get("train_seconds")
+    seconds, rate = summary.get("train_seconds"), summary.get("base_lr")
     cells: dict[str, Cell] = {
         "Group": (group, group),
         "Run": (summary["run"], summary["run"]),
         "Status": (record.status, record.status),
         "Optimizer": (row.optimizer_title, row.optimizer_title),
         "Batch": (str(row.batch), row.batch),
+        "Setting": (setting_of(row), setting_of(row)),
         "Epochs": (str(row.epochs), row.epochs),
+        "Base LR": (figure(rate, "g"), rate),
         "Seed": (str(summary["seed"]), summary["seed"]),
         "Accuracy, %": ("-" if accuracy is None else f"{accuracy:.2f}", accuracy),
-        "Time to train": (seconds_cell(seconds), seconds),
+        "Measured time": (seconds_cell(seconds), seconds),
     }
     return {
         "group": group,
@@ -197,9 +207,14 @@ def run_data(group: str, row: Row, record: Record, place: int) -> dict[str, Any]
     }
 
 
-def figure(value: float | None) -> str:
-    """Return a whole number as text; `-` if it is None."""
-    return "-" if value is None else f"{value:,.0f}"
+def setting_of(row: Row) -> str:
+    """Return the row's name without its batch."""
+    return row.title.removeprefix(str(row.batch)).strip()
+
+
+def figure(value: float | None, form: str = ",.0f") -> str:
+    """Return a number as text, by default a whole one; `-` if it is None."""
+    return "-" if value is None else f"{value:{form}}"
 
 
 def curves(record: Record) -> dict[str, tuple[list[float], list[float]]]:

@@ -4,6 +4,12 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const shown = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+const rounded = (value) =>
+  typeof value === "number" && !Number.isInteger(value) ? Number(value.toPrecision(6)) : value;
+const titleOf = (run) => {
+  const words = ["Optimizer", "Batch", "Setting"].map((heading) => run.cells[heading][0]);
+  return `${words.filter(Boolean).join(" ")} seed ${run.cells.Seed[0]}`;
+};
 // plotly interprets tags in its texts, such as <b> and <a>, and dollar signs as a formula.
 const codes = { "&": "&amp;", "<": "&lt;", "$": "&#36;" };
 const literal = (text) => String(text).replace(/[&<$]/g, (sign) => codes[sign]);
@@ -23,9 +29,16 @@ function element(tag, properties = {}, ...children) {
 const texts = (tag, list, properties = {}) =>
   list.map((textContent) => element(tag, { textContent, ...properties }));
 
+// A column of numbers is aligned right, with its heading and its empty cells.
+for (const entries of [data.rows, data.runs]) {
+  const isNumeric = (heading) => entries.some((e) => typeof e.cells[heading][1] === "number");
+  const numeric = new Set(Object.keys(entries[0].cells).filter(isNumeric));
+  entries.forEach((entry) => (entry.numeric = numeric));
+}
+
 function cellElements(entry) {
-  return Object.values(entry.cells).map(([text, value]) =>
-    element("td", { textContent: text, className: typeof value === "number" ? "number" : "" }));
+  return Object.entries(entry.cells).map(([heading, [text]]) =>
+    element("td", { textContent: text, className: entry.numeric.has(heading) ? "number" : "" }));
 }
 
 // Entries without a value come last in both directions.
@@ -43,8 +56,10 @@ function sortable(table, entries, isVisible, lines, first = []) {
   const body = element("tbody");
   let order = null;
   const heads = Object.keys(entries[0].cells).map((heading) => {
-    const cell = element("th", { scope: "col" }, element("button", { textContent: heading }));
-    cell.firstChild.onclick = () => {
+    const className = entries[0].numeric.has(heading) ? "number" : "";
+    const button = element("button", { textContent: heading });
+    const cell = element("th", { scope: "col", className }, button);
+    cell.onclick = () => {
       const direction = cell.ariaSort === "ascending" ? -1 : 1;
       heads.forEach((head) => head.removeAttribute("aria-sort"));
       cell.ariaSort = direction > 0 ? "ascending" : "descending";
@@ -93,9 +108,14 @@ function fillComparison() {
   at("compared").hidden = compared.length < 2;
   at("hint").hidden = compared.length === 2;
   if (compared.length < 2) return;
-  const [a, b] = compared.map((run) => ({ run: run.name, ...run.choices, ...run.facts }));
-  const lines = [...new Set([...Object.keys(a), ...Object.keys(b)])].map((key) => {
-    const [left, right] = [a, b].map((values) => (key in values ? shown(values[key]) : ""));
+  const parts = (name) => compared.map((run) => run[name]);
+  compared.forEach((run, place) => (at(["first", "second"][place]).textContent = titleOf(run)));
+  const pairs = ["choices", "facts"].flatMap((part) => {
+    const keys = parts(part).flatMap(Object.keys);
+    return [...new Set(keys)].map((key) => [key, parts(part)]);
+  });
+  const lines = pairs.map(([key, both]) => {
+    const [left, right] = both.map((values) => (key in values ? shown(rounded(values[key])) : ""));
     const differs = left !== right;
     const cells = texts("td", [differs ? "≠" : "", key, left, right]);
     return element("tr", { className: differs ? "differs" : "same" }, ...cells);
@@ -130,7 +150,10 @@ function plot(title, id, content, ...before) {
       line: { color: shade, dash, width: 1.6 },
       marker: { color: shade, size: size ?? 7, symbol: trace.symbol },
     }));
-    Plotly.react(place, made, layout, { responsive: true, displaylogo: false });
+    Plotly.react(place, made, layout, {
+      responsive: true, displaylogo: false, showTips: false,
+      modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
+    });
   });
 }
 
@@ -168,7 +191,7 @@ function accuracies() {
     }));
     const array = lines.flatMap((line) => [...line.map((row) => row.spread), 0]);
     const dots = visible.filter((run) => isMember(run.row) && run.accuracy !== null).map((run) =>
-      [data.rows[run.row].batch, run.accuracy, `${run.name}: ${run.accuracy.toFixed(2)} %`]);
+      [data.rows[run.row].batch, run.accuracy, `${titleOf(run)}: ${run.accuracy.toFixed(2)} %`]);
     return [
       { ...joined(means), mode: "lines+markers", error_y: { array, width: 3, thickness: 1 } },
       { ...joined(dots.map((dot) => [dot])), mode: "markers", symbol: "circle-open", size: 6,
@@ -181,20 +204,27 @@ function accuracies() {
 }
 
 function curves(key) {
+  const isAccuracy = key.endsWith("accuracy");
+  const written = (value) => (isAccuracy ? `${value.toFixed(2)} %` : value.toPrecision(4));
   const points = visible.reduce((sum, run) => sum + (run.curves[key]?.[0].length ?? 0), 0);
   const mode = points > MOST_MARKERS ? "lines" : "lines+markers";
   const traces = seriesTraces((isMember) => {
     const runs = visible.filter((run) => isMember(run.row) && run.curves[key]);
-    const lines = runs.map(({ name, curves: { [key]: [epochs, values] } }) =>
-      epochs.map((epoch, place) =>
-        [epoch, values[place], `${name}, epoch ${epoch}: ${values[place]}`]));
+    const lines = runs.map((run) => {
+      const [epochs, values] = run.curves[key];
+      return epochs.map((epoch, place) =>
+        [epoch, values[place], `${titleOf(run)}, epoch ${epoch}: ${written(values[place])}`]);
+    });
     return [{ ...joined(lines), mode, size: 3 }];
   });
-  const unit = key.endsWith("accuracy") ? ", %" : "";
-  return { traces, x: { title: { text: "Epoch" } }, y: { title: { text: named(key) + unit } } };
+  const title = { text: isAccuracy ? `${named(key)}, %` : named(key) };
+  // A run that is about to diverge would flatten all other losses on a linear axis.
+  const type = isAccuracy ? "linear" : "log";
+  return { traces, x: { title: { text: "Epoch" } }, y: { title, type } };
 }
 
-const named = (key) => key.replace("holdout", "hold-out").replace("_", " ");
+const named = (key) =>
+  (key[0].toUpperCase() + key.slice(1)).replace("Holdout", "Hold-out").replace("_", " ");
 
 if (data.rows.some((row) => row.accuracy !== null))
   plot("Accuracy against batch", "accuracies", accuracies);
@@ -239,7 +269,8 @@ function matches(run, word) {
 function filter() {
   const words = at("filter").value.toLowerCase().split(/\s+/);
   visible = data.runs.filter((run) => words.every((word) => matches(run, word)));
-  at("count").textContent = `${visible.length} of ${data.runs.length} runs`;
+  at("count").textContent =
+    `${visible.length} of ${data.runs.length} runs${visible.length ? "" : ": no run matches"}`;
   fillRows();
   fillRuns();
   if (window.Plotly) drawAll();

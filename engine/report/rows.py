@@ -24,6 +24,8 @@ from engine.runs.records import (
 
 # The choice in which the rows of a line differ.
 Axis = Literal["batch", "epochs"]
+# The default target is so many points below the baseline's accuracy.
+MARGIN = 0.5
 
 
 class First(NamedTuple):
@@ -295,13 +297,13 @@ class Target:
 
 
 def target_of(rows: Sequence[Row]) -> Target:
-    """Return the target that all runs were given, else the baseline's mean less 0.5 points."""
+    """Return the target that all runs were given, else the baseline's mean less `MARGIN`."""
     asked = {r.summary.get("target_accuracy") for row in rows for r in row.records} - {None}
     if len(asked) == 1:
         return Target(asked.pop())
     baseline = baseline_row(rows)
     accuracy = baseline.accuracy() if baseline else None
-    return Target(None) if accuracy is None else Target(accuracy - 0.5, baseline)
+    return Target(None) if accuracy is None else Target(accuracy - MARGIN, baseline)
 
 
 def _figures(records: Iterable[Record], key: str) -> list[tuple[str, float]]:

@@ -93,7 +93,7 @@ def test_the_pointer_shows_the_value_of_a_point(workplace, open_page):
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     page.locator("#accuracy .points path").last.hover(force=True)
     page.wait_for_selector("#accuracy .hovertext")
-    assert texts(page, "#accuracy .hovertext") == ["run-0, epoch 3: 79.7"]
+    assert texts(page, "#accuracy .hovertext") == ["SGD 128 seed 0, epoch 3: 79.70 %"]
 
 
 def test_a_plot_without_content_is_left_out(workplace, open_page):
@@ -107,7 +107,9 @@ def test_hostile_texts_are_shown_literally(workplace, open_page):
     put(workplace, status="diverged", error=HOSTILE, command=HOSTILE)
     data = data_of()
     data["groups"][0]["name"] = data["runs"][0]["name"] = HOSTILE
-    data["runs"][0]["cells"]["Run"] = data["rows"][0]["cells"]["Setting"] = [HOSTILE, HOSTILE]
+    for cells in (data["runs"][0]["cells"], data["rows"][0]["cells"]):
+        cells |= {"Run": [HOSTILE] * 2} if "Run" in cells else {}
+        cells["Setting"] = [HOSTILE] * 2
     for look in data["series"]:
         look["name"] = HOSTILE
     page = open_page(data)
