@@ -12,6 +12,7 @@ help:  ## list the targets
 setup: .venv/installed  ## install everything into .venv
 
 .venv/installed: pyproject.toml
+	@echo 'installing into .venv: about 6 GB, a few minutes'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[harness,dev]' $(if $(TORCH),'torch==$(TORCH).*')

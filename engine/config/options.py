@@ -195,9 +195,9 @@ def _names(member: Any) -> tuple[str, ...]:
 def _help_line(option: Option) -> str:
     parts = [option.meaning]
     # The allowed values are not listed if the meaning names each of them.
-    words = re.findall(r"[\w-]+", option.allowed.partition("one of ")[2].removesuffix(", or null"))
-    if not set(words) <= set(re.findall(r"[\w-]+", option.meaning)):
-        parts.append(f"({', '.join(words)})")
+    listed = option.allowed.partition("one of ")[2].removesuffix(", or null")
+    if not set(re.findall(r"[\w-]+", listed)) <= set(re.findall(r"[\w-]+", option.meaning)):
+        parts.append(f"({listed})")
     if members := option.describe_members():
         parts.append(f"({members})")
     return f"{' '.join(parts)} [{option.describe_defaults()}]"

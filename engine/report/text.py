@@ -26,20 +26,23 @@ BEST, WIDTH = "*", 100
 def text_table(rows: Sequence[Row]) -> str:
     """Return the rows as aligned text. Settings that no column shows are at the end of a line."""
     common = common_conditions(row.timed for row in rows)
-    accuracies = [row.accuracy() for row in rows if not row.stops_at_target]
+    # A row whose runs all diverged is the best of nothing.
+    counted = [row for row in rows if row.of(COMPLETED)]
+    accuracies = [row.accuracy() for row in counted if not row.stops_at_target]
     best_accuracy = max((a for a in accuracies if a is not None), default=None)
-    times = [row.mean_time("train_seconds") for row in rows if not row.timed.notes(common)]
+    times = [row.mean_time("train_seconds") for row in counted if not row.timed.notes(common)]
     best_time = min((seconds for seconds in times if seconds is not None), default=None)
     lines = [HEADINGS]
     endings = [""]
     for row in rows:
         notes, seconds = row.timed.notes(common), row.mean_time("train_seconds")
+        rival = row in counted
         lines.append((
             str(row.batch),
             row.optimizer_title,
             rates_cell(row),
-            accuracy_cell(row) + f" {BEST}" * _is(row.accuracy(), best_accuracy),
-            seconds_cell(seconds) + f" {BEST}" * (not notes and _is(seconds, best_time)),
+            accuracy_cell(row) + f" {BEST}" * (rival and _is(row.accuracy(), best_accuracy)),
+            seconds_cell(seconds) + f" {BEST}" * (rival and not notes and _is(seconds, best_time)),
         ))  # fmt: skip
         setting = row.title.removeprefix(str(row.batch)).strip()
         endings.append("; ".join([*([shown(setting)] if setting else []), *notes]))
@@ -70,6 +73,7 @@ def text_report(
         lines += [critical_text(study), ""]
     else:
         lines += [text_table(rows), "", f"{BEST} best of its column. {accuracy_note(rows)}"]
+        lines.append("The base LR is the rate of a run's first step.")
         if conditions := describe_conditions([row.timed for row in rows]):
             lines.append(shown(conditions))
         for answer in answers(rows, study):

@@ -18,6 +18,14 @@ def test_the_terminal_shows_an_aligned_table_with_the_best_of_each_column(workpl
     assert {row.index("0.1 ") for row in rows} == {heading.index("base LR")}
 
 
+def test_a_diverged_run_is_the_best_of_nothing(workplace):
+    put(workplace, "batch=128", accuracy=5.0, train_seconds=41.0)
+    put(workplace, "batch=256", accuracy=10.0, status="diverged", train_seconds=1.0)
+    *_, completed, diverged = write_report("g").splitlines()[:7]
+    assert diverged.startswith("256")
+    assert completed.count("*") == 2 and "*" not in diverged
+
+
 def test_the_terminal_says_in_words_what_the_table_shows(workplace):
     put(workplace, "batch=128", accuracy=80.0)
     put(workplace, "batch=4096", accuracy=61.5)
