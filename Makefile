@@ -15,7 +15,7 @@ setup: .venv/installed  ## install everything into .venv
 	@echo 'installing into .venv: about 6 GB, a few minutes'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[harness,dev]' $(if $(TORCH),'torch==$(TORCH).*')
+	$(BIN)/python -m pip install --quiet --quiet --editable '.[harness,dev]' $(if $(TORCH),'torch==$(TORCH).*')
 	touch $@
 
 lint: setup  ## lint, formatting and types
@@ -36,7 +36,7 @@ stress: setup  ## kill, stop and damage runs for ten minutes
 	$(BIN)/python -m pytest -m stress -v
 
 docs: setup  ## build the pages as a site in docs/_build/html; a warning fails
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet --quiet --editable '.[docs]'
 	rm -rf docs/_build/html
 	mkdir -p docs/_build/source
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs docs/_build/source docs/_build/html
