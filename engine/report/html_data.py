@@ -75,9 +75,8 @@ def page_data(groups: Mapping[str, Sequence[Row]], target: float | None = None) 
     for run in runs:
         known = default_choices(run["choices"]) | run["choices"]
         run["choices"] = {key: known[key] for key in keys if key in known}
-    if len(groups) == 1:
-        for entry in (*rows, *runs):
-            del entry["cells"]["Group"]
+    drop_columns(rows, several)
+    drop_columns(runs, several)
     ratios = {
         f"{run['group']}: {run['name']}" if several else run["name"]: ratio_plot(logged)
         for run in runs
@@ -98,6 +97,21 @@ def page_data(groups: Mapping[str, Sequence[Row]], target: float | None = None) 
         "series": list(series.values()),
         "sections": {title: plots for title, plots in sections.items() if plots},
     }
+
+
+def drop_columns(entries: Sequence[dict[str, Any]], several: bool) -> None:
+    """Remove the columns of a table that say nothing.
+
+    Args:
+        entries: the table's lines, whose cells are changed.
+        several: True if the page has several groups.
+
+    """
+    for heading in list(entries[0]["cells"]):
+        texts = {entry["cells"][heading][0] for entry in entries}
+        if texts <= {"", "-"} or (heading == "Group" and not several):
+            for entry in entries:
+                del entry["cells"][heading]
 
 
 def read_target(group: str) -> float | None:

@@ -7,7 +7,7 @@ const shown = (value) => (typeof value === "string" ? value : JSON.stringify(val
 const rounded = (value) =>
   typeof value === "number" && !Number.isInteger(value) ? Number(value.toPrecision(6)) : value;
 const titleOf = (run) => {
-  const words = ["Optimizer", "Batch", "Setting"].map((heading) => run.cells[heading][0]);
+  const words = ["Optimizer", "Batch", "Setting"].map((heading) => run.cells[heading]?.[0]);
   return `${words.filter(Boolean).join(" ")} seed ${run.cells.Seed[0]}`;
 };
 // plotly interprets tags in its texts, such as <b> and <a>, and dollar signs as a formula.
@@ -185,8 +185,8 @@ function accuracies() {
       .map((line) => line.map((row) => data.rows[row]).filter((row) => row.accuracy !== null))
       .filter((line) => line.length);
     const means = lines.map((line) => line.map((row) => {
-      const words = ["Optimizer", "Batch", "Setting"].map((name) => row.cells[name][0]);
-      const text = `${words.join(" ").trim()}: ${row.cells["top-1 Accuracy, %"][0]}`;
+      const words = ["Optimizer", "Batch", "Setting"].map((name) => row.cells[name]?.[0]);
+      const text = `${words.filter(Boolean).join(" ")}: ${row.cells["top-1 Accuracy, %"][0]}`;
       return [row.batch, row.accuracy, text];
     }));
     const array = lines.flatMap((line) => [...line.map((row) => row.spread), 0]);
