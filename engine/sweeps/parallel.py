@@ -217,7 +217,8 @@ def count_fitting(jobs: Sequence[Job], plans: Sequence[Plan]) -> int:
     distinct = {}
     for job, plan in zip(jobs, plans, strict=True):
         c = job.config
-        state = stepper(c.optimizer).state_tensors
+        # LARSWrapper adds a copy of the gradients, and Muon's weights have less state than others.
+        state = c.optimizer.label, stepper(c.optimizer).state_tensors
         requirements = (c.model, c.data, state, c.ema, c.precision, c.device, largest_pass(plan))
         distinct[requirements] = (c, plan)
     needed = max(needed_bytes(c, load_data(c.data), plan) for c, plan in distinct.values())

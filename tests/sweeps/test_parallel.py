@@ -279,6 +279,21 @@ def test_the_largest_run_counts(small, monkeypatch):
     assert count_fitting(jobs * 2, plans * 2) == 4 and seen == [16, 120]
 
 
+def test_an_optimizer_with_and_without_a_base_counts_separately(small, monkeypatch):
+    bases = [["optimizer=lars", f"optimizer.base={base}"] for base in ("none", "sgd")]
+    jobs = make_jobs("train", Config, [[*small, *base] for base in bases])
+    plans = [make_plan(job.config, 120) for job in jobs]
+    seen = []
+
+    def needed(config, data, plan):
+        seen.append(config.optimizer.label)
+        return GIB
+
+    monkeypatch.setattr(engine.sweeps.parallel, "needed_bytes", needed)
+    count_fitting(jobs, plans)
+    assert seen == ["lars", "lars-sgd"]
+
+
 def test_an_estimate_without_a_runtime_is_the_runs_own(small):
     (job,) = make_jobs("train", Config, [[*small, "precision=fp32"]])
     setup = engine.training.memory.Setup
