@@ -44,6 +44,7 @@ from engine.config.hydra_rules import (
     is_launchers,
     register_resolvers,
 )
+from engine.config.keys import Percent
 from engine.config.options import help_text
 from engine.config.parse import parse, text_keys
 from engine.errors import UserError
@@ -86,6 +87,18 @@ class Groups:
     def names(self) -> list[str]:
         """Return the distinct group names in order."""
         return list(dict.fromkeys(self.group.split(",")))
+
+
+@dataclass(frozen=True)
+class ReportArguments(Groups):
+    """The arguments of a report of groups.
+
+    Attributes:
+        target_accuracy: accuracy in %; the report shows the time and the steps to reach it.
+
+    """
+
+    target_accuracy: Percent | None = None
 
 
 def exit_status(command: Callable[[], int], resumes: bool = True) -> int:

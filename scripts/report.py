@@ -8,28 +8,14 @@ the command can be used while a sweep runs. It needs plotly.
 """
 
 import sys
-from dataclasses import dataclass
 
-from engine.cli import Groups, exit_status, read_arguments
-from engine.config.schema import Percent
+from engine.cli import ReportArguments, exit_status, read_arguments
 from engine.report.html import write_html
-
-
-@dataclass(frozen=True)
-class Arguments(Groups):
-    """The arguments.
-
-    Attributes:
-        target_accuracy: accuracy in %; the page shows the time and the steps to reach it.
-
-    """
-
-    target_accuracy: Percent | None = None
 
 
 def main() -> int:
     """Write the page; return the exit status."""
-    arguments = read_arguments(sys.argv[1:], Arguments, __doc__)
+    arguments = read_arguments(sys.argv[1:], ReportArguments, __doc__)
     print(f"written   {write_html(arguments.names, arguments.target_accuracy)}")
     return 0
 

@@ -8,28 +8,14 @@ results/<group>/notes.md, which is written by hand.
 """
 
 import sys
-from dataclasses import dataclass
 
-from engine.cli import Groups, exit_status, read_arguments
-from engine.config.schema import Percent
+from engine.cli import ReportArguments, exit_status, read_arguments
 from engine.report.write import compare, load_rows, write_report
-
-
-@dataclass(frozen=True)
-class Arguments(Groups):
-    """The arguments.
-
-    Attributes:
-        target_accuracy: accuracy in %; the reports show the time and the steps to reach it.
-
-    """
-
-    target_accuracy: Percent | None = None
 
 
 def main() -> int:
     """Write the groups' reports; return the exit status."""
-    arguments = read_arguments(sys.argv[1:], Arguments, __doc__)
+    arguments = read_arguments(sys.argv[1:], ReportArguments, __doc__)
     groups = arguments.names
     for group in groups:
         load_rows(group)

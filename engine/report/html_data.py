@@ -160,12 +160,11 @@ def row_data(group: str, row: Row, goal: Target, common: Known) -> dict[str, Any
     """Return a row's cells by heading, and what is drawn of it."""
     seconds, speed = row.mean_time("train_seconds"), row.mean_time("images_per_second")
     steps, to_target = first(row, goal, "steps"), first(row, goal, "seconds")
-    setting = setting_of(row)
     cells: dict[str, Cell] = {
         "Group": (group, group),
         "Optimizer": (row.optimizer_title, row.optimizer_title),
         "Batch": (str(row.batch), row.batch),
-        "Setting": (setting, setting),
+        "Setting": (row.setting_title, row.setting_title),
         "Epochs": (str(row.epochs), row.epochs),
         "Base LR": (rates_cell(row), row.first("base_lr")),
         "Runs": (str(len(row.records)), len(row.records)),
@@ -202,7 +201,7 @@ def run_data(group: str, row: Row, record: Record, place: int) -> dict[str, Any]
         "Status": (record.status, record.status),
         "Optimizer": (row.optimizer_title, row.optimizer_title),
         "Batch": (str(row.batch), row.batch),
-        "Setting": (setting_of(row), setting_of(row)),
+        "Setting": (row.setting_title, row.setting_title),
         "Epochs": (str(row.epochs), row.epochs),
         "Base LR": (figure(rate, "g"), rate),
         "Seed": (str(summary["seed"]), summary["seed"]),
@@ -219,11 +218,6 @@ def run_data(group: str, row: Row, record: Record, place: int) -> dict[str, Any]
         "facts": {key: value for key, value in summary.items() if key != "choices"},
         "curves": curves(record),
     }
-
-
-def setting_of(row: Row) -> str:
-    """Return the row's name without its batch."""
-    return row.title.removeprefix(str(row.batch)).strip()
 
 
 def figure(value: float | None, form: str = ",.0f") -> str:

@@ -24,7 +24,7 @@ from engine.runs.records import (
 
 # The choice in which the rows of a line differ.
 Axis = Literal["batch", "epochs"]
-# The default target is so many points below the baseline's accuracy.
+# The default target is this number of points below the baseline's accuracy.
 MARGIN = 0.5
 
 
@@ -122,7 +122,12 @@ class Row:
     @property
     def title(self) -> str:
         """Return the row's name in a table of one optimizer."""
-        return _joined(str(self.batch), self.scope, self.setting, self._mixed)
+        return _joined(str(self.batch), self.setting_title)
+
+    @property
+    def setting_title(self) -> str:
+        """Return the row's title without its batch."""
+        return _joined(self.scope, self.setting, self._mixed)
 
     @property
     def settings_column(self) -> str:

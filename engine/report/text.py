@@ -36,15 +36,15 @@ def text_table(rows: Sequence[Row]) -> str:
     endings = [""]
     for row in rows:
         notes, seconds = row.timed.notes(common), row.mean_time("train_seconds")
-        rival = row in counted
+        star = f" {BEST}" if row in counted else ""
         lines.append((
             str(row.batch),
             row.optimizer_title,
             rates_cell(row),
-            accuracy_cell(row) + f" {BEST}" * (rival and _is(row.accuracy(), best_accuracy)),
-            seconds_cell(seconds) + f" {BEST}" * (rival and not notes and _is(seconds, best_time)),
+            accuracy_cell(row) + star * _is(row.accuracy(), best_accuracy),
+            seconds_cell(seconds) + star * (not notes and _is(seconds, best_time)),
         ))  # fmt: skip
-        setting = row.title.removeprefix(str(row.batch)).strip()
+        setting = row.setting_title
         endings.append("; ".join([*([shown(setting)] if setting else []), *notes]))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [

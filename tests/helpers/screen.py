@@ -14,7 +14,7 @@ class Screen(io.StringIO):
         return [_shown(line) for line in self.getvalue().split("\n")]
 
 
-class Beside(io.TextIOBase):
+class SecondStream(io.TextIOBase):
     """Another stream of the same terminal."""
 
     def __init__(self, screen: Screen) -> None:

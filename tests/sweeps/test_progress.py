@@ -4,7 +4,7 @@ import pytest
 
 from engine.sweeps.progress import SweepProgress
 from engine.system.terminal import say
-from tests.helpers.screen import Beside, Screen
+from tests.helpers.screen import Screen, SecondStream
 
 
 class FakeRun:
@@ -41,7 +41,7 @@ def test_a_log_has_a_line_after_each_run(runs, capsys):
 
 def test_a_terminal_has_a_bar_below_the_runs_lines(runs, monkeypatch):
     screen = Screen()
-    monkeypatch.setattr("sys.stdout", Beside(screen))
+    monkeypatch.setattr("sys.stdout", SecondStream(screen))
     monkeypatch.setattr("sys.stderr", screen)
     monkeypatch.delenv("TERM", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
